@@ -1,0 +1,200 @@
+use std::collections::BTreeSet;
+
+/// A text with names in braces: `"{title}: {chunk.text}"`. `{{` and `}}` are braces themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Template(pub Vec<Piece>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    Text(String),
+    Name(Name),
+}
+
+/// What may stand in braces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Name {
+    /// A column of the source row, or one of its `values`.
+    Row(String),
+    Tenant,
+    Job(JobFact),
+    Chunk(ChunkFact),
+}
+
+macro_rules! facts {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($variant),* }
+
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word after the dot.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+
+            /// The fact of that word.
+            pub fn of(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+facts! {
+    /// `{job.x}`
+    JobFact {
+        Id = "id", Revision = "revision", Tokens = "tokens", TokensOfText = "tokens_of_text", Attempts = "attempts",
+        Chunks = "chunks", Pages = "pages", Words = "words", Characters = "characters", Ms = "ms", Cost = "cost",
+        Seconds = "seconds", LanguageProbability = "language_probability", Pipeline = "pipeline", Model = "model",
+        Provider = "provider", Language = "language", Text = "text", Error = "error", State = "state", Cause = "cause",
+        Started = "started", Finished = "finished", Now = "now", Key = "key",
+    }
+}
+
+facts! {
+    /// `{chunk.x}`
+    ChunkFact {
+        Index = "index", Tokens = "tokens", Page = "page", Level = "level", Start = "start", End = "end", Text = "text",
+        Section = "section", Vector = "vector", Sparse = "sparse",
+    }
+}
+
+impl Template {
+    /// Parses a template; the error says what is wrong with the braces or the name, without the place.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut pieces = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(['{', '}']) {
+            plain.push_str(&rest[..at]);
+            let (brace, after) = rest[at..].split_at(1);
+            if let Some(after) = after.strip_prefix(brace) {
+                plain.push_str(brace);
+                rest = after;
+                continue;
+            }
+            if brace == "}" {
+                return Err("a single `}` closes nothing; write `}}` for a brace".to_owned());
+            }
+            let Some((name, after)) = after.split_once('}') else {
+                return Err("`{` is never closed; write `{{` for a brace".to_owned());
+            };
+            if !plain.is_empty() {
+                pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            }
+            pieces.push(Piece::Name(Name::parse(name)?));
+            rest = after;
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(plain));
+        }
+        Ok(Self(pieces))
+    }
+
+    /// The names it uses.
+    pub fn names(&self) -> BTreeSet<&Name> {
+        self.0.iter().filter_map(|piece| if let Piece::Name(name) = piece { Some(name) } else { None }).collect()
+    }
+
+    /// The name, where the template is nothing but one.
+    pub fn single(&self) -> Option<&Name> {
+        match self.0.as_slice() {
+            [Piece::Name(name)] => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Fills the names in. A line that holds names and whose values are all null is left out.
+    pub fn render(&self, value: impl Fn(&Name) -> Option<String>) -> String {
+        let mut lines = vec![Line::default()];
+        for piece in &self.0 {
+            match piece {
+                Piece::Text(text) => {
+                    let mut parts = text.split('\n');
+                    lines.last_mut().expect("starts with one").text.push_str(parts.next().unwrap_or_default());
+                    lines.extend(parts.map(|part| Line { text: part.to_owned(), ..Line::default() }));
+                }
+                Piece::Name(name) => {
+                    let line = lines.last_mut().expect("starts with one");
+                    line.names += 1;
+                    if let Some(value) = value(name) {
+                        line.known += 1;
+                        line.text.push_str(&value);
+                    }
+                }
+            }
+        }
+        let kept: Vec<String> =
+            lines.into_iter().filter(|line| line.names == 0 || line.known > 0).map(|line| line.text).collect();
+        kept.join("\n")
+    }
+}
+
+/// A line of a template while it is filled in.
+#[derive(Default)]
+struct Line {
+    text: String,
+    names: usize,
+    known: usize,
+}
+
+impl Name {
+    fn parse(text: &str) -> Result<Self, String> {
+        let word = |ok: Option<Self>, all: Vec<&str>| {
+            ok.ok_or_else(|| format!("`{{{text}}}` is not a name; known are {}", all.join(", ")))
+        };
+        if text == "tenant" {
+            return Ok(Self::Tenant);
+        }
+        if let Some(fact) = text.strip_prefix("job.") {
+            return word(JobFact::of(fact).map(Self::Job), JobFact::ALL.iter().map(|fact| fact.word()).collect());
+        }
+        if let Some(fact) = text.strip_prefix("chunk.") {
+            return word(ChunkFact::of(fact).map(Self::Chunk), ChunkFact::ALL.iter().map(|fact| fact.word()).collect());
+        }
+        if text.is_empty() || text.contains(['{', '"', '\0', '\n', '.', ';']) {
+            return Err(format!(
+                "`{{{text}}}` is not a name: a column, a value, {{job.x}} or {{chunk.x}} may stand in braces"
+            ));
+        }
+        Ok(Self::Row(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, values: &[(&str, Option<&str>)]) -> String {
+        Template::parse(template).unwrap().render(|name| {
+            let Name::Row(name) = name else { return None };
+            values.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.map(str::to_owned))
+        })
+    }
+
+    #[test]
+    fn a_line_whose_values_are_all_null_is_left_out() {
+        let text = "{kind}: {label}\nDescription: {description}\nAlways";
+        assert_eq!(render(text, &[("kind", Some("goal")), ("label", None)]), "goal: \nAlways");
+    }
+
+    #[test]
+    fn a_value_with_line_breaks_stays_whole() {
+        assert_eq!(render("{a}", &[("a", Some("one\ntwo"))]), "one\ntwo");
+    }
+
+    #[test]
+    fn doubled_braces_are_braces() {
+        assert_eq!(render("{{{a}}}", &[("a", Some("x"))]), "{x}");
+    }
+
+    #[test]
+    fn what_is_not_a_name_is_refused() {
+        for text in ["{", "}", "{}", "{chunk.nope}", "{a.b}", "{a;b}"] {
+            assert!(Template::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Floor 2: size-limited reads over object stores.
