@@ -71,6 +71,10 @@ pub struct ClaimedJob {
     /// Attempts burnt before this one.
     pub attempt: i16,
     pub max_attempts: i16,
+    /// How often this revision was claimed, this time included.
+    pub starts: i32,
+    /// How long it has been put off for reasons that are not its own.
+    pub snoozed: std::time::Duration,
     /// Workers that died with this job in hand.
     pub crashes: i16,
     /// Digests of the chunks whose vectors are in the target, in the order of their index.

@@ -1,0 +1,78 @@
+//! `gristmill.vector_cache`: paid vectors whose job still waits for others.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+
+/// SHA-256 of the exact text.
+pub type TextHash = [u8; 32];
+
+/// A vector to keep.
+#[derive(Debug, Clone)]
+pub struct Parked {
+    pub tenant: String,
+    pub text: TextHash,
+    pub vector: Vec<f32>,
+}
+
+/// Keeps vectors of one model; those already kept stay.
+pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sqlx::Result<()> {
+    let tenants: Vec<String> = parked.iter().map(|one| one.tenant.clone()).collect();
+    let texts: Vec<Vec<u8>> = parked.iter().map(|one| one.text.to_vec()).collect();
+    let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.vector)).collect();
+    sqlx::query!(
+        r#"insert into gristmill.vector_cache (tenant, model, digest, vector)
+           select tenant, $1, digest, vector from unnest($2::text[], $3::bytea[], $4::bytea[]) as parked (tenant, digest, vector)
+           order by tenant, digest
+           on conflict do nothing"#,
+        model,
+        &tenants,
+        &texts,
+        &vectors,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The kept vectors of these texts of one tenant and model.
+pub async fn find(
+    db: impl PgExecutor<'_>,
+    tenant: &str,
+    model: &str,
+    texts: &[TextHash],
+) -> sqlx::Result<HashMap<TextHash, Vec<f32>>> {
+    let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
+    let rows = sqlx::query!(
+        "select digest, vector from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3)",
+        tenant,
+        model,
+        &texts,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().filter_map(|row| Some((row.digest.try_into().ok()?, floats(&row.vector)))).collect())
+}
+
+/// Removes up to `limit` entries older than `older`.
+pub async fn prune(db: impl PgExecutor<'_>, older: Duration, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"delete from gristmill.vector_cache where ctid = any (array(
+               select ctid from gristmill.vector_cache
+               where kept_at < clock_timestamp() - make_interval(secs => $1) order by kept_at limit $2))"#,
+        older.as_secs_f64(),
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+fn bytes(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
+}

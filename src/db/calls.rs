@@ -1,0 +1,143 @@
+//! `gristmill.provider_calls` and `provider_call_jobs`: the intent before a paid call, the result after, and each job's share.
+
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use sqlx::{PgConnection, PgExecutor};
+use uuid::Uuid;
+
+use crate::domain::{JobId, OwnerId, Revision};
+
+/// A call that is about to be made.
+#[derive(Debug, Clone)]
+pub struct Intent {
+    pub id: Uuid,
+    pub provider: String,
+    pub model: String,
+    pub shares: Vec<Share>,
+}
+
+/// What one job has in a call.
+#[derive(Debug, Clone)]
+pub struct Share {
+    pub job: JobId,
+    pub revision: Revision,
+    pub tenant: String,
+    pub inputs: i32,
+    pub tokens: i64,
+}
+
+/// Writes the intent with its estimated shares. Durable when it returns: the call may be made.
+pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Intent) -> sqlx::Result<()> {
+    let jobs: Vec<i64> = intent.shares.iter().map(|share| share.job.0).collect();
+    let revisions: Vec<i64> = intent.shares.iter().map(|share| share.revision.0).collect();
+    let tenants: Vec<String> = intent.shares.iter().map(|share| share.tenant.clone()).collect();
+    let inputs: Vec<i32> = intent.shares.iter().map(|share| share.inputs).collect();
+    let tokens: Vec<i64> = intent.shares.iter().map(|share| share.tokens).collect();
+    sqlx::query!(
+        r#"with call as (
+               insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated)
+               values ($1, $2, $3, $4, $5, $6)
+           )
+           insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens)
+           select $1, job_id, revision, tenant, inputs, tokens
+           from unnest($7::bigint[], $8::bigint[], $9::text[], $10::int[], $11::bigint[]) as share (job_id, revision, tenant, inputs, tokens)"#,
+        intent.id,
+        owner.0,
+        intent.provider,
+        intent.model,
+        inputs.iter().sum::<i32>(),
+        tokens.iter().sum::<i64>(),
+        &jobs,
+        &revisions,
+        &tenants,
+        &inputs,
+        &tokens,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// How a call ended.
+#[derive(Debug, Clone)]
+pub struct CallResult {
+    pub id: Uuid,
+    /// `paid`, `refused` or `failed`.
+    pub outcome: &'static str,
+    pub error_kind: Option<&'static str>,
+    pub request_id: Option<String>,
+    pub tokens: Option<i64>,
+    pub price: Option<i64>,
+    pub cost: Option<Decimal>,
+    /// Each job's part of tokens and cost, in the order of the intent's shares; the parts sum to the whole.
+    pub parts: Vec<Part>,
+}
+
+/// One job's part of a call's result.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub job: JobId,
+    pub tokens: i64,
+    pub cost: Option<Decimal>,
+}
+
+/// Writes what became of a call.
+pub async fn settle(connection: &mut PgConnection, result: &CallResult) -> sqlx::Result<()> {
+    let jobs: Vec<i64> = result.parts.iter().map(|part| part.job.0).collect();
+    let tokens: Vec<i64> = result.parts.iter().map(|part| part.tokens).collect();
+    let costs: Vec<Option<Decimal>> = result.parts.iter().map(|part| part.cost).collect();
+    sqlx::query!(
+        r#"with call as (
+               update gristmill.provider_calls
+               set finished_at = clock_timestamp(), outcome = $2, error_kind = $3, request_id = $4, tokens = $5, cost = $6, price_id = $7
+               where id = $1
+           )
+           update gristmill.provider_call_jobs as share
+           set tokens = part.tokens, cost = part.cost
+           from unnest($8::bigint[], $9::bigint[], $10::numeric[]) as part (job_id, tokens, cost)
+           where share.call_id = $1 and share.job_id = part.job_id"#,
+        result.id,
+        result.outcome,
+        result.error_kind,
+        result.request_id,
+        result.tokens,
+        result.cost,
+        result.price,
+        &jobs,
+        &tokens,
+        &costs as &[Option<Decimal>],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Calls whose worker is gone without a result: nobody knows whether they were paid. Returns how many were marked.
+pub async fn mark_unknown(db: impl PgExecutor<'_>, quiet: Duration) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"update gristmill.provider_calls as call set outcome = 'unknown', finished_at = clock_timestamp()
+           where outcome = 'intent' and started_at < clock_timestamp() - make_interval(secs => $1)
+             and not exists (select from gristmill.workers as alive where alive.id = call.worker and alive.stopped_at is null
+                             and alive.seen_at > clock_timestamp() - make_interval(secs => $1))"#,
+        quiet.as_secs_f64(),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Removes up to `limit` calls older than `older`; the ledger keeps what they cost.
+pub async fn prune(db: impl PgExecutor<'_>, older: Duration, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"delete from gristmill.provider_calls where id in (
+               select id from gristmill.provider_calls
+               where started_at < clock_timestamp() - make_interval(secs => $1) and outcome <> 'intent'
+               order by started_at limit $2)"#,
+        older.as_secs_f64(),
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,568 @@
+//! `gristmill.embedding_jobs`: the statements of the engine. What people ask of jobs is in `operate`.
+
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+use sqlx::types::Json;
+use sqlx::types::time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::{ClaimedJob, Digest, JobId, LeaseId, OwnerId, Reason, Revision, SourceKey};
+
+/// Where a tenant's next claim starts: behind what was claimed, so that dead index entries are stepped over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cursor {
+    pub rank: i32,
+    pub run_at: OffsetDateTime,
+    pub id: i64,
+}
+
+impl Cursor {
+    /// Before the first job.
+    pub const START: Self = Self { rank: i32::MIN, run_at: OffsetDateTime::UNIX_EPOCH, id: 0 };
+}
+
+/// A claimed job and where it stood in its tenant's order.
+#[derive(Debug)]
+pub struct Claimed {
+    pub job: ClaimedJob,
+    pub cursor: Cursor,
+}
+
+/// Who claims, for which pipeline, under which generation.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimer<'a> {
+    pub pipeline: &'a str,
+    pub generation: &'a str,
+    pub owner: OwnerId,
+    pub lease: Duration,
+}
+
+struct Row {
+    id: JobId,
+    lease: LeaseId,
+    key: Json<SourceKey>,
+    revision: Revision,
+    tenant: String,
+    attempt: i16,
+    max_attempts: i16,
+    starts: i32,
+    crashes: i16,
+    snoozed_seconds: f64,
+    digests: Option<Vec<u8>>,
+    generation: Option<String>,
+    fingerprint: Option<Vec<u8>>,
+    fresh: bool,
+    traceparent: Option<String>,
+    rank: i32,
+    run_at: OffsetDateTime,
+}
+
+impl Row {
+    fn claimed(self, pipeline: &str) -> Claimed {
+        Claimed {
+            cursor: Cursor { rank: self.rank, run_at: self.run_at, id: self.id.0 },
+            job: ClaimedJob {
+                id: self.id,
+                lease: self.lease,
+                pipeline: pipeline.to_owned(),
+                key: self.key.0,
+                revision: self.revision,
+                tenant: self.tenant,
+                attempt: self.attempt,
+                max_attempts: self.max_attempts,
+                starts: self.starts,
+                crashes: self.crashes,
+                snoozed: Duration::try_from_secs_f64(self.snoozed_seconds).unwrap_or_default(),
+                digests: self.digests.as_deref().map(Digest::unpack).unwrap_or_default(),
+                generation: self.generation,
+                fingerprint: self.fingerprint,
+                fresh: self.fresh,
+                traceparent: self.traceparent,
+            },
+        }
+    }
+}
+
+/// The next tenants that have claimable jobs, after `after`: a loose scan that touches one index entry each.
+pub async fn tenants(
+    db: impl PgExecutor<'_>,
+    pipeline: &str,
+    after: Option<&str>,
+    limit: i64,
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"with recursive ring (tenant, nth) as (
+               (select tenant, 1::bigint from gristmill.embedding_jobs
+                where pipeline = $1 and state = 'pending' and ($2::text is null or tenant > $2)
+                order by tenant limit 1)
+               union all
+               select following.tenant, ring.nth + 1 from ring
+               cross join lateral (
+                   select tenant from gristmill.embedding_jobs
+                   where pipeline = $1 and state = 'pending' and tenant > ring.tenant
+                   order by tenant limit 1
+               ) as following
+               where ring.nth < $3
+           )
+           select tenant as "tenant!" from ring"#,
+        pipeline,
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Claims up to `each` ready jobs of every tenant in `ring`, `limit` in all, behind each tenant's cursor. No row lock outlives
+/// this statement: from here on the lease keeps other workers away. Nothing is claimed for a pipeline that is paused or that is
+/// registered with another generation.
+pub async fn claim(
+    db: impl PgExecutor<'_>,
+    by: Claimer<'_>,
+    ring: &[(String, Cursor)],
+    each: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<Claimed>> {
+    let tenants: Vec<String> = ring.iter().map(|(tenant, _)| tenant.clone()).collect();
+    let ranks: Vec<i32> = ring.iter().map(|(_, cursor)| cursor.rank).collect();
+    let times: Vec<OffsetDateTime> = ring.iter().map(|(_, cursor)| cursor.run_at).collect();
+    let ids: Vec<i64> = ring.iter().map(|(_, cursor)| cursor.id).collect();
+    let rows = sqlx::query_as!(
+        Row,
+        r#"with ready as (
+               select job.id
+               from gristmill.pipelines as registered
+               cross join unnest($3::text[], $4::int[], $5::timestamptz[], $6::bigint[]) as ring (tenant, rank, run_at, id)
+               cross join lateral (
+                   select id from gristmill.embedding_jobs
+                   where pipeline = $1 and tenant = ring.tenant and state = 'pending' and crashes = 0
+                     and (-priority, run_at, id) > (ring.rank, ring.run_at, ring.id)
+                   order by -priority, run_at, id limit $7 for update skip locked
+               ) as job
+               where registered.name = $1 and registered.generation = $2 and registered.paused_at is null
+               limit $8
+           )
+           update gristmill.embedding_jobs as job
+           set state = 'processing', lease_id = gen_random_uuid(),
+               lease_until = clock_timestamp() + make_interval(secs => $10), worker = $9, stage = 'claimed',
+               starts = starts + 1, alone = false, started_at = clock_timestamp()
+           from ready where job.id = ready.id
+           returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
+                     job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes,
+                     extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
+                     job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent,
+                     -job.priority as "rank!", job.run_at"#,
+        by.pipeline,
+        by.generation,
+        &tenants,
+        &ranks,
+        &times,
+        &ids,
+        each,
+        limit,
+        by.owner.0,
+        by.lease.as_secs_f64(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.claimed(by.pipeline)).collect())
+}
+
+/// Claims jobs whose workers died: those with fewer than three crashes beside others, from the third on only one, `alone`.
+pub async fn claim_crashed(
+    db: impl PgExecutor<'_>,
+    by: Claimer<'_>,
+    alone: bool,
+    limit: i64,
+) -> sqlx::Result<Vec<Claimed>> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"with ready as (
+               select job.id
+               from gristmill.embedding_jobs as job
+               join gristmill.pipelines as registered on registered.name = job.pipeline
+               where job.pipeline = $1 and job.state = 'pending' and job.crashes > 0 and (job.crashes >= 3) = $3
+                 and registered.generation = $2 and registered.paused_at is null
+               order by job.crashes, job.run_at, job.id limit $4 for update of job skip locked
+           )
+           update gristmill.embedding_jobs as job
+           set state = 'processing', lease_id = gen_random_uuid(),
+               lease_until = clock_timestamp() + make_interval(secs => $6), worker = $5, stage = 'claimed',
+               starts = starts + 1, alone = $3, started_at = clock_timestamp()
+           from ready where job.id = ready.id
+           returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
+                     job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes,
+                     extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
+                     job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent,
+                     -job.priority as "rank!", job.run_at"#,
+        by.pipeline,
+        by.generation,
+        alone,
+        limit,
+        by.owner.0,
+        by.lease.as_secs_f64(),
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.claimed(by.pipeline)).collect())
+}
+
+/// Extends the leases that are still ours and returns the jobs whose lease is not. Rows that somebody locks are passed over:
+/// a worker that was away keeps its lease if nobody took it.
+pub async fn heartbeat(
+    db: impl PgExecutor<'_>,
+    held: &[(JobId, LeaseId)],
+    lease: Duration,
+) -> sqlx::Result<Vec<JobId>> {
+    let (ids, leases) = columns(held);
+    sqlx::query_scalar!(
+        r#"with held as (select * from unnest($1::bigint[], $2::uuid[]) as held (id, lease_id)),
+           ours as (
+               select job.id from held join gristmill.embedding_jobs as job using (id, lease_id)
+               order by job.id for update of job skip locked
+           ),
+           extended as (
+               update gristmill.embedding_jobs as job
+               set lease_until = clock_timestamp() + make_interval(secs => $3)
+               from ours where job.id = ours.id
+           )
+           select held.id as "id!: JobId" from held
+           where not exists (select from gristmill.embedding_jobs as job where job.id = held.id and job.lease_id = held.lease_id)"#,
+        &ids,
+        &leases,
+        lease.as_secs_f64(),
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// A job taken from a worker that no longer renews its lease.
+#[derive(Debug)]
+pub struct Rescued {
+    pub id: JobId,
+    pub pipeline: String,
+    pub crashes: i16,
+    pub failed: bool,
+}
+
+/// Takes jobs back whose lease ran out: pending again with one crash more, or failed where the job was alone in its dying worker
+/// twice. Does nothing until the server has been up for `quiet`: while it was away, nobody could renew.
+pub async fn rescue(db: impl PgExecutor<'_>, quiet: Duration, limit: i64) -> sqlx::Result<Vec<Rescued>> {
+    sqlx::query_as!(
+        Rescued,
+        r#"with dead as (
+               select id, worker, started_at from gristmill.embedding_jobs
+               where state = 'processing' and lease_until < clock_timestamp()
+                 and pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => $1)
+               order by lease_until limit $2 for update skip locked
+           ),
+           noted as (
+               insert into gristmill.job_attempts (job_id, revision, attempt, worker, started_at, outcome, error_kind, reason)
+               select job.id, job.revision, job.attempt, dead.worker, dead.started_at, 'crash', 'crashed', 'the worker died or lost the database'
+               from dead join gristmill.embedding_jobs as job using (id)
+           )
+           update gristmill.embedding_jobs as job
+           set crashes = crashes + 1,
+               crashes_alone = crashes_alone + job.alone::int::smallint,
+               state = case when job.alone and crashes_alone >= 1 then 'failed' else 'pending' end,
+               error_kind = case when job.alone and crashes_alone >= 1 then 'crashed' end,
+               reason = case when job.alone and crashes_alone >= 1
+                   then 'its worker died twice with nothing but this job in hand; look at the row, then retry' end,
+               finished_at = case when job.alone and crashes_alone >= 1 then clock_timestamp() end,
+               lease_id = null, lease_until = null, worker = null, stage = null, alone = false
+           from dead where job.id = dead.id
+           returning job.id as "id: JobId", job.pipeline, job.crashes, (job.state = 'failed') as "failed!""#,
+        quiet.as_secs_f64(),
+        limit,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Makes waiting jobs claimable that fell due; returns how many.
+pub async fn promote(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"with due as (
+               select id from gristmill.embedding_jobs
+               where state = 'waiting' and run_at <= clock_timestamp()
+               order by run_at limit $1 for update skip locked
+           )
+           update gristmill.embedding_jobs as job set state = 'pending' from due where job.id = due.id"#,
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// What becomes of a job that is given back unfinished.
+#[derive(Debug, Clone)]
+pub struct Release {
+    pub id: JobId,
+    pub lease: LeaseId,
+    pub kind: ReleaseKind,
+    pub outcome: &'static str,
+    pub reason: Option<Reason>,
+    /// Milliseconds per stage, for the timeline.
+    pub stages: serde_json::Value,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleaseKind {
+    /// Pending at once, nothing burnt.
+    Again,
+    /// Waiting, nothing burnt.
+    Later(Duration),
+    /// Waiting, an attempt burnt; the pause is jittered by the database.
+    Burnt(Duration),
+}
+
+/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns the jobs written.
+pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Result<Vec<JobId>> {
+    let (ids, leases) = columns(&releases.iter().map(|release| (release.id, release.lease)).collect::<Vec<_>>());
+    let waits: Vec<Option<f64>> = releases.iter().map(|release| release.kind.wait()).collect();
+    let burnt: Vec<bool> = releases.iter().map(|release| matches!(release.kind, ReleaseKind::Burnt(_))).collect();
+    let outcomes: Vec<String> = releases.iter().map(|release| release.outcome.to_owned()).collect();
+    let kinds: Vec<Option<String>> =
+        releases.iter().map(|release| release.reason.as_ref().map(|reason| reason.kind.word().to_owned())).collect();
+    let reasons: Vec<Option<String>> =
+        releases.iter().map(|release| release.reason.as_ref().map(|reason| reason.text.clone())).collect();
+    let stages: Vec<serde_json::Value> = releases.iter().map(|release| release.stages.clone()).collect();
+    sqlx::query_scalar!(
+        r#"with given as (
+               select * from unnest($1::bigint[], $2::uuid[], $3::float8[], $4::bool[], $5::text[], $6::text[], $7::text[], $8::jsonb[])
+                   as given (id, lease_id, wait, burnt, outcome, kind, reason, stages)
+           ),
+           ours as (
+               select job.id, job.worker, job.started_at, job.attempt, job.revision
+               from given join gristmill.embedding_jobs as job using (id, lease_id)
+               where job.lease_until > clock_timestamp()
+               order by job.id for update of job
+           ),
+           noted as (
+               insert into gristmill.job_attempts
+                   (job_id, revision, attempt, worker, started_at, outcome, error_kind, reason, stages)
+               select ours.id, ours.revision, ours.attempt + 1, ours.worker, ours.started_at,
+                      given.outcome, given.kind, given.reason, given.stages
+               from ours join given using (id)
+           )
+           update gristmill.embedding_jobs as job
+           set state = case when given.wait is null then 'pending' else 'waiting' end,
+               run_at = case when given.wait is null then job.run_at
+                        else clock_timestamp() + make_interval(secs => given.wait * case when given.burnt then 0.75 + random() / 2 else 1 end) end,
+               attempt = job.attempt + given.burnt::int::smallint,
+               snoozed_since = case when given.wait is null or given.burnt then job.snoozed_since
+                               else coalesce(job.snoozed_since, clock_timestamp()) end,
+               error_kind = given.kind, reason = given.reason,
+               lease_id = null, lease_until = null, worker = null, stage = null, alone = false
+           from ours join given using (id)
+           where job.id = ours.id
+           returning job.id as "id: JobId""#,
+        &ids,
+        &leases,
+        &waits as &[Option<f64>],
+        &burnt,
+        &outcomes,
+        &kinds as &[Option<String>],
+        &reasons as &[Option<String>],
+        &stages,
+    )
+    .fetch_all(db)
+    .await
+}
+
+impl ReleaseKind {
+    fn wait(self) -> Option<f64> {
+        match self {
+            Self::Again => None,
+            Self::Later(wait) | Self::Burnt(wait) => Some(wait.as_secs_f64()),
+        }
+    }
+}
+
+/// A job row as a commit finds it under its lock.
+#[derive(Debug)]
+pub struct Locked {
+    pub id: JobId,
+    /// Whether the lease is the asked one and still good.
+    pub leased: bool,
+    pub revision: Revision,
+}
+
+/// Locks the rows of a group for its commit. Rows that somebody else holds are missing from the answer.
+pub async fn lock(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)]) -> sqlx::Result<Vec<Locked>> {
+    let (ids, leases) = columns(held);
+    sqlx::query_as!(
+        Locked,
+        r#"select job.id as "id: JobId", job.revision as "revision: Revision",
+                  coalesce(job.lease_id = held.lease_id and job.lease_until > clock_timestamp(), false) as "leased!"
+           from unnest($1::bigint[], $2::uuid[]) as held (id, lease_id)
+           join gristmill.embedding_jobs as job on job.id = held.id
+           order by job.id for update of job skip locked"#,
+        &ids,
+        &leases,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// A job's end, as its commit writes it.
+#[derive(Debug, Clone)]
+pub struct Finish {
+    pub id: JobId,
+    /// `completed`, `skipped`, `failed` or `cancelled`.
+    pub state: &'static str,
+    pub tenant: String,
+    pub reason: Option<Reason>,
+    /// None keeps what the row has: a failure says nothing about what the target holds.
+    pub holds: Option<Holds>,
+    /// The content this end is about.
+    pub fingerprint: Option<Vec<u8>>,
+    pub need_stands: bool,
+    pub mirror_error: Option<String>,
+    pub pages: Option<i32>,
+    pub reader: Option<String>,
+    pub ms: i32,
+    pub stages: serde_json::Value,
+}
+
+/// What the target holds after a commit.
+#[derive(Debug, Clone)]
+pub struct Holds {
+    pub generation: String,
+    pub digests: Vec<Digest>,
+    pub tokens: i64,
+}
+
+/// Ends the jobs of a group. Only for rows that [`lock`] has found leased, in the same transaction.
+pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u64> {
+    let ids: Vec<i64> = ends.iter().map(|end| end.id.0).collect();
+    let states: Vec<String> = ends.iter().map(|end| end.state.to_owned()).collect();
+    let tenants: Vec<String> = ends.iter().map(|end| end.tenant.clone()).collect();
+    let kinds: Vec<Option<String>> =
+        ends.iter().map(|end| end.reason.as_ref().map(|reason| reason.kind.word().to_owned())).collect();
+    let reasons: Vec<Option<String>> =
+        ends.iter().map(|end| end.reason.as_ref().map(|reason| reason.text.clone())).collect();
+    let generations: Vec<Option<String>> =
+        ends.iter().map(|end| end.holds.as_ref().map(|holds| holds.generation.clone())).collect();
+    let digests: Vec<Option<Vec<u8>>> =
+        ends.iter().map(|end| end.holds.as_ref().map(|holds| Digest::pack(holds.digests.iter().copied()))).collect();
+    let tokens: Vec<Option<i64>> = ends.iter().map(|end| end.holds.as_ref().map(|holds| holds.tokens)).collect();
+    let fingerprints: Vec<Option<Vec<u8>>> = ends.iter().map(|end| end.fingerprint.clone()).collect();
+    let needs: Vec<bool> = ends.iter().map(|end| end.need_stands).collect();
+    let mirrors: Vec<Option<String>> = ends.iter().map(|end| end.mirror_error.clone()).collect();
+    let pages: Vec<Option<i32>> = ends.iter().map(|end| end.pages).collect();
+    let readers: Vec<Option<String>> = ends.iter().map(|end| end.reader.clone()).collect();
+    let ms: Vec<i32> = ends.iter().map(|end| end.ms).collect();
+    let stages: Vec<serde_json::Value> = ends.iter().map(|end| end.stages.clone()).collect();
+    let done = sqlx::query!(
+        r#"with given as (
+               select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[],
+                                    $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[])
+                   as given (id, state, tenant, kind, reason, generation, digests, tokens,
+                             fingerprint, need_stands, mirror_error, pages, reader, ms, stages)
+           ),
+           noted as (
+               insert into gristmill.job_attempts
+                   (job_id, revision, attempt, worker, started_at, outcome, error_kind, reason, stages)
+               select job.id, job.revision, job.attempt + 1, job.worker, job.started_at,
+                      case given.state when 'completed' then 'done' when 'skipped' then 'skip' when 'failed' then 'fail' else 'cancel' end,
+                      given.kind, given.reason, given.stages
+               from given join gristmill.embedding_jobs as job using (id)
+               where given.state <> 'completed' or job.attempt > 0 or job.starts > 1
+           )
+           update gristmill.embedding_jobs as job
+           set state = given.state, tenant = given.tenant, error_kind = given.kind, reason = given.reason,
+               generation = coalesce(given.generation, job.generation),
+               digests = coalesce(given.digests, job.digests),
+               chunks = coalesce(length(given.digests) / 16, job.chunks),
+               tokens = coalesce(given.tokens, job.tokens),
+               fingerprint = coalesce(given.fingerprint, job.fingerprint),
+               need_stands = given.need_stands, mirror_error = given.mirror_error,
+               pages = coalesce(given.pages, job.pages), reader = coalesce(given.reader, job.reader), ms = given.ms,
+               fresh = job.fresh and given.state <> 'completed',
+               attempt = case when given.state in ('failed', 'completed') then job.attempt + 1 else job.attempt end,
+               snoozed_since = null, finished_at = clock_timestamp(),
+               lease_id = null, lease_until = null, worker = null, stage = null, alone = false
+           from given where job.id = given.id"#,
+        &ids,
+        &states,
+        &tenants,
+        &kinds as &[Option<String>],
+        &reasons as &[Option<String>],
+        &generations as &[Option<String>],
+        &digests as &[Option<Vec<u8>>],
+        &tokens as &[Option<i64>],
+        &fingerprints as &[Option<Vec<u8>>],
+        &needs,
+        &mirrors as &[Option<String>],
+        &pages as &[Option<i32>],
+        &readers as &[Option<String>],
+        &ms,
+        &stages,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Says on the job rows how far their attempts are; best effort, for people who look.
+pub async fn set_stage(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)], stage: &str) -> sqlx::Result<()> {
+    let (ids, leases) = columns(held);
+    sqlx::query!(
+        r#"with ours as (
+               select job.id from unnest($1::bigint[], $2::uuid[]) as held (id, lease_id)
+               join gristmill.embedding_jobs as job using (id, lease_id) for update of job skip locked
+           )
+           update gristmill.embedding_jobs as job set stage = $3 from ours where job.id = ours.id"#,
+        &ids,
+        &leases,
+        stage,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Jobs per pipeline and state, and the age of the oldest that is due, in seconds.
+pub struct Backlog {
+    pub pipeline: String,
+    pub state: String,
+    pub jobs: i64,
+    pub oldest_seconds: Option<f64>,
+}
+
+/// The whole backlog; finished states are counted as well.
+pub async fn backlog(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
+    sqlx::query_as!(
+        Backlog,
+        r#"select pipeline, state, count(*) as "jobs!",
+                  extract(epoch from clock_timestamp() - min(run_at) filter
+                      (where state in ('pending', 'processing') or (state = 'waiting' and run_at < clock_timestamp())))::float8 as oldest_seconds
+           from gristmill.embedding_jobs group by pipeline, state order by pipeline, state"#,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Whether work is left that a run would do now: claimable, in hand, or due within `horizon`.
+pub async fn is_busy(db: impl PgExecutor<'_>, pipelines: &[String], horizon: Duration) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (
+               select from gristmill.embedding_jobs as job
+               join gristmill.pipelines as registered on registered.name = job.pipeline
+               where job.pipeline = any ($1) and registered.paused_at is null
+                 and (job.state in ('pending', 'processing')
+                      or (job.state = 'waiting' and job.run_at < clock_timestamp() + make_interval(secs => $2)))
+           ) as "busy!""#,
+        pipelines,
+        horizon.as_secs_f64(),
+    )
+    .fetch_one(db)
+    .await
+}
+
+fn columns(held: &[(JobId, LeaseId)]) -> (Vec<i64>, Vec<Uuid>) {
+    held.iter().map(|(id, lease)| (id.0, lease.0)).unzip()
+}

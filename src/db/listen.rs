@@ -1,0 +1,31 @@
+//! LISTEN on our one channel. Always paired with polling: a notification may be lost, and means no more than "look".
+
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+
+/// A connection that hears announcements.
+pub struct Announcements(PgListener);
+
+impl Announcements {
+    /// Opens a connection of its own.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn listen(pool: &PgPool) -> sqlx::Result<Self> {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.ignore_pool_close_event(true);
+        listener.listen("gristmill_jobs").await?;
+        Ok(Self(listener))
+    }
+
+    /// Waits for the next announcement.
+    ///
+    /// # Errors
+    /// The connection broke; what was announced meanwhile is found by polling.
+    pub async fn next(&mut self) -> sqlx::Result<()> {
+        match self.0.try_recv().await? {
+            Some(_) => Ok(()),
+            None => Err(sqlx::Error::WorkerCrashed),
+        }
+    }
+}

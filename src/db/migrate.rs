@@ -1,0 +1,101 @@
+//! The migrations: forward only, in our own schema, with our own table of what was done.
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{PgConnection, PgExecutor, PgPool};
+
+static OURS: Migrator = sqlx::migrate!("./migrations");
+static STARTER: Migrator = sqlx::migrate!("./migrations/starter");
+
+/// Which set of migrations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Set {
+    /// Schema `gristmill`.
+    Ours,
+    /// `public.documents` and `public.document_chunks`, for applications that have no tables of their own.
+    Starter,
+}
+
+impl Set {
+    fn migrator(self) -> Migrator {
+        let (migrator, table) = match self {
+            Self::Ours => (&OURS, "gristmill._sqlx_migrations"),
+            Self::Starter => (&STARTER, "gristmill._starter_migrations"),
+        };
+        Migrator {
+            migrations: migrator.migrations.clone(),
+            table_name: table.into(),
+            create_schemas: vec!["gristmill".into()].into(),
+            ..Migrator::DEFAULT
+        }
+    }
+
+    /// The statements, for people who run them by hand.
+    pub fn sql(self) -> String {
+        let mut sql = String::new();
+        if self == Self::Ours {
+            sql.push_str("create schema if not exists gristmill;\n");
+        }
+        for migration in self.migrator().iter() {
+            sql.push_str(migration.sql.as_str());
+            sql.push('\n');
+        }
+        sql
+    }
+
+    /// The newest version this binary knows.
+    pub fn newest(self) -> i64 {
+        self.migrator().iter().map(|migration| migration.version).max().unwrap_or_default()
+    }
+}
+
+/// What a migration changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Migrated {
+    pub from: Option<i64>,
+    pub to: i64,
+}
+
+/// Applies what is missing. Safe to run from several processes at once: one waits for the other.
+///
+/// # Errors
+/// The database refuses a statement, or knows a version that this binary does not.
+pub async fn run(pool: &PgPool, set: Set) -> Result<Migrated, MigrateError> {
+    let from = applied(pool, set).await?;
+    let mut connection = pool.acquire().await?;
+    // The migrations name every schema they mean; an extension's types are looked up where people keep them.
+    sqlx::raw_sql("set search_path = public, extensions; set row_security = on").execute(&mut *connection).await?;
+    let outcome = set.migrator().run_direct(None, &mut *connection, false).await;
+    // The session's settings are not what the pool's other users expect.
+    connection.close().await?;
+    outcome?;
+    Ok(Migrated { from, to: set.newest() })
+}
+
+/// The newest version that was applied; none where nothing was.
+///
+/// # Errors
+/// The database is away.
+pub async fn applied(db: impl PgExecutor<'_> + Copy, set: Set) -> sqlx::Result<Option<i64>> {
+    let (exists, query) = match set {
+        Set::Ours => {
+            ("gristmill._sqlx_migrations", "select max(version) from gristmill._sqlx_migrations where success")
+        }
+        Set::Starter => {
+            ("gristmill._starter_migrations", "select max(version) from gristmill._starter_migrations where success")
+        }
+    };
+    let there: bool = sqlx::query_scalar("select to_regclass($1) is not null").bind(exists).fetch_one(db).await?;
+    if !there {
+        return Ok(None);
+    }
+    sqlx::query_scalar(query).fetch_one(db).await
+}
+
+/// Creates the pgvector extension where it is missing and may be created.
+///
+/// # Errors
+/// The server has no pgvector, or this role may not create extensions.
+pub async fn ensure_vector(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("create extension if not exists vector").execute(connection).await?;
+    Ok(())
+}

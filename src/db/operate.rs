@@ -1,0 +1,177 @@
+//! What people ask of jobs: list, show, retry, cancel, enqueue, wait.
+
+use sqlx::PgExecutor;
+use sqlx::types::Json;
+use sqlx::types::time::OffsetDateTime;
+
+use crate::domain::{JobId, SourceKey};
+
+/// Which jobs. Every given part must hold.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    pub ids: Option<Vec<i64>>,
+    pub pipeline: Option<String>,
+    pub tenant: Option<String>,
+    pub states: Option<Vec<String>>,
+    pub error_kind: Option<String>,
+    pub key: Option<SourceKey>,
+    /// Last finished or opened at or after.
+    pub since: Option<OffsetDateTime>,
+}
+
+/// A job as people see it.
+#[derive(Debug, serde::Serialize)]
+pub struct Job {
+    pub id: JobId,
+    pub pipeline: String,
+    pub key: Json<SourceKey>,
+    pub tenant: String,
+    pub state: String,
+    pub stage: Option<String>,
+    pub priority: i32,
+    pub revision: i64,
+    pub attempt: i16,
+    pub max_attempts: i16,
+    pub crashes: i16,
+    pub chunks: Option<i32>,
+    pub tokens: Option<i64>,
+    pub pages: Option<i32>,
+    pub ms: Option<i32>,
+    pub reader: Option<String>,
+    pub error_kind: Option<String>,
+    pub reason: Option<String>,
+    pub mirror_error: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub run_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub opened_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub finished_at: Option<OffsetDateTime>,
+}
+
+/// Jobs that match, newest opening first.
+pub async fn list(db: impl PgExecutor<'_>, filter: &Filter, limit: i64) -> sqlx::Result<Vec<Job>> {
+    sqlx::query_as!(
+        Job,
+        r#"select id as "id: JobId", pipeline, source_key as "key: Json<SourceKey>", tenant, state, stage, priority, revision, attempt,
+                  max_attempts, crashes, chunks, tokens, pages, ms, reader, error_kind, reason, mirror_error,
+                  nullif(run_at, 'infinity') as run_at, opened_at, finished_at
+           from gristmill.embedding_jobs
+           where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
+             and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
+             and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
+             and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
+           order by opened_at desc, id desc limit $8"#,
+        filter.ids.as_deref(),
+        filter.pipeline,
+        filter.tenant,
+        filter.states.as_deref(),
+        filter.error_kind,
+        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
+        filter.since,
+        limit,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// How many jobs match, and how many tokens they had when they were last embedded.
+#[derive(Debug, Clone, Copy)]
+pub struct Match {
+    pub jobs: i64,
+    pub tokens: i64,
+    /// Jobs that were never embedded: nobody knows their tokens yet.
+    pub unknown: i64,
+}
+
+/// Counts what a retry would open.
+pub async fn count(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Match> {
+    sqlx::query_as!(
+        Match,
+        r#"select count(*) as "jobs!", coalesce(sum(tokens), 0)::bigint as "tokens!", count(*) filter (where tokens is null) as "unknown!"
+           from gristmill.embedding_jobs
+           where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
+             and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
+             and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
+             and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
+             and state in ('completed', 'skipped', 'failed', 'cancelled', 'waiting')"#,
+        filter.ids.as_deref(),
+        filter.pipeline,
+        filter.tenant,
+        filter.states.as_deref(),
+        filter.error_kind,
+        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
+        filter.since,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// Opens up to `limit` matching jobs again; returns those opened. Call until it returns none.
+pub async fn retry(db: impl PgExecutor<'_>, filter: &Filter, fresh: bool, limit: i64) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"with asked as materialized (
+               select id from gristmill.embedding_jobs
+               where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
+                 and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
+                 and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
+                 and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
+                 and state in ('completed', 'skipped', 'failed', 'cancelled', 'waiting')
+               order by id limit $9
+           )
+           select id as "id!" from asked where gristmill.retry(id, $8)"#,
+        filter.ids.as_deref(),
+        filter.pipeline,
+        filter.tenant,
+        filter.states.as_deref(),
+        filter.error_kind,
+        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
+        filter.since,
+        fresh,
+        limit,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Cancels matching unfinished or failed jobs; returns those cancelled.
+pub async fn cancel(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"with asked as materialized (
+               select id from gristmill.embedding_jobs
+               where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
+                 and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
+                 and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
+                 and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
+                 and state in ('waiting', 'pending', 'processing', 'failed')
+           )
+           select id as "id!" from asked where gristmill.cancel(id)"#,
+        filter.ids.as_deref(),
+        filter.pipeline,
+        filter.tenant,
+        filter.states.as_deref(),
+        filter.error_kind,
+        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
+        filter.since,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Announces one row by hand.
+pub async fn enqueue(db: impl PgExecutor<'_>, pipeline: &str, key: &SourceKey, priority: i32) -> sqlx::Result<()> {
+    sqlx::query!(
+        "select gristmill.enqueue($1, $2::jsonb, $3) as opened",
+        pipeline,
+        Json(key) as Json<&SourceKey>,
+        priority,
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(())
+}
+
+/// Removes what is known of a tenant whose rows are gone; returns how many jobs.
+pub async fn forget_tenant(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<i64> {
+    Ok(sqlx::query_scalar!("select gristmill.forget($1)", tenant).fetch_one(db).await?.unwrap_or_default())
+}

@@ -1,0 +1,208 @@
+//! `gristmill.pipelines` and `gristmill.installation`: what is registered, and that this is the database it was registered in.
+
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+use sqlx::types::Json;
+use sqlx::types::time::OffsetDateTime;
+
+use crate::domain::SourceKey;
+
+/// A registered pipeline.
+#[derive(Debug, Clone)]
+pub struct Registered {
+    pub name: String,
+    pub generation: String,
+    pub existing: Option<String>,
+    pub census_done: bool,
+    pub census_after: Option<Json<SourceKey>>,
+    pub paused_at: Option<OffsetDateTime>,
+    pub paused_reason: Option<String>,
+}
+
+/// The registered pipelines, by name.
+pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Registered>> {
+    sqlx::query_as!(
+        Registered,
+        r#"select name, generation, existing, census_done, census_after as "census_after: Json<SourceKey>", paused_at, paused_reason
+           from gristmill.pipelines order by name"#,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// One registered pipeline.
+pub async fn find(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<Option<Registered>> {
+    sqlx::query_as!(
+        Registered,
+        r#"select name, generation, existing, census_done, census_after as "census_after: Json<SourceKey>", paused_at, paused_reason
+           from gristmill.pipelines where name = $1"#,
+        name,
+    )
+    .fetch_optional(db)
+    .await
+}
+
+/// What a registration says besides the name.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration<'a> {
+    pub name: &'a str,
+    pub generation: &'a str,
+    pub source_table: &'a str,
+    pub max_attempts: i16,
+    pub grace: Duration,
+    pub notify: bool,
+    pub existing: Option<&'a str>,
+}
+
+/// Registers a pipeline, or refreshes what may change without a person's word; the generation of a registered one stays.
+pub async fn register(db: impl PgExecutor<'_>, with: Registration<'_>) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"insert into gristmill.pipelines as registered (name, generation, source_table, max_attempts, grace, notify, existing)
+           values ($1, $2, $3, $4, make_interval(secs => $5), $6, $7)
+           on conflict (name) do update set
+               source_table = excluded.source_table, max_attempts = excluded.max_attempts,
+               grace = excluded.grace, notify = excluded.notify,
+               existing = coalesce(registered.existing, excluded.existing)
+           where (registered.source_table, registered.max_attempts, registered.grace, registered.notify)
+               is distinct from (excluded.source_table, excluded.max_attempts, excluded.grace, excluded.notify)
+              or (registered.existing is null and excluded.existing is not null)"#,
+        with.name,
+        with.generation,
+        with.source_table,
+        with.max_attempts,
+        with.grace.as_secs_f64(),
+        with.notify,
+        with.existing,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Remembers how far the count of the rows that were there before has come.
+pub async fn census(db: impl PgExecutor<'_>, name: &str, after: Option<&SourceKey>, done: bool) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update gristmill.pipelines set census_after = $2, census_done = $3 where name = $1",
+        name,
+        after.map(Json) as Option<Json<&SourceKey>>,
+        done,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// A person's word: rows that were there before may be paid for. Opens up to `limit` of them; returns how many.
+pub async fn accept_rows(db: impl PgExecutor<'_>, name: &str, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"with held as (
+               select id from gristmill.embedding_jobs
+               where pipeline = $1 and state = 'waiting' and error_kind = 'unaccepted'
+               order by id limit $2 for update skip locked
+           )
+           update gristmill.embedding_jobs as job
+           set state = 'pending', run_at = clock_timestamp(), error_kind = null, reason = null
+           from held where job.id = held.id"#,
+        name,
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// A person's word on a new generation: from here on workers with it claim, and those with the old one do not.
+pub async fn accept_generation(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update gristmill.pipelines set generation = $2, accepted_at = now() where name = $1",
+        name,
+        generation,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Opens up to `limit` finished jobs whose vectors are of another generation; returns how many.
+pub async fn open_generation(db: impl PgExecutor<'_>, name: &str, generation: &str, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"with old as (
+               select id from gristmill.embedding_jobs
+               where pipeline = $1 and state = 'completed' and generation is distinct from $2
+               order by id limit $3 for update skip locked
+           )
+           update gristmill.embedding_jobs as job
+           set revision = job.revision + 1, state = 'pending', run_at = clock_timestamp(), attempt = 0, starts = 0, crashes = 0,
+               crashes_alone = 0, snoozed_since = null, opened_at = clock_timestamp(), finished_at = null
+           from old where job.id = old.id"#,
+        name,
+        generation,
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// What an acceptance would pay for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unpaid {
+    /// Rows that wait for a person's word.
+    pub held: i64,
+    /// Completed rows of another generation.
+    pub old: i64,
+}
+
+/// Counts what `accept` would open.
+pub async fn unpaid(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sqlx::Result<Unpaid> {
+    sqlx::query_as!(
+        Unpaid,
+        r#"select count(*) filter (where state = 'waiting' and error_kind = 'unaccepted') as "held!",
+                  count(*) filter (where state = 'completed' and generation is distinct from $2) as "old!"
+           from gristmill.embedding_jobs where pipeline = $1"#,
+        name,
+        generation,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// Pauses a pipeline with a reason that `status` shows.
+pub async fn pause(db: impl PgExecutor<'_>, name: &str, reason: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!("select gristmill.pause($1, $2) as paused", name, reason).fetch_one(db).await?;
+    Ok(done.paused.unwrap_or(false))
+}
+
+/// Lets a paused pipeline go on.
+pub async fn resume(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query!("select gristmill.resume($1) as resumed", name).fetch_one(db).await?;
+    Ok(done.resumed.unwrap_or(false))
+}
+
+/// Notes which database this is, the first time; returns whether it still is that one. A restored dump or a branch is not.
+pub async fn is_at_home(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"with here as (select (select system_identifier::text from pg_control_system()) || '/' || current_database() as identity),
+           noted as (
+               insert into gristmill.installation (identity) select identity from here
+               on conflict (only_one) do nothing returning identity
+           )
+           select coalesce((select identity from noted), (select identity from gristmill.installation)) = here.identity as "home!"
+           from here"#,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// A person's word that workers may run in this copy.
+pub async fn settle_here(db: impl PgExecutor<'_>) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"insert into gristmill.installation (identity)
+           select (select system_identifier::text from pg_control_system()) || '/' || current_database()
+           on conflict (only_one) do update set identity = excluded.identity, confirmed_at = now()"#,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
