@@ -1,1 +1,16 @@
-//! .
+//! Floor 3: the places where the work of many jobs meets. Handlers await them as if they were alone; each isolates failure by
+//! bisecting until the one guilty text or job stands alone.
+
+mod batcher;
+mod committer;
+mod facts;
+mod lane;
+mod loader;
+mod reuse;
+mod transaction;
+
+pub use batcher::{Batcher, EmbedFailure, LaneSettings, LaneStatus, OfJob, Paid, Text};
+pub use committer::{CommitError, Committed, Committer, DoneWork, End, Work};
+pub use facts::JobFacts;
+pub use loader::{LoadError, Loaded, Loader};
+pub use reuse::keep;

@@ -1,15 +1,52 @@
-//! SQL over the application's tables.
-use sqlx::PgConnection;
+//! SQL over the application's tables: built here and nowhere else, from identifiers that the catalogue knows, quoted once, with
+//! types qualified. Values are always bound, as text, and cast to the column's type: keys of any type work and indexes serve.
+
+mod assign;
+mod catalog;
+mod census;
+mod check;
+mod load;
+mod plan;
+mod sweep;
+mod triggers;
+mod vector;
+mod verify;
+mod write;
+
+pub use assign::{ColumnWrite, WriteKind};
+pub use catalog::{Column, Table, vector_schema, vector_version};
+pub use census::{Census, Estimate, census, estimate};
+pub use check::Misfit;
+pub use load::{Existing, LoadedRow, existing_chunks, load};
+pub use plan::{Plan, TargetPlan, resolve};
+pub use sweep::{Slice, sweep_leavers, sweep_set};
+pub use triggers::{TriggerSet, install, installed, remove};
+pub use vector::{VectorKind, VectorType};
+pub use verify::{Finding, FindingKind, orphans, reopen, verify};
+pub use write::{
+    ChunkRow, LockedRow, SourceUpdate, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread, set_writer,
+    update_chunks, update_sources, which_exist,
+};
+
 /// Quotes an identifier.
 pub fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-/// The schema pgvector lives in, where it is installed.
-pub async fn vector_schema(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar!(
-        "select n.nspname from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector'"
-    )
-    .fetch_optional(connection)
-    .await
+/// Quotes a string literal; only for words that come from the configuration's fixed vocabulary or names already checked.
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// `unnest($1::text[], …) with ordinality as asked (gm_k1, …, gm_nth)` for keys of `count` columns. The names are odd so that a
+/// configured expression over the row never meets them.
+fn asked(count: usize) -> String {
+    let arrays: Vec<String> = (1..=count).map(|nth| format!("${nth}::text[]")).collect();
+    let names: Vec<String> = (1..=count).map(|nth| format!("gm_k{nth}")).collect();
+    format!("unnest({}) with ordinality as asked ({}, gm_nth)", arrays.join(", "), names.join(", "))
+}
+
+/// Keys turned on their side: one array per key column.
+fn by_column(keys: &[&crate::domain::SourceKey], count: usize) -> Vec<Vec<String>> {
+    (0..count).map(|nth| keys.iter().map(|key| key.0.get(nth).cloned().unwrap_or_default()).collect()).collect()
 }

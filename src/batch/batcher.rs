@@ -1,0 +1,176 @@
+//! The batcher: texts of many jobs and tenants packed into full requests, under one lane per provider and model.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+use tokio::sync::mpsc;
+
+use crate::db::cache;
+use crate::domain::{JobId, OwnerId, Revision};
+use crate::providers::Embedder;
+
+use super::lane::{Item, JobCall, Lane};
+
+pub use super::lane::LaneStatus;
+
+/// A text to embed and its tokens.
+#[derive(Debug, Clone)]
+pub struct Text {
+    pub text: String,
+    pub tokens: usize,
+}
+
+/// Whose texts they are.
+#[derive(Debug, Clone)]
+pub struct OfJob {
+    pub id: JobId,
+    pub revision: Revision,
+    pub tenant: String,
+    /// The job was tried before: some of its vectors may be parked.
+    pub tried: bool,
+}
+
+/// Vectors in the order of the texts, and what they cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Paid {
+    pub vectors: Vec<Vec<f32>>,
+    pub tokens: u64,
+}
+
+/// Why a job's texts were not embedded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EmbedFailure {
+    #[error("the provider refused the text: {0}")]
+    Refused(String),
+    #[error("the provider's answer is not usable: {0}")]
+    Garbled(String),
+    #[error("the provider limits the rate")]
+    RateLimited { after: Duration },
+    #[error("the provider is away: {text}")]
+    Unavailable { after: Duration, text: String },
+    #[error("the provider refuses the credential: {text}")]
+    Credential { after: Duration, text: String },
+    #[error("the database is away or busy: {0}")]
+    Database(String),
+}
+
+/// How a lane behaves.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    pub provider: String,
+    /// The provider's name of the model.
+    pub model: String,
+    pub dimensions: usize,
+    /// Most inputs and tokens of one request.
+    pub inputs: usize,
+    pub tokens: usize,
+    /// Requests under way at once.
+    pub concurrency: usize,
+    /// How long a request that is not full waits for more texts.
+    pub linger: Duration,
+    /// The price of a token, and its id; none is an alarm.
+    pub price: Option<(i64, Decimal)>,
+}
+
+impl LaneSettings {
+    /// What `vector_cache` calls this model.
+    pub fn cache_name(&self) -> String {
+        format!("{}/{}/{}", self.provider, self.model, self.dimensions)
+    }
+}
+
+/// Embeds texts through one lane. Cheap to clone.
+#[derive(Clone)]
+pub struct Batcher {
+    sender: mpsc::UnboundedSender<Item>,
+    lane: Arc<Lane>,
+}
+
+impl Batcher {
+    /// Starts a lane; it ends with its last clone.
+    pub fn start(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
+        let lane = Arc::new(Lane::new(pool, owner, settings, embedder));
+        let (sender, items) = mpsc::unbounded_channel();
+        tokio::spawn(Arc::clone(&lane).run(items));
+        Self { sender, lane }
+    }
+
+    pub fn settings(&self) -> &LaneSettings {
+        &self.lane.settings
+    }
+
+    /// How the lane is: open, or paused and why.
+    pub fn status(&self) -> LaneStatus {
+        self.lane.status()
+    }
+
+    /// Embeds a job's texts. Waits with thousands of others until a full request is worth sending.
+    ///
+    /// # Errors
+    /// The first failure of one of its texts; vectors that were paid all the same are parked.
+    pub async fn embed(&self, job: &OfJob, texts: Vec<Text>) -> Result<Paid, EmbedFailure> {
+        let mut vectors: Vec<Option<Vec<f32>>> = vec![None; texts.len()];
+        let mut tokens = 0;
+        if job.tried {
+            tokens += self.find_parked(job, &texts, &mut vectors).await?;
+        }
+        let (reply, mut answers) = mpsc::unbounded_channel();
+        let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
+        let call = Arc::new(JobCall { job: job.clone(), open: AtomicUsize::new(open.len()), reply });
+        let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
+        for nth in open {
+            let Some(text) = texts[nth].take() else { continue };
+            let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call) };
+            self.sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
+        }
+        drop(call);
+        while let Some((nth, answer)) = answers.recv().await {
+            let (vector, paid) = answer?;
+            tokens += paid;
+            vectors[nth] = Some(vector);
+        }
+        let vectors: Option<Vec<Vec<f32>>> = vectors.into_iter().collect();
+        vectors
+            .map(|vectors| Paid { vectors, tokens })
+            .ok_or_else(|| EmbedFailure::Garbled("a text got no answer".to_owned()))
+    }
+
+    /// Fills in vectors that an earlier attempt paid for; returns their tokens.
+    async fn find_parked(
+        &self,
+        job: &OfJob,
+        texts: &[Text],
+        vectors: &mut [Option<Vec<f32>>],
+    ) -> Result<u64, EmbedFailure> {
+        let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
+        let parked = cache::find(&self.lane.pool, &job.tenant, &self.lane.settings.cache_name(), &hashes)
+            .await
+            .map_err(|error| EmbedFailure::Database(crate::db::describe(&error)))?;
+        let mut tokens = 0;
+        for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
+            if let Some(found) = parked.get(hash).filter(|found| found.len() == self.lane.settings.dimensions) {
+                *vector = Some(found.clone());
+                tokens += u64::try_from(text.tokens).unwrap_or(u64::MAX);
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
+    pub async fn park(&self, tenant: &str, texts: &[(String, Vec<f32>)]) {
+        let parked: Vec<cache::Parked> = texts
+            .iter()
+            .map(|(text, vector)| cache::Parked { tenant: tenant.to_owned(), text: hash(text), vector: vector.clone() })
+            .collect();
+        self.lane.park(&parked).await;
+    }
+}
+
+/// What the cache knows a text by.
+pub(super) fn hash(text: &str) -> cache::TextHash {
+    Sha256::digest(text.as_bytes()).into()
+}

@@ -1,0 +1,256 @@
+//! The committer: finished jobs of one pipeline, many to a transaction.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::db;
+use crate::db::app::{LoadedRow, Plan};
+use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
+
+use super::facts::JobFacts;
+use super::transaction;
+
+/// Most jobs, chunks and bytes of one transaction.
+const MOST_JOBS: usize = 64;
+const MOST_CHUNKS: usize = 2_000;
+/// How often a group whose rows are busy is tried again before its jobs wait.
+const BUSY_TRIES: u32 = 5;
+/// Commits under way at once, per pipeline.
+const COMMITS: usize = 2;
+
+/// A job that has come to an end, and how.
+#[derive(Debug)]
+pub struct Work {
+    pub job: ClaimedJob,
+    pub end: End,
+    pub facts: JobFacts,
+    /// Milliseconds per stage, for the timeline.
+    pub stages: serde_json::Value,
+}
+
+#[derive(Debug)]
+pub enum End {
+    Done(Box<DoneWork>),
+    /// Nothing to embed: old chunks go.
+    Skip {
+        row: Box<LoadedRow>,
+        reason: Reason,
+    },
+    /// Given up; what is in the target stays.
+    Fail {
+        row: Option<Box<LoadedRow>>,
+        reason: Reason,
+    },
+    /// The row is gone or out of the set: chunks go or stay as the pipeline says.
+    Leave {
+        reason: Reason,
+    },
+}
+
+/// Everything a completed job writes.
+#[derive(Debug)]
+pub struct DoneWork {
+    pub row: LoadedRow,
+    pub chunks: Vec<Chunk>,
+    /// A new vector for each chunk, or none where the one in the target is kept.
+    pub vectors: Vec<Option<Vec<f32>>>,
+    /// Tokens paid for in this revision, and what they cost; no cost where the price is not known.
+    pub tokens: u64,
+    pub cost: Option<Decimal>,
+    pub price: Option<i64>,
+    pub reader: Option<String>,
+}
+
+/// What became of a job's commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// Everything is written, the job's end included.
+    Written,
+    /// The row or the revision moved: nothing is written.
+    Stale,
+    /// Another worker has the lease: nothing is written.
+    Lost,
+}
+
+/// Why a commit wrote nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// The database refuses this job's rows: a constraint, a type.
+    #[error("the database refused the write: {0}")]
+    Refused(String),
+    /// Somebody else holds the rows.
+    #[error("the rows are busy")]
+    Busy,
+    #[error("the database is away or busy: {0}")]
+    Database(String),
+}
+
+/// What a transaction says of each of its jobs.
+pub(super) enum Verdict {
+    Is(Committed),
+    /// Rows of this job are held by somebody else: a later group may have them.
+    Busy,
+}
+
+pub(super) struct Request {
+    pub work: Work,
+    reply: oneshot::Sender<Result<Committed, CommitError>>,
+    tries: u32,
+}
+
+/// Commits jobs of one pipeline. Cheap to clone.
+#[derive(Clone)]
+pub struct Committer(mpsc::UnboundedSender<Request>);
+
+struct Shared {
+    pool: PgPool,
+    plan: Arc<Plan>,
+    again: mpsc::WeakUnboundedSender<Request>,
+}
+
+impl Committer {
+    /// Starts the committer of one pipeline; it ends with its last clone.
+    pub fn start(pool: PgPool, plan: Arc<Plan>) -> Self {
+        let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
+        let shared = Arc::new(Shared { pool, plan, again: sender.downgrade() });
+        tokio::spawn(async move {
+            let commits = Arc::new(Semaphore::new(COMMITS));
+            let mut waiting = VecDeque::new();
+            loop {
+                if waiting.is_empty() {
+                    let Some(first) = requests.recv().await else { return };
+                    waiting.push_back(first);
+                }
+                // While commits run, finished jobs gather; the next group takes what came.
+                let Ok(slot) = Arc::clone(&commits).acquire_owned().await else { return };
+                while let Ok(more) = requests.try_recv() {
+                    waiting.push_back(more);
+                }
+                let group = next_group(&mut waiting);
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    shared.commit(group).await;
+                    drop(slot);
+                });
+            }
+        });
+        Self(sender)
+    }
+
+    /// Writes a job's end: all of it or nothing.
+    ///
+    /// # Errors
+    /// See [`CommitError`].
+    pub async fn commit(&self, work: Work) -> Result<Committed, CommitError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || CommitError::Database("the committer has stopped".to_owned());
+        self.0.send(Request { work, reply, tries: 0 }).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+fn next_group(waiting: &mut VecDeque<Request>) -> Vec<Request> {
+    let mut group = Vec::new();
+    let mut chunks = 0;
+    while let Some(request) = waiting.pop_front() {
+        chunks += match &request.work.end {
+            End::Done(done) => done.chunks.len(),
+            End::Skip { .. } | End::Fail { .. } | End::Leave { .. } => 1,
+        };
+        group.push(request);
+        if group.len() >= MOST_JOBS || chunks >= MOST_CHUNKS {
+            break;
+        }
+    }
+    // Key order is lock order.
+    group.sort_by(|a, b| a.work.job.key.cmp(&b.work.job.key));
+    group
+}
+
+impl Shared {
+    /// Commits a group; one that the database refuses is halved until the guilty job stands alone.
+    async fn commit(&self, group: Vec<Request>) {
+        let mut stack = vec![group];
+        while let Some(mut group) = stack.pop() {
+            let works: Vec<&Work> = group.iter().map(|request| &request.work).collect();
+            match transaction::run(&self.pool, &self.plan, &works).await {
+                Ok(verdicts) => self.answer(group, verdicts),
+                Err(error) if db::is_passing(&error) => self.put_off(group, &error),
+                Err(error) if group.len() == 1 => {
+                    let refused = CommitError::Refused(db::describe(&error));
+                    if let Some(request) = group.pop() {
+                        self.refuse(request, refused).await;
+                    }
+                }
+                Err(_) => {
+                    let half = group.split_off(group.len() / 2);
+                    stack.push(half);
+                    stack.push(group);
+                }
+            }
+        }
+    }
+
+    /// A failure or a skip stands even if its mirror is refused: it is written again without.
+    async fn refuse(&self, mut request: Request, refused: CommitError) {
+        let text = refused.to_string();
+        let stands = match &request.work.end {
+            End::Fail { .. } | End::Skip { .. } => true,
+            End::Done(_) | End::Leave { .. } => false,
+        };
+        if stands {
+            request.work.facts.cause = Some(text);
+            let reason = match &request.work.end {
+                End::Fail { reason, .. } | End::Skip { reason, .. } | End::Leave { reason } => reason.clone(),
+                End::Done(_) => Reason::new(ErrorKind::Constraint, refused.to_string()),
+            };
+            let skipped = matches!(request.work.end, End::Skip { .. });
+            match transaction::end_alone(&self.pool, &request.work, &reason, skipped).await {
+                Ok(committed) => drop(request.reply.send(Ok(committed))),
+                Err(error) => drop(request.reply.send(Err(CommitError::Database(db::describe(&error))))),
+            }
+        } else {
+            // Whoever asked may have been cancelled; then nobody is told.
+            request.reply.send(Err(refused)).ok();
+        }
+    }
+
+    fn answer(&self, group: Vec<Request>, verdicts: Vec<Verdict>) {
+        let mut busy = Vec::new();
+        for (request, verdict) in group.into_iter().zip(verdicts) {
+            match verdict {
+                Verdict::Is(committed) => drop(request.reply.send(Ok(committed))),
+                Verdict::Busy => busy.push(request),
+            }
+        }
+        self.again(busy, &CommitError::Busy);
+    }
+
+    fn put_off(&self, group: Vec<Request>, error: &sqlx::Error) {
+        self.again(group, &CommitError::Database(db::describe(error)));
+    }
+
+    /// Puts jobs into a later group; after several tries their slots are worth more than the wait.
+    fn again(&self, group: Vec<Request>, error: &CommitError) {
+        for mut request in group {
+            request.tries += 1;
+            if request.tries >= BUSY_TRIES || request.reply.is_closed() {
+                request.reply.send(Err(error.clone())).ok();
+                continue;
+            }
+            let again = self.again.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(20 << (2 * request.tries))).await;
+                if let Some(sender) = again.upgrade() {
+                    // The committer is gone only when nobody waits any more.
+                    sender.send(request).ok();
+                }
+            });
+        }
+    }
+}

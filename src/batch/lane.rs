@@ -1,0 +1,415 @@
+//! A lane: one provider and model, with its queue, its requests under way, its breaker and its pauses.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::db::{self, cache, calls};
+use crate::domain::OwnerId;
+use crate::providers::{Embedded, Embedder, ProviderError};
+use crate::telemetry;
+
+use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
+
+/// The longest a request waits in the lane for its provider; beyond, its jobs give their slots back and snooze.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Failures in a row that open the breaker.
+const FAILURES: u32 = 5;
+const BREAKER_FIRST: Duration = Duration::from_secs(10);
+const BREAKER_LONGEST: Duration = Duration::from_secs(300);
+/// How long a refused credential keeps its lane shut before one request tries again.
+const CREDENTIAL_PAUSE: Duration = Duration::from_secs(300);
+/// Tries of one request within the lane.
+const TRIES: u32 = 3;
+
+/// A vector and its tokens, or why there is none.
+type Answer = Result<(Vec<f32>, u64), EmbedFailure>;
+
+/// A job's texts on their way through the lane.
+pub(super) struct JobCall {
+    pub job: OfJob,
+    /// Texts without an answer.
+    pub open: AtomicUsize,
+    pub reply: mpsc::UnboundedSender<(usize, Answer)>,
+}
+
+/// One text on its way.
+pub(super) struct Item {
+    pub text: String,
+    pub tokens: usize,
+    /// Its place among the job's texts.
+    pub nth: usize,
+    pub call: Arc<JobCall>,
+}
+
+/// How a lane is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LaneStatus {
+    pub provider: String,
+    pub model: String,
+    /// Why no request goes out, and for how many seconds more.
+    pub paused: Option<(String, u64)>,
+}
+
+#[derive(Default)]
+struct Gate {
+    until: Option<Instant>,
+    failure: Option<EmbedFailure>,
+    failures: u32,
+    opened: u32,
+}
+
+pub(super) struct Lane {
+    pub pool: PgPool,
+    pub settings: LaneSettings,
+    owner: OwnerId,
+    embedder: Arc<dyn Embedder>,
+    gate: Mutex<Gate>,
+    slots: Arc<Semaphore>,
+}
+
+impl Lane {
+    pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
+        let slots = Arc::new(Semaphore::new(settings.concurrency));
+        Self { pool, settings, owner, embedder, gate: Mutex::default(), slots }
+    }
+
+    /// Packs what comes into requests until the last sender is gone.
+    pub async fn run(self: Arc<Self>, mut items: mpsc::UnboundedReceiver<Item>) {
+        let mut next = items.recv().await;
+        while let Some(first) = next {
+            // With all requests under way, texts gather here and the next request is the fuller.
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let mut batch = vec![first];
+            next = self.fill(&mut batch, &mut items).await;
+            let lane = Arc::clone(&self);
+            tokio::spawn(async move {
+                lane.send(batch).await;
+                drop(slot);
+            });
+            if next.is_none() {
+                next = items.recv().await;
+            }
+        }
+    }
+
+    /// Adds texts until the request is full or the linger is over; returns the text that did not fit.
+    async fn fill(&self, batch: &mut Vec<Item>, items: &mut mpsc::UnboundedReceiver<Item>) -> Option<Item> {
+        let end = Instant::now() + self.settings.linger;
+        let mut tokens = batch.iter().map(|item| item.tokens).sum::<usize>();
+        while batch.len() < self.settings.inputs && tokens < self.settings.tokens {
+            let Ok(Some(item)) = tokio::time::timeout_at(end, items.recv()).await else { return None };
+            tokens += item.tokens;
+            if tokens > self.settings.tokens {
+                return Some(item);
+            }
+            batch.push(item);
+        }
+        None
+    }
+
+    /// Sends a batch, and its halves where it is refused, until every text has an answer.
+    async fn send(&self, batch: Vec<Item>) {
+        let mut stack = vec![(batch, 0)];
+        while let Some((batch, tries)) = stack.pop() {
+            if let Err(failure) = self.pass_gate().await {
+                fail(batch, &failure);
+                continue;
+            }
+            match self.request(&batch).await {
+                Ok(Ok(embedded)) => {
+                    self.succeeded();
+                    self.deliver(batch, embedded).await;
+                }
+                Ok(Err(error)) => self.decide(error, batch, tries, &mut stack).await,
+                Err(error) => fail(batch, &EmbedFailure::Database(db::describe(&error))),
+            }
+        }
+    }
+
+    /// What a refused request means for its texts.
+    async fn decide(&self, error: ProviderError, mut batch: Vec<Item>, tries: u32, stack: &mut Vec<(Vec<Item>, u32)>) {
+        match error {
+            ProviderError::RateLimited { after } => {
+                let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6)));
+                self.shut(pause, EmbedFailure::RateLimited { after: pause });
+                if tries + 1 < TRIES && pause <= PATIENCE {
+                    stack.push((batch, tries + 1));
+                } else {
+                    fail(batch, &EmbedFailure::RateLimited { after: pause });
+                }
+            }
+            ProviderError::Unavailable(text) => {
+                let opened = self.failed(&text);
+                if tries + 1 < TRIES && opened.is_none() {
+                    tokio::time::sleep(Duration::from_millis(250 << tries)).await;
+                    stack.push((batch, tries + 1));
+                } else {
+                    let after = opened.unwrap_or(BREAKER_FIRST);
+                    fail(batch, &EmbedFailure::Unavailable { after, text });
+                }
+            }
+            ProviderError::Credential(text) => {
+                let failure = EmbedFailure::Credential { after: CREDENTIAL_PAUSE, text };
+                self.shut(CREDENTIAL_PAUSE, failure.clone());
+                fail(batch, &failure);
+            }
+            ProviderError::TooLarge | ProviderError::Refused(_) | ProviderError::Garbled(_) if batch.len() > 1 => {
+                let half = batch.split_off(batch.len() / 2);
+                stack.push((half, 0));
+                stack.push((batch, 0));
+            }
+            ProviderError::TooLarge => fail(batch, &EmbedFailure::Refused("the text alone is too large".to_owned())),
+            ProviderError::Refused(text) => fail(batch, &EmbedFailure::Refused(text)),
+            ProviderError::Garbled(text) => fail(batch, &EmbedFailure::Garbled(text)),
+        }
+    }
+
+    /// One request on the books: intent, call, result.
+    async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
+        let intent = self.intent(batch);
+        calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await?;
+        let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
+        let started = Instant::now();
+        let answer = self.embedder.embed(&texts).await;
+        telemetry::provider_request(
+            &self.settings.provider,
+            &self.settings.model,
+            texts.len(),
+            answer.is_ok(),
+            started.elapsed(),
+        );
+        let result = self.result(&intent, batch, &answer);
+        // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
+        let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
+        if let Err(error) = settled.await {
+            tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
+        }
+        Ok(answer)
+    }
+
+    fn intent(&self, batch: &[Item]) -> calls::Intent {
+        let mut shares: Vec<calls::Share> = Vec::new();
+        for item in batch {
+            let job = &item.call.job;
+            let tokens = i64::try_from(item.tokens).unwrap_or(i64::MAX);
+            match shares.iter_mut().rev().find(|share| share.job == job.id && share.revision == job.revision) {
+                Some(share) => {
+                    share.inputs += 1;
+                    share.tokens += tokens;
+                }
+                None => shares.push(calls::Share {
+                    job: job.id,
+                    revision: job.revision,
+                    tenant: job.tenant.clone(),
+                    inputs: 1,
+                    tokens,
+                }),
+            }
+        }
+        calls::Intent {
+            id: Uuid::new_v4(),
+            provider: self.settings.provider.clone(),
+            model: self.settings.model.clone(),
+            shares,
+        }
+    }
+
+    fn result(
+        &self,
+        intent: &calls::Intent,
+        batch: &[Item],
+        answer: &Result<Embedded, ProviderError>,
+    ) -> calls::CallResult {
+        let (outcome, error_kind) = match answer {
+            Ok(_) => ("paid", None),
+            Err(ProviderError::Refused(_) | ProviderError::TooLarge) => ("refused", Some("refused")),
+            Err(ProviderError::Credential(_)) => ("refused", Some("credential")),
+            Err(ProviderError::RateLimited { .. }) => ("refused", Some("rate_limited")),
+            // An answer came, so it is paid, even if it is of no use.
+            Err(ProviderError::Garbled(_)) => ("paid", Some("garbled")),
+            Err(ProviderError::Unavailable(_)) => ("failed", Some("unavailable")),
+        };
+        let paid = outcome == "paid";
+        let estimated: u64 = batch.iter().map(|item| widen(item.tokens)).sum();
+        let total = match answer {
+            Ok(embedded) => embedded.input_tokens.unwrap_or(estimated),
+            Err(_) if paid => estimated,
+            Err(_) => 0,
+        };
+        let weights: Vec<u64> =
+            intent.shares.iter().map(|share| u64::try_from(share.tokens).unwrap_or_default()).collect();
+        let cost = |tokens: u64| self.settings.price.map(|(_, usd)| usd * Decimal::from(tokens)).filter(|_| paid);
+        let parts = intent.shares.iter().zip(portions(total, &weights)).map(|(share, tokens)| calls::Part {
+            job: share.job,
+            tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
+            cost: cost(tokens),
+        });
+        calls::CallResult {
+            id: intent.id,
+            outcome,
+            error_kind,
+            request_id: answer.as_ref().ok().and_then(|embedded| embedded.request_id.clone()),
+            tokens: Some(i64::try_from(total).unwrap_or(i64::MAX)),
+            price: self.settings.price.map(|(id, _)| id).filter(|_| paid),
+            cost: cost(total),
+            parts: parts.collect(),
+        }
+    }
+
+    /// Hands vectors to their jobs and parks those of jobs that still wait for other requests, or no longer wait at all.
+    async fn deliver(&self, batch: Vec<Item>, embedded: Embedded) {
+        let weights: Vec<u64> = batch.iter().map(|item| widen(item.tokens)).collect();
+        let total = embedded.input_tokens.unwrap_or_else(|| weights.iter().sum());
+        for item in &batch {
+            item.call.open.fetch_sub(1, Ordering::AcqRel);
+        }
+        let mut parked = Vec::new();
+        for ((item, vector), tokens) in batch.into_iter().zip(embedded.vectors).zip(portions(total, &weights)) {
+            if item.call.open.load(Ordering::Acquire) > 0 || item.call.reply.is_closed() {
+                parked.push(cache::Parked {
+                    tenant: item.call.job.tenant.clone(),
+                    text: hash(&item.text),
+                    vector: vector.clone(),
+                });
+            }
+            // A job that has given up is not told; its vector is parked.
+            item.call.reply.send((item.nth, Ok((vector, tokens)))).ok();
+        }
+        self.park(&parked).await;
+    }
+
+    /// Keeps paid vectors; best effort, since losing them costs money, not truth.
+    pub async fn park(&self, parked: &[cache::Parked]) {
+        if parked.is_empty() {
+            return;
+        }
+        if let Err(error) = cache::park(&self.pool, &self.settings.cache_name(), parked).await {
+            tracing::warn!(vectors = parked.len(), error = db::describe(&error), "paid vectors could not be parked");
+        }
+    }
+
+    /// Waits out a short pause; a longer one is the jobs' to wait for.
+    async fn pass_gate(&self) -> Result<(), EmbedFailure> {
+        loop {
+            let (until, failure) = {
+                let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+                (gate.until, gate.failure.clone())
+            };
+            let Some(left) =
+                until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
+            else {
+                return Ok(());
+            };
+            if left > PATIENCE {
+                return Err(
+                    failure.map_or_else(|| EmbedFailure::RateLimited { after: left }, |failure| failure.waiting(left))
+                );
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    fn shut(&self, pause: Duration, failure: EmbedFailure) {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.until = Some(Instant::now() + pause);
+        gate.failure = Some(failure);
+    }
+
+    /// Counts a failure against the breaker; says for how long it opened, if it did.
+    fn failed(&self, text: &str) -> Option<Duration> {
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.failures += 1;
+        // A lane that was shut before is shut again at its first failure.
+        if gate.failures < FAILURES && gate.opened == 0 {
+            return None;
+        }
+        let pause = BREAKER_FIRST.saturating_mul(1 << gate.opened.min(8)).min(BREAKER_LONGEST);
+        gate.opened += 1;
+        gate.failures = 0;
+        gate.until = Some(Instant::now() + pause);
+        gate.failure = Some(EmbedFailure::Unavailable { after: pause, text: text.to_owned() });
+        Some(pause)
+    }
+
+    fn succeeded(&self) {
+        *self.gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::default();
+    }
+
+    pub fn status(&self) -> LaneStatus {
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let left =
+            gate.until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero());
+        LaneStatus {
+            provider: self.settings.provider.clone(),
+            model: self.settings.model.clone(),
+            paused: left.zip(gate.failure.as_ref()).map(|(left, failure)| (failure.to_string(), left.as_secs())),
+        }
+    }
+}
+
+impl EmbedFailure {
+    /// The same failure with another wait.
+    fn waiting(self, after: Duration) -> Self {
+        match self {
+            Self::RateLimited { .. } => Self::RateLimited { after },
+            Self::Unavailable { text, .. } => Self::Unavailable { after, text },
+            Self::Credential { text, .. } => Self::Credential { after, text },
+            Self::Refused(_) | Self::Garbled(_) | Self::Database(_) => self,
+        }
+    }
+}
+
+fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
+    for item in batch {
+        item.call.open.fetch_sub(1, Ordering::AcqRel);
+        // A job that has given up needs no answer.
+        item.call.reply.send((item.nth, Err(failure.clone()))).ok();
+    }
+}
+
+fn widen(tokens: usize) -> u64 {
+    u64::try_from(tokens).unwrap_or(u64::MAX)
+}
+
+/// Splits a whole into parts by weight, so that the parts sum to the whole: each gets the difference of two rounded prefixes.
+fn portions(total: u64, weights: &[u64]) -> Vec<u64> {
+    let sum: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
+    let mut before: u128 = 0;
+    let mut given: u64 = 0;
+    weights
+        .iter()
+        .enumerate()
+        .map(|(nth, &weight)| {
+            before += u128::from(weight);
+            let last = nth + 1 == weights.len();
+            let upto = match (u128::from(total) * before).checked_div(sum) {
+                Some(upto) if !last => u64::try_from(upto).unwrap_or(total),
+                _ if last => total,
+                _ => given,
+            };
+            let part = upto.saturating_sub(given);
+            given = upto;
+            part
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_sum_to_the_whole() {
+        assert_eq!(portions(10, &[1, 1, 1]), [3, 3, 4]);
+        assert_eq!(portions(7, &[0, 0]), [0, 7]);
+        assert_eq!(portions(100, &[99, 1]), [99, 1]);
+        assert_eq!(portions(5, &[]), Vec::<u64>::new());
+    }
+}

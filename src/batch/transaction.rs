@@ -1,0 +1,427 @@
+//! The one transaction: source rows, then job rows, then chunks, status, usage and the jobs' end. Nothing in here waits for a network
+//! other than the database's.
+
+use std::collections::HashMap;
+
+use rust_decimal::Decimal;
+use sqlx::{Acquire as _, PgConnection, PgPool};
+
+use crate::config::{Meter, OnLeave};
+use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, TargetPlan, WriteKind};
+use crate::db::jobs::{self, Finish, Holds};
+use crate::db::usage::{self, Booked, Event};
+use crate::domain::{Digest, Reason, SourceKey};
+
+use super::committer::{Committed, DoneWork, End, Verdict, Work};
+use super::facts::{JobFacts, Names};
+use super::reuse;
+
+/// A job that passed every check of this transaction.
+struct Going<'a> {
+    work: &'a Work,
+    facts: JobFacts,
+    /// Where each kept chunk is; empty for ends without vectors.
+    kept: Vec<Option<&'a Existing>>,
+}
+
+/// Writes a group of jobs in one transaction and says what became of each.
+pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work]) -> sqlx::Result<Vec<Verdict>> {
+    let mut connection = pool.acquire().await?;
+    let mut transaction = connection.begin().await?;
+    let now = app::set_writer(&mut transaction, &plan.pipeline.name).await?;
+    let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
+    lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
+    lock_jobs(&mut transaction, works, &mut verdicts).await?;
+
+    let open: Vec<usize> = (0..works.len()).filter(|&nth| verdicts[nth].is_none()).collect();
+    let keys: Vec<&SourceKey> = open.iter().map(|&nth| &works[nth].job.key).collect();
+    let existing = if needs_chunks(works, &open) {
+        app::existing_chunks(&mut transaction, plan, &keys, true).await?
+    } else {
+        Vec::new()
+    };
+    let mut by_job: HashMap<usize, Vec<&Existing>> = HashMap::new();
+    for chunk in &existing {
+        by_job.entry(open[chunk.nth]).or_default().push(chunk);
+    }
+    let mut going = Vec::new();
+    for nth in open {
+        let chunks = by_job.remove(&nth).unwrap_or_default();
+        match prepare(plan, works[nth], &chunks, &now) {
+            Some(ready) => {
+                verdicts[nth] = Some(Verdict::Is(Committed::Written));
+                going.push((ready, chunks));
+            }
+            // A vector that was to be kept is not there any more.
+            None => verdicts[nth] = Some(Verdict::Is(Committed::Stale)),
+        }
+    }
+    if !going.is_empty() {
+        write_target(&mut transaction, plan, &going).await?;
+        let going: Vec<Going<'_>> = going.into_iter().map(|(ready, _)| ready).collect();
+        write_sources(&mut transaction, plan, &going).await?;
+        book(&mut transaction, plan, &going).await?;
+        finish(&mut transaction, plan, &going).await?;
+    }
+    transaction.commit().await?;
+    Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Busy)).collect())
+}
+
+/// Locks the source rows and asks the fingerprint again. A row that is missing from the answer is busy, or gone.
+async fn lock_sources(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    works: &[&Work],
+    verdicts: &mut [Option<Verdict>],
+) -> sqlx::Result<()> {
+    let keys: Vec<&SourceKey> = works.iter().map(|work| &work.job.key).collect();
+    let locked: HashMap<usize, app::LockedRow> =
+        app::lock_sources(connection, plan, &keys).await?.into_iter().map(|row| (row.nth, row)).collect();
+    let unlocked: Vec<usize> = (0..works.len()).filter(|nth| !locked.contains_key(nth)).collect();
+    let missing: Vec<&SourceKey> = unlocked.iter().map(|&nth| keys[nth]).collect();
+    let there = if missing.is_empty() { Vec::new() } else { app::which_exist(connection, plan, &missing).await? };
+    let busy: Vec<usize> = there.iter().map(|(nth, _)| unlocked[*nth]).collect();
+    for (nth, work) in works.iter().enumerate() {
+        let row = locked.get(&nth);
+        let moved = match &work.end {
+            End::Done(done) => row.is_none_or(|row| !row.in_set || row.fingerprint != done.row.fingerprint),
+            End::Skip { row: loaded, .. } => row.is_none_or(|row| !row.in_set || row.fingerprint != loaded.fingerprint),
+            End::Fail { row: Some(loaded), .. } => row.is_some_and(|row| row.fingerprint != loaded.fingerprint),
+            End::Fail { row: None, .. } => false,
+            // Still gone, or still out of the set.
+            End::Leave { .. } => row.is_some_and(|row| row.in_set),
+        };
+        if busy.contains(&nth) {
+            verdicts[nth] = Some(Verdict::Busy);
+        } else if moved {
+            verdicts[nth] = Some(Verdict::Is(Committed::Stale));
+        }
+    }
+    Ok(())
+}
+
+/// Locks the job rows and asks lease and revision again.
+async fn lock_jobs(
+    connection: &mut PgConnection,
+    works: &[&Work],
+    verdicts: &mut [Option<Verdict>],
+) -> sqlx::Result<()> {
+    let held: Vec<_> = works.iter().map(|work| (work.job.id, work.job.lease)).collect();
+    let locked: HashMap<_, _> = jobs::lock(connection, &held).await?.into_iter().map(|row| (row.id, row)).collect();
+    for (nth, work) in works.iter().enumerate() {
+        let verdict = match locked.get(&work.job.id) {
+            None => Verdict::Busy,
+            Some(row) if !row.leased => Verdict::Is(Committed::Lost),
+            Some(row) if row.revision != work.job.revision => Verdict::Is(Committed::Stale),
+            Some(_) => continue,
+        };
+        // A lost lease outweighs what was found about the row.
+        if verdicts[nth].is_none() || matches!(verdict, Verdict::Is(Committed::Lost)) {
+            verdicts[nth] = Some(verdict);
+        }
+    }
+    Ok(())
+}
+
+fn needs_chunks(works: &[&Work], open: &[usize]) -> bool {
+    open.iter().any(|&nth| matches!(works[nth].end, End::Done(_) | End::Skip { .. } | End::Leave { .. }))
+}
+
+/// Works out which chunks stay; none where a chunk that was to be kept has vanished.
+fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str) -> Option<Going<'a>> {
+    let mut facts = work.facts.clone();
+    now.clone_into(&mut facts.now);
+    facts.attempts = work.job.attempt.saturating_add(1);
+    let mut kept = Vec::new();
+    match &work.end {
+        End::Done(done) => {
+            facts.state = "completed";
+            let wanted: Vec<Option<usize>> =
+                if work.job.fresh || work.job.generation.as_deref() != Some(&plan.generation) {
+                    vec![None; done.chunks.len()]
+                } else {
+                    reuse::keep(&done.chunks, existing, &work.job.digests)
+                };
+            for (vector, place) in done.vectors.iter().zip(wanted) {
+                match (vector, place) {
+                    (None, None) => return None,
+                    (None, Some(place)) => kept.push(Some(existing[place])),
+                    (Some(_), _) => kept.push(None),
+                }
+            }
+        }
+        End::Skip { reason, .. } => ended(&mut facts, "skipped", reason, None),
+        End::Fail { reason, .. } => ended(&mut facts, "failed", reason, Some(&reason.text)),
+        End::Leave { reason } => ended(&mut facts, "cancelled", reason, None),
+    }
+    Some(Going { work, facts, kept })
+}
+
+fn ended(facts: &mut JobFacts, state: &'static str, reason: &Reason, error: Option<&String>) {
+    facts.state = state;
+    facts.cause = Some(reason.text.clone());
+    facts.error = error.cloned();
+}
+
+/// Deletes what does not stay, brings what stays up to date, inserts what is new: in this order, so that keys do not clash.
+async fn write_target(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    going: &[(Going<'_>, Vec<&Existing>)],
+) -> sqlx::Result<()> {
+    match &plan.target {
+        TargetPlan::Chunks { columns, .. } => {
+            let mut gone = Vec::new();
+            let mut updates = Vec::new();
+            let mut inserts = Vec::new();
+            for (ready, existing) in going {
+                match &ready.work.end {
+                    End::Done(done) => {
+                        let stays =
+                            |chunk: &&&Existing| !ready.kept.iter().flatten().any(|kept| kept.ctid == chunk.ctid);
+                        gone.extend(existing.iter().filter(stays).map(|chunk| chunk.ctid.clone()));
+                        chunk_rows(plan, ready, done, columns, &mut updates, &mut inserts);
+                    }
+                    End::Skip { .. } => gone.extend(existing.iter().map(|chunk| chunk.ctid.clone())),
+                    End::Leave { .. } if plan.pipeline.on_leave == OnLeave::Delete => {
+                        gone.extend(existing.iter().map(|chunk| chunk.ctid.clone()));
+                    }
+                    End::Leave { .. } | End::Fail { .. } => {}
+                }
+            }
+            app::delete_chunks(connection, plan, &gone).await?;
+            app::update_chunks(connection, plan, &mut updates).await?;
+            app::insert_chunks(connection, plan, &inserts).await
+        }
+        TargetPlan::Row { columns, .. } => write_rows(connection, plan, going, columns).await,
+    }
+}
+
+fn chunk_rows<'a>(
+    plan: &Plan,
+    ready: &Going<'a>,
+    done: &'a DoneWork,
+    columns: &[ColumnWrite],
+    updates: &mut Vec<ChunkRow<'a>>,
+    inserts: &mut Vec<ChunkRow<'a>>,
+) {
+    let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
+    let parent = plan.parent_of(&ready.work.job.key);
+    for ((chunk, vector), kept) in done.chunks.iter().zip(&done.vectors).zip(&ready.kept) {
+        let row = ChunkRow {
+            parent: parent.clone(),
+            values: columns.iter().map(|write| names.column(write, Some(chunk))).collect(),
+            vector: vector.as_deref(),
+            ctid: kept.map(|kept| kept.ctid.clone()),
+            moved: kept.is_some_and(|kept| usize::try_from(kept.index) != Ok(chunk.index)),
+        };
+        if kept.is_some() {
+            updates.push(row);
+        } else {
+            inserts.push(row);
+        }
+    }
+}
+
+/// Vectors on the source rows themselves.
+async fn write_rows(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    going: &[(Going<'_>, Vec<&Existing>)],
+    columns: &[ColumnWrite],
+) -> sqlx::Result<()> {
+    let mut updates = Vec::new();
+    let mut cleared = Vec::new();
+    for (ready, _) in going {
+        match &ready.work.end {
+            End::Done(done) => {
+                let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
+                updates.push(SourceUpdate {
+                    key: &ready.work.job.key,
+                    values: columns.iter().map(|write| names.column(write, done.chunks.first())).collect(),
+                    vector: done.vectors.first().and_then(Option::as_deref),
+                });
+            }
+            End::Skip { .. } => cleared.push(&ready.work.job.key),
+            End::Leave { .. } if plan.pipeline.on_leave == OnLeave::Delete => cleared.push(&ready.work.job.key),
+            End::Leave { .. } | End::Fail { .. } => {}
+        }
+    }
+    if !cleared.is_empty() {
+        app::clear(connection, plan, &cleared).await?;
+    }
+    app::update_sources(connection, plan, &columns.iter().collect::<Vec<_>>(), &updates).await
+}
+
+/// Status words for every end but leaving, `write` columns for done jobs.
+async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+    let status = status_columns(plan);
+    let done: Vec<&ColumnWrite> = plan.write.iter().chain(status.iter().map(|(write, _)| write)).collect();
+    let status_only: Vec<&ColumnWrite> = status.iter().map(|(write, _)| write).collect();
+    let mut with_results = Vec::new();
+    let mut with_status = Vec::new();
+    for ready in going {
+        let row = match &ready.work.end {
+            End::Done(done) => Some(&done.row),
+            End::Skip { row, .. } => Some(&**row),
+            End::Fail { row, .. } => row.as_deref(),
+            End::Leave { .. } => continue,
+        };
+        let names = Names { plan, job: &ready.work.job, row, facts: &ready.facts };
+        let word = word(plan, ready.facts.state);
+        let (columns, list) = match &ready.work.end {
+            End::Done(_) => (&done, &mut with_results),
+            // A skip that has no word of its own leaves the status alone.
+            _ if word.is_none() && plan.status.is_some() => continue,
+            _ => (&status_only, &mut with_status),
+        };
+        let is_status = |write: &ColumnWrite| {
+            status.iter().any(|(known, is_word)| *is_word && known.column.name == write.column.name)
+        };
+        let values = columns
+            .iter()
+            .map(|write| if is_status(write) { word.clone() } else { names.column(write, None) })
+            .collect();
+        list.push(SourceUpdate { key: &ready.work.job.key, values, vector: None });
+    }
+    app::update_sources(connection, plan, &done, &with_results).await?;
+    app::update_sources(connection, plan, &status_only, &with_status).await
+}
+
+/// The status column (marked) and what is set beside it.
+fn status_columns(plan: &Plan) -> Vec<(ColumnWrite, bool)> {
+    let (Some(status), Some(rule)) = (&plan.status, &plan.pipeline.status) else { return Vec::new() };
+    let word = status.column.as_ref().map(|column| {
+        let kind = WriteKind::Plain(crate::config::Template::default());
+        (ColumnWrite { column: column.clone(), kind, place: rule.place.clone() }, true)
+    });
+    word.into_iter().chain(status.columns.iter().map(|write| (write.clone(), false))).collect()
+}
+
+fn word(plan: &Plan, state: &str) -> Option<String> {
+    let words = &plan.pipeline.status.as_ref()?.words;
+    match state {
+        "completed" => Some(words.completed.clone()),
+        "failed" => Some(words.failed.clone()),
+        "skipped" => words.skipped.clone(),
+        _ => None,
+    }
+}
+
+/// The ledger: once per job, revision and meter. Nothing embedded, no line.
+async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+    let mut events = Vec::new();
+    for ready in going {
+        let End::Done(done) = &ready.work.end else { continue };
+        let event = |meter: Meter, unit, quantity: u64, price, cost| Event {
+            job: ready.work.job.id,
+            revision: ready.work.job.revision,
+            tenant: done.row.tenant.clone(),
+            meter: meter.word(),
+            unit,
+            quantity: Decimal::from(quantity),
+            price,
+            cost,
+        };
+        if done.tokens > 0 {
+            events.push(event(Meter::Tokens, "token", done.tokens, done.price, done.cost));
+        }
+        let reused = ready.kept.iter().flatten().count();
+        if reused > 0 && done.tokens > 0 {
+            events.push(event(
+                Meter::ReusedVectors,
+                "vector",
+                u64::try_from(reused).unwrap_or(u64::MAX),
+                None,
+                Some(Decimal::ZERO),
+            ));
+        }
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    let common = Booked { pipeline: &plan.pipeline.name, provider: &plan.provider, model: &plan.model.name };
+    usage::book(connection, common, &events).await
+}
+
+/// The jobs' own end, with the fingerprint that holds after our writes.
+async fn finish(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+    let keys: Vec<&SourceKey> = going.iter().map(|ready| &ready.work.job.key).collect();
+    let mut after: HashMap<usize, (Vec<u8>, bool)> = app::reread(connection, plan, &keys)
+        .await?
+        .into_iter()
+        .map(|(nth, fingerprint, needs)| (nth, (fingerprint, needs)))
+        .collect();
+    let ends: Vec<Finish> = going
+        .iter()
+        .enumerate()
+        .map(|(nth, ready)| {
+            let (fingerprint, need_stands) =
+                after.remove(&nth).map_or((None, false), |(fingerprint, needs)| (Some(fingerprint), needs));
+            end_of(plan, ready, fingerprint, need_stands)
+        })
+        .collect();
+    jobs::finish(connection, &ends).await?;
+    Ok(())
+}
+
+fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_stands: bool) -> Finish {
+    let work = ready.work;
+    let emptied = Holds { generation: plan.generation.clone(), digests: Vec::new(), tokens: 0 };
+    let (tenant, reason, holds) = match &work.end {
+        End::Done(done) => {
+            let digests: Vec<Digest> = done.chunks.iter().map(crate::domain::Chunk::digest).collect();
+            let tokens = i64::try_from(work.facts.tokens_of_text.unwrap_or_default()).unwrap_or(i64::MAX);
+            (done.row.tenant.clone(), None, Some(Holds { generation: plan.generation.clone(), digests, tokens }))
+        }
+        End::Skip { row, reason } => (row.tenant.clone(), Some(reason.clone()), Some(emptied)),
+        End::Fail { row, reason } => {
+            (row.as_ref().map_or_else(|| work.job.tenant.clone(), |row| row.tenant.clone()), Some(reason.clone()), None)
+        }
+        End::Leave { reason } => (work.job.tenant.clone(), Some(reason.clone()), Some(emptied)),
+    };
+    Finish {
+        id: work.job.id,
+        state: ready.facts.state,
+        tenant,
+        reason,
+        holds,
+        fingerprint,
+        need_stands,
+        mirror_error: None,
+        pages: work.facts.pages.and_then(|pages| i32::try_from(pages).ok()),
+        reader: match &work.end {
+            End::Done(done) => done.reader.clone(),
+            End::Skip { .. } | End::Fail { .. } | End::Leave { .. } => None,
+        },
+        ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
+        stages: work.stages.clone(),
+    }
+}
+
+/// Ends a failed or skipped job whose mirror the database refused; `mirror_error` says why.
+pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipped: bool) -> sqlx::Result<Committed> {
+    let mut transaction = pool.begin().await?;
+    let locked = jobs::lock(&mut *transaction, &[(work.job.id, work.job.lease)]).await?;
+    let Some(row) = locked.first().filter(|row| row.leased) else { return Ok(Committed::Lost) };
+    if row.revision != work.job.revision {
+        return Ok(Committed::Stale);
+    }
+    let end = Finish {
+        id: work.job.id,
+        state: if skipped { "skipped" } else { "failed" },
+        tenant: work.job.tenant.clone(),
+        reason: Some(reason.clone()),
+        holds: None,
+        fingerprint: None,
+        need_stands: true,
+        mirror_error: work.facts.cause.clone(),
+        pages: None,
+        reader: None,
+        ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
+        stages: work.stages.clone(),
+    };
+    jobs::finish(&mut *transaction, &[end]).await?;
+    transaction.commit().await?;
+    Ok(Committed::Written)
+}

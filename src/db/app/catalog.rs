@@ -1,0 +1,180 @@
+//! What `pg_catalog` says about the application's tables.
+
+use sqlx::PgConnection;
+
+use crate::config::TableName;
+
+use super::quote;
+
+/// A table of the application.
+#[derive(Debug, Clone)]
+pub struct Table {
+    pub oid: sqlx::postgres::types::Oid,
+    pub name: TableName,
+    pub columns: Vec<Column>,
+    /// Row security is on and this role is not exempt: rows may be hidden.
+    pub hides_rows: bool,
+    pub may_select: bool,
+    pub may_insert: bool,
+    pub may_update: bool,
+    pub may_delete: bool,
+    pub may_trigger: bool,
+}
+
+/// A column of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    pub name: String,
+    pub type_oid: u32,
+    pub array_oid: u32,
+    pub type_schema: String,
+    pub type_name: String,
+    /// `atttypmod`: the dimensions of a vector, -1 where none are said.
+    pub modifier: i32,
+    pub not_null: bool,
+    pub has_default: bool,
+    /// Computed by the database: never written.
+    pub generated: bool,
+    pub is_enum: bool,
+}
+
+impl Table {
+    /// The name, quoted.
+    pub fn sql(&self) -> String {
+        table_sql(&self.name)
+    }
+
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The columns' names, for messages.
+    pub fn column_names(&self) -> String {
+        self.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Column {
+    /// The name, quoted.
+    pub fn sql(&self) -> String {
+        quote(&self.name)
+    }
+
+    /// The type, qualified and without modifier: a cast to it cuts nothing.
+    pub fn type_sql(&self) -> String {
+        format!("{}.{}", quote(&self.type_schema), quote(&self.type_name))
+    }
+
+    /// Whether JSON shows it as something other than a string.
+    pub fn is_plain_json(&self) -> bool {
+        self.type_schema == "pg_catalog"
+            && ["int2", "int4", "int8", "float4", "float8", "numeric", "bool"].contains(&self.type_name.as_str())
+    }
+
+    pub fn is_jsonb(&self) -> bool {
+        self.type_schema == "pg_catalog" && self.type_name == "jsonb"
+    }
+}
+
+/// `schema.table`, quoted.
+pub fn table_sql(name: &TableName) -> String {
+    format!("{}.{}", quote(&name.schema), quote(&name.table))
+}
+
+/// The schema pgvector lives in, where it is installed.
+pub async fn vector_schema(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        "select n.nspname from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector'"
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// pgvector's version, where it is installed.
+pub async fn vector_version(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!("select extversion from pg_catalog.pg_extension where extname = 'vector'")
+        .fetch_optional(connection)
+        .await
+}
+
+/// Reads a table; none where there is none of that name (or this role may not use its schema).
+pub async fn table(connection: &mut PgConnection, name: &TableName) -> sqlx::Result<Option<Table>> {
+    let found = sqlx::query!(
+        r#"select c.oid, (c.relrowsecurity and not pg_catalog.pg_has_role(c.relowner, 'usage')
+                   and not (select rolbypassrls or rolsuper from pg_catalog.pg_roles where rolname = current_user)
+                   or c.relrowsecurity and c.relforcerowsecurity
+                   and not (select rolbypassrls or rolsuper from pg_catalog.pg_roles where rolname = current_user)) as "hides_rows!",
+                  has_table_privilege(c.oid, 'select') as "may_select!", has_table_privilege(c.oid, 'insert') as "may_insert!",
+                  has_table_privilege(c.oid, 'update') as "may_update!", has_table_privilege(c.oid, 'delete') as "may_delete!",
+                  has_table_privilege(c.oid, 'trigger') as "may_trigger!"
+           from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+           where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')"#,
+        name.schema,
+        name.table,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(found) = found else { return Ok(None) };
+    let columns = sqlx::query!(
+        r#"select a.attname as "name!", t.oid as type_oid, t.typarray as array_oid, tn.nspname as "type_schema!", t.typname as "type_name!",
+                  a.atttypmod as modifier, a.attnotnull as not_null, (a.atthasdef or a.attidentity <> '') as "has_default!",
+                  (a.attgenerated <> '' or a.attidentity = 'a') as "generated!", (t.typtype = 'e') as "is_enum!"
+           from pg_catalog.pg_attribute a
+           join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace
+           where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum"#,
+        found.oid,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(Some(Table {
+        oid: found.oid,
+        name: name.clone(),
+        hides_rows: found.hides_rows,
+        may_select: found.may_select,
+        may_insert: found.may_insert,
+        may_update: found.may_update,
+        may_delete: found.may_delete,
+        may_trigger: found.may_trigger,
+        columns: columns
+            .into_iter()
+            .map(|column| Column {
+                name: column.name,
+                type_oid: column.type_oid.0,
+                array_oid: column.array_oid.0,
+                type_schema: column.type_schema,
+                type_name: column.type_name,
+                modifier: column.modifier,
+                not_null: column.not_null,
+                has_default: column.has_default,
+                generated: column.generated,
+                is_enum: column.is_enum,
+            })
+            .collect(),
+    }))
+}
+
+/// The unique keys of a table, as lists of column names.
+pub async fn unique_keys(connection: &mut PgConnection, table: &Table) -> sqlx::Result<Vec<Vec<String>>> {
+    let rows = sqlx::query_scalar!(
+        r#"select array_agg(a.attname::text order by k.nth) as "columns!"
+           from pg_catalog.pg_index i
+           cross join unnest(i.indkey::int2[]) with ordinality as k (attnum, nth)
+           join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+           where i.indrelid = $1 and i.indisunique and i.indexprs is null
+           group by i.indexrelid"#,
+        table.oid,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows)
+}
+
+/// The words of an enum type.
+pub async fn enum_words(connection: &mut PgConnection, type_oid: u32) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"select enumlabel::text as "word!" from pg_catalog.pg_enum where enumtypid = $1 order by enumsortorder"#,
+        sqlx::postgres::types::Oid(type_oid),
+    )
+    .fetch_all(connection)
+    .await
+}

@@ -1,0 +1,166 @@
+//! The rows that were there before us: each gets a job, and none is paid for without a person's word.
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use crate::config::Existing;
+use crate::domain::SourceKey;
+
+use super::load::parent_match;
+use super::plan::{Plan, TargetPlan};
+use super::sweep::{Slice, behind, bind_key, read};
+
+/// How a census slice went.
+#[derive(Debug, Clone)]
+pub struct Census {
+    pub slice: Slice,
+}
+
+/// Gives the next `limit` rows of the set that have no job one: done and unpaid (`adopt`, where the row has at least one vector
+/// and all are valid), held for a person's word, or skipped (`ignore`).
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn census(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    existing: Existing,
+    after: Option<&SourceKey>,
+    limit: i64,
+) -> sqlx::Result<Census> {
+    let keys = plan.key.len();
+    let valid = match existing {
+        Existing::Adopt => valid_chunks(plan),
+        Existing::Backfill | Existing::Ignore => "0".to_owned(),
+    };
+    let otherwise = match existing {
+        Existing::Adopt | Existing::Backfill => {
+            "'waiting', 'infinity'::timestamptz, 'unaccepted', 'was there before; waits for `gristmill accept`', null::timestamptz"
+        }
+        Existing::Ignore => {
+            "'skipped', clock_timestamp(), 'skipped', 'was there before, and existing = \"ignore\"', clock_timestamp()"
+        }
+    };
+    let statement = format!(
+        "with slice as materialized ( \
+             select {key} as gm_key, {tenant} as gm_tenant, {fingerprint} as gm_fingerprint, {valid} as gm_chunks, \
+                    row_number() over (order by {list}) as gm_nth \
+             from {from} where {when} and {behind} order by {list} limit ${limit} \
+         ), noted as ( \
+             insert into gristmill.embedding_jobs \
+                 (pipeline, source_key, tenant, fingerprint, max_attempts, state, run_at, error_kind, reason, finished_at, chunks, generation) \
+             select ${pipeline}, gm_key, gm_tenant, gm_fingerprint, ${attempts}, said.state, said.run_at, said.kind, said.reason, \
+                    said.finished_at, nullif(gm_chunks, 0), case when gm_chunks > 0 then ${generation} end \
+             from slice cross join lateral ( \
+                 select 'completed', clock_timestamp(), null, null, clock_timestamp() where gm_chunks > 0 \
+                 union all select {otherwise} where gm_chunks = 0 \
+             ) as said (state, run_at, kind, reason, finished_at) \
+             on conflict (pipeline, source_key) do nothing \
+             returning 1 \
+         ) \
+         select (select count(*) from slice) as seen, (select gm_key from slice order by gm_nth desc limit 1) as last, \
+                (select count(*) from noted) as opened",
+        key = plan.key_json("source"),
+        tenant = plan.tenant,
+        fingerprint = plan.fingerprint,
+        list = plan.key_list("source"),
+        from = plan.from(&plan.source),
+        when = plan.when,
+        behind = behind(plan, after),
+        pipeline = keys + 1,
+        limit = keys + 2,
+        attempts = keys + 3,
+        generation = keys + 4,
+    );
+    let query = bind_key(sqlx::query(AssertSqlSafe(statement)), plan, after)
+        .bind(&plan.pipeline.name)
+        .bind(limit)
+        .bind(plan.pipeline.max_attempts)
+        .bind(&plan.generation);
+    Ok(Census { slice: read(&query.fetch_one(connection).await?, limit)? })
+}
+
+/// How many chunks a row has, or 0 where one of them is not valid.
+fn valid_chunks(plan: &Plan) -> String {
+    match &plan.target {
+        TargetPlan::Row { vector, .. } => {
+            let vector = format!("source.{}", vector.sql());
+            format!("(case when {} then 1 else 0 end)", plan.vector.valid(&vector, plan.model.dimensions))
+        }
+        TargetPlan::Chunks { table, vector, .. } => format!(
+            "(select case when coalesce(bool_and({valid}), false) then count(*) else 0 end from {table} as chunk where {parent})",
+            valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions),
+            parent = parent_of_source(plan),
+        ),
+    }
+}
+
+/// The parent match with the source row's own columns in place of asked keys.
+pub(super) fn parent_of_source(plan: &Plan) -> String {
+    let TargetPlan::Chunks { parent, .. } = &plan.target else { return "true".to_owned() };
+    let mut matches = parent_match(plan, "chunk");
+    for (nth, write) in parent.iter().enumerate() {
+        let name = write.names().first().and_then(|name| match name {
+            crate::config::Name::Row(name) => Some(super::quote(name)),
+            _ => None,
+        });
+        let value = name.map_or_else(|| "null".to_owned(), |name| format!("source.{name}"));
+        let asked = format!("asked.gm_k{}::{}", nth + 1, write.column.type_sql());
+        matches = matches.replace(&asked, &value);
+    }
+    matches
+}
+
+/// What embedding some rows may cost in tokens, judged by the length of their text.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate {
+    pub rows: i64,
+    /// About four characters make a token.
+    pub tokens: i64,
+    /// Rows whose content is a file: nobody knows before it is read.
+    pub files: i64,
+}
+
+/// Estimates what the held rows of a pipeline would cost, from up to 1,000 of them.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn estimate(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<Estimate> {
+    let matches: Vec<String> = plan
+        .key
+        .iter()
+        .enumerate()
+        .map(|(nth, column)| format!("source.{} = (held.source_key->>{nth})::{}", column.sql(), column.type_sql()))
+        .collect();
+    let lengths: Vec<String> = plan.expressions.iter().map(|value| format!("coalesce(length({value}), 0)")).collect();
+    let is_file = plan.pipeline.file.as_ref().map_or_else(
+        || "false".to_owned(),
+        |file| {
+            file.when
+                .as_ref()
+                .map_or_else(|| "true".to_owned(), |sql| format!("coalesce(({})::boolean, false)", sql.text))
+        },
+    );
+    let statement = format!(
+        "with held as materialized ( \
+             select source_key from gristmill.embedding_jobs \
+             where pipeline = $1 and ((state = 'waiting' and error_kind = 'unaccepted') or (state = 'completed' and generation is distinct from $2)) \
+         ), some as materialized (select source_key from held limit 1000), \
+         measured as ( \
+             select {is_file} as is_file, case when {is_file} then 0 else {lengths} end as characters \
+             from some as held join {source} as source on {matches}{lateral} \
+         ) \
+         select (select count(*) from held) as rows, \
+                coalesce((select ceil(avg(characters) / 4.0 * (select count(*) from held)) from measured), 0)::bigint as tokens, \
+                coalesce((select round(avg(is_file::int) * (select count(*) from held)) from measured), 0)::bigint as files",
+        lengths = if lengths.is_empty() { "0".to_owned() } else { lengths.join(" + ") },
+        source = plan.source,
+        matches = matches.join(" and "),
+        lateral = plan.lateral,
+    );
+    let row = sqlx::query(AssertSqlSafe(statement))
+        .bind(&plan.pipeline.name)
+        .bind(&plan.generation)
+        .fetch_one(connection)
+        .await?;
+    Ok(Estimate { rows: row.try_get("rows")?, tokens: row.try_get("tokens")?, files: row.try_get("files")? })
+}

@@ -1,0 +1,574 @@
+//! A pipeline resolved against the database: which columns and types it really reads and writes.
+
+use std::collections::BTreeSet;
+
+use sqlx::PgConnection;
+
+use crate::config::{
+    Assignment, ChunkFact, Config, Model, Name, Pipeline, Place, Template, TenantRule, TextRule, Value,
+};
+use crate::domain::SourceKey;
+
+use super::assign::{self, ColumnWrite, WriteKind};
+use super::catalog::{self, Column, Table};
+use super::check::Misfit;
+use super::vector::{VectorKind, VectorType};
+use super::{asked, literal, quote};
+
+/// A pipeline that fits its database.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub pipeline: Pipeline,
+    pub model: Model,
+    pub provider: String,
+    pub generation: String,
+    /// The source table, quoted.
+    pub source: String,
+    pub source_table: Table,
+    pub key: Vec<Column>,
+    /// The row names the pipeline uses; a loaded row has a value for each, in this order.
+    pub names: Vec<String>,
+    pub vector: VectorType,
+    pub target: TargetPlan,
+    pub write: Vec<ColumnWrite>,
+    pub status: Option<StatusPlan>,
+    /// Joins the configuration's `values` to `source`.
+    pub(super) lateral: String,
+    /// Text expressions of `names`.
+    pub(super) expressions: Vec<String>,
+    pub(super) when: String,
+    pub(super) needs: Option<String>,
+    pub(super) tenant: String,
+    pub(super) fingerprint: String,
+}
+
+/// Where vectors go.
+#[derive(Debug, Clone)]
+pub enum TargetPlan {
+    /// A table of chunks.
+    Chunks {
+        /// The table, quoted.
+        table: String,
+        parent: Vec<ColumnWrite>,
+        /// The version column and this pipeline's word.
+        version: Option<(Column, String)>,
+        columns: Vec<ColumnWrite>,
+        vector: Column,
+        index: Column,
+        /// The column of the stored text.
+        text: Option<Column>,
+        /// A unique key holds the chunk index: moving chunks need a detour.
+        index_is_unique: bool,
+    },
+    /// Columns of the source row.
+    Row { columns: Vec<ColumnWrite>, vector: Column },
+}
+
+impl TargetPlan {
+    pub fn vector(&self) -> &Column {
+        match self {
+            Self::Chunks { vector, .. } | Self::Row { vector, .. } => vector,
+        }
+    }
+
+    pub fn columns(&self) -> &[ColumnWrite] {
+        match self {
+            Self::Chunks { columns, .. } | Self::Row { columns, .. } => columns,
+        }
+    }
+}
+
+/// The mirrored status.
+#[derive(Debug, Clone)]
+pub struct StatusPlan {
+    pub column: Option<Column>,
+    pub columns: Vec<ColumnWrite>,
+}
+
+impl Plan {
+    /// Parent values of a chunk, from the key alone.
+    pub fn parent_of(&self, key: &SourceKey) -> Vec<String> {
+        let TargetPlan::Chunks { parent, .. } = &self.target else { return Vec::new() };
+        parent
+            .iter()
+            .map(|column| match &column.kind {
+                WriteKind::Plain(template) => template.render(|name| self.key_value(key, name)),
+                WriteKind::Vector | WriteKind::Merge(_) => String::new(),
+            })
+            .collect()
+    }
+
+    fn key_value(&self, key: &SourceKey, name: &Name) -> Option<String> {
+        let Name::Row(name) = name else { return None };
+        let nth = self.key.iter().position(|column| &column.name == name)?;
+        key.0.get(nth).cloned()
+    }
+
+    /// `source."a" = asked.gm_k1::type and …`
+    pub(super) fn key_match(&self, row: &str) -> String {
+        let parts: Vec<String> = self
+            .key
+            .iter()
+            .enumerate()
+            .map(|(nth, column)| format!("{row}.{} = asked.gm_k{}::{}", column.sql(), nth + 1, column.type_sql()))
+            .collect();
+        parts.join(" and ")
+    }
+
+    /// `jsonb_build_array(source."a"::text, …)`
+    pub(super) fn key_json(&self, row: &str) -> String {
+        let parts: Vec<String> = self.key.iter().map(|column| format!("{row}.{}::text", column.sql())).collect();
+        format!("jsonb_build_array({})", parts.join(", "))
+    }
+
+    /// `relation as source`, and the configuration's `values`.
+    pub(super) fn from(&self, relation: &str) -> String {
+        format!("{relation} as source{}", self.lateral)
+    }
+
+    /// The asked keys, joined to their source rows.
+    pub(super) fn from_asked(&self) -> String {
+        format!(
+            "{} join {} as source on {}{}",
+            asked(self.key.len()),
+            self.source,
+            self.key_match("source"),
+            self.lateral
+        )
+    }
+
+    /// `source."a", source."b"`
+    pub(super) fn key_list(&self, row: &str) -> String {
+        self.key.iter().map(|column| format!("{row}.{}", column.sql())).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Resolves a pipeline. All misfits are named together; warnings come with the plan.
+///
+/// # Errors
+/// The outer error: the database is away. The inner one: what does not fit.
+pub async fn resolve(
+    connection: &mut PgConnection,
+    config: &Config,
+    pipeline: &Pipeline,
+) -> sqlx::Result<Result<(Plan, Vec<Misfit>), Vec<Misfit>>> {
+    let mut misfits = Vec::new();
+    let source = &pipeline.source;
+    let Some(table) = catalog::table(connection, &source.table).await? else {
+        return Ok(Err(vec![missing_table(&source.place, &source.table)]));
+    };
+    let target_table = match &pipeline.target.table {
+        None => None,
+        Some(name) => match catalog::table(connection, name).await? {
+            Some(table) => Some(table),
+            None => return Ok(Err(vec![missing_table(&pipeline.target.place, name)])),
+        },
+    };
+    privileges(&source.place, &table, target_table.as_ref(), pipeline, &mut misfits);
+    let key = key_columns(&table, pipeline, &mut misfits);
+    let names = row_names(pipeline, &table, &mut misfits);
+    let shape = Shape::new(pipeline, &names);
+    let write = assign::resolve(&table, &pipeline.write, &mut misfits);
+    let status = pipeline.status.as_ref().map(|status| status_plan(&table, status, &mut misfits));
+    words_fit(connection, pipeline, status.as_ref(), &mut misfits).await?;
+    let target = target_plan(connection, &table, target_table.as_ref(), pipeline, &mut misfits).await?;
+    let Some(target) = target else { return Ok(Err(misfits)) };
+    let schema = catalog::vector_schema(connection).await?;
+    let vector = vector_type(target.vector(), schema, &pipeline.target.place, &mut misfits);
+    let model = fitting_model(config, pipeline, target.vector(), &mut misfits);
+    let (Some(vector), Some(model)) = (vector, model) else { return Ok(Err(misfits)) };
+    let provider_kind = config.providers.get(&model.provider);
+    let plan = Plan {
+        generation: provider_kind.map(|provider| pipeline.generation(&model, provider)).unwrap_or_default(),
+        provider: model.provider.clone(),
+        model,
+        source: table.sql(),
+        key,
+        names,
+        vector,
+        target,
+        write,
+        status,
+        lateral: shape.lateral,
+        expressions: shape.expressions,
+        when: shape.when,
+        needs: shape.needs,
+        tenant: shape.tenant,
+        fingerprint: shape.fingerprint,
+        pipeline: pipeline.clone(),
+        source_table: table,
+    };
+    if misfits.iter().all(|misfit| misfit.warning) {
+        try_fragments(connection, &plan, &mut misfits).await?;
+    }
+    if misfits.iter().any(|misfit| !misfit.warning) {
+        return Ok(Err(misfits));
+    }
+    Ok(Ok((plan, misfits)))
+}
+
+fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
+    Misfit::new(place, format!("there is no table {name}, or this role may not use schema {}", name.schema))
+}
+
+fn privileges(place: &Place, source: &Table, target: Option<&Table>, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) {
+    let mut need = |table: &Table, ok: bool, right: &str| {
+        if !ok {
+            misfits.push(
+                Misfit::new(place, format!("this role may not {right} {}", table.name))
+                    .fix(format!("grant {right} on {} to current_user;", table.sql())),
+            );
+        }
+    };
+    need(source, source.may_select, "select");
+    // Locking a row asks for the right to update it.
+    need(source, source.may_update, "update");
+    if let Some(target) = target {
+        need(target, target.may_select, "select");
+        need(target, target.may_insert, "insert");
+        need(target, target.may_update, "update");
+        need(target, target.may_delete, "delete");
+    }
+    for table in [Some(source), target].into_iter().flatten() {
+        if table.hides_rows {
+            misfits.push(
+                Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
+                    .fix("alter role current_user bypassrls;"),
+            );
+        }
+    }
+    if pipeline.source.changed_at.is_none() && pipeline.source.reopen_on_change {
+        misfits.push(Misfit::warning(
+            place,
+            "changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`",
+        ));
+    }
+}
+
+fn key_columns(table: &Table, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) -> Vec<Column> {
+    let mut key = Vec::new();
+    for name in &pipeline.source.key {
+        match table.column(name) {
+            Some(column) => key.push(column.clone()),
+            None => misfits.push(missing_column(&pipeline.source.place, table, name)),
+        }
+    }
+    for name in [&pipeline.source.changed_at, &pipeline.source.order].into_iter().flatten() {
+        if table.column(name).is_none() {
+            misfits.push(missing_column(&pipeline.source.place, table, name));
+        }
+    }
+    key
+}
+
+fn missing_column(place: &Place, table: &Table, name: &str) -> Misfit {
+    Misfit::new(place, format!("table {} has no column {name}; it has {}", table.name, table.column_names()))
+}
+
+/// Every row name the pipeline uses, each a column of the source or one of its values.
+fn row_names(pipeline: &Pipeline, table: &Table, misfits: &mut Vec<Misfit>) -> Vec<String> {
+    let mut names = content_names(pipeline);
+    let assignments = pipeline.write.iter().chain(pipeline.status.iter().flat_map(|status| &status.columns));
+    names.extend(assignments.flat_map(assignment_names));
+    if let Some(TenantRule::Name(name)) = &pipeline.source.tenant {
+        names.insert(name.clone());
+    }
+    for name in &names {
+        if table.column(name).is_none() && !pipeline.source.values.contains_key(name) {
+            misfits.push(Misfit::new(
+                &pipeline.source.place,
+                format!(
+                    "{{{name}}} is neither a column of {} nor one of source.values; it has {}",
+                    table.name,
+                    table.column_names()
+                ),
+            ));
+        }
+    }
+    names.into_iter().collect()
+}
+
+/// The names whose values the vectors, or what is stored beside them, are made of.
+fn content_names(pipeline: &Pipeline) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    match &pipeline.source.text {
+        None => {}
+        Some(TextRule::One(template)) => names.extend(names_of(template)),
+        Some(TextRule::By { column, variants, otherwise }) => {
+            names.insert(column.clone());
+            names.extend(variants.values().chain(otherwise).flat_map(names_of));
+        }
+    }
+    if let Some(file) = &pipeline.file {
+        let templates = [Some(&file.path), file.within.as_ref(), file.media_type.as_ref(), file.name.as_ref()];
+        names.extend(templates.into_iter().flatten().flat_map(names_of));
+    }
+    names.extend(pipeline.chunks.embed.iter().flat_map(names_of));
+    names.extend(pipeline.target.parent.iter().chain(&pipeline.target.columns).flat_map(assignment_names));
+    names
+}
+
+fn names_of(template: &Template) -> Vec<String> {
+    template
+        .names()
+        .into_iter()
+        .filter_map(|name| if let Name::Row(name) = name { Some(name.clone()) } else { None })
+        .collect()
+}
+
+fn assignment_names(assignment: &Assignment) -> Vec<String> {
+    match &assignment.value {
+        Value::Template(template) => names_of(template),
+        Value::Merge(keys) => keys.values().flat_map(names_of).collect(),
+    }
+}
+
+/// The SQL every statement over the source is built from.
+struct Shape {
+    lateral: String,
+    expressions: Vec<String>,
+    when: String,
+    needs: Option<String>,
+    tenant: String,
+    fingerprint: String,
+}
+
+impl Shape {
+    fn new(pipeline: &Pipeline, names: &[String]) -> Self {
+        let source = &pipeline.source;
+        let expression = |name: &str| {
+            if source.values.contains_key(name) {
+                format!("value.{}::text", quote(name))
+            } else {
+                format!("source.{}::text", quote(name))
+            }
+        };
+        let content: Vec<String> = content_names(pipeline).iter().map(|name| expression(name)).collect();
+        let tenant = match &source.tenant {
+            None => "''".to_owned(),
+            Some(TenantRule::Name(name)) => format!("coalesce({}, '')", expression(name)),
+            Some(TenantRule::Constant(word)) => literal(word),
+            Some(TenantRule::Expression(sql)) => format!("coalesce(({})::text, '')", sql.text),
+        };
+        Self {
+            lateral: Self::lateral(pipeline),
+            expressions: names.iter().map(|name| expression(name)).collect(),
+            when: source
+                .when
+                .as_ref()
+                .map_or_else(|| "true".to_owned(), |sql| format!("coalesce(({}), false)", sql.text)),
+            needs: source.needs.as_ref().map(|sql| format!("coalesce(({}), false)", sql.text)),
+            tenant,
+            fingerprint: format!("sha256(convert_to(jsonb_build_array({})::text, 'UTF8'))", content.join(", ")),
+        }
+    }
+
+    fn lateral(pipeline: &Pipeline) -> String {
+        let values: Vec<String> =
+            pipeline.source.values.iter().map(|(name, sql)| format!("({}) as {}", sql.text, quote(name))).collect();
+        if values.is_empty() {
+            String::new()
+        } else {
+            format!(" cross join lateral (select {}) as value", values.join(", "))
+        }
+    }
+}
+
+fn status_plan(table: &Table, status: &crate::config::Status, misfits: &mut Vec<Misfit>) -> StatusPlan {
+    let column = status.column.candidates.iter().find_map(|candidate| table.column(&candidate.column)).cloned();
+    if column.is_none() && !status.column.optional {
+        misfits.push(missing_column(&status.place, table, status.column.first()));
+    }
+    StatusPlan { column, columns: assign::resolve(table, &status.columns, misfits) }
+}
+
+/// Enum columns must know every status word.
+async fn words_fit(
+    connection: &mut PgConnection,
+    pipeline: &Pipeline,
+    status: Option<&StatusPlan>,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<()> {
+    let (Some(rule), Some(column)) = (&pipeline.status, status.and_then(|status| status.column.as_ref())) else {
+        return Ok(());
+    };
+    if !column.is_enum {
+        return Ok(());
+    }
+    let known = catalog::enum_words(connection, column.type_oid).await?;
+    let words = &rule.words;
+    for word in [
+        Some(&words.pending),
+        Some(&words.processing),
+        Some(&words.completed),
+        Some(&words.failed),
+        words.skipped.as_ref(),
+    ] {
+        let Some(word) = word else { continue };
+        if !known.contains(word) {
+            misfits.push(
+                Misfit::new(
+                    &rule.place,
+                    format!("type {} has no word `{word}`; it has {}", column.type_name, known.join(", ")),
+                )
+                .fix(format!("alter type {} add value {};", column.type_sql(), literal(word))),
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn target_plan(
+    connection: &mut PgConnection,
+    source: &Table,
+    target: Option<&Table>,
+    pipeline: &Pipeline,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<Option<TargetPlan>> {
+    let rule = &pipeline.target;
+    let Some(table) = target else {
+        let columns = assign::resolve(source, &rule.columns, misfits);
+        let vector = vector_column(&columns, &rule.place, misfits);
+        return Ok(vector.map(|vector| TargetPlan::Row { columns, vector }));
+    };
+    let parent = assign::resolve(table, &rule.parent, misfits);
+    for column in &parent {
+        let from_key =
+            column.names().iter().all(|name| matches!(name, Name::Row(name) if pipeline.source.key.contains(name)));
+        if !from_key {
+            misfits.push(Misfit::new(
+                &column.place,
+                "target.parent may use key columns only: chunks must be found when the row is gone",
+            ));
+        }
+    }
+    let version = match &rule.version {
+        None => None,
+        Some((name, word)) => match table.column(name) {
+            Some(column) => Some((column.clone(), word.clone())),
+            None => {
+                misfits.push(missing_column(&rule.place, table, name));
+                None
+            }
+        },
+    };
+    let columns = assign::resolve(table, &rule.columns, misfits);
+    let vector = vector_column(&columns, &rule.place, misfits);
+    let of =
+        |fact: ChunkFact| columns.iter().find(|column| column.uses_chunk(fact)).map(|column| column.column.clone());
+    let index = of(ChunkFact::Index);
+    if index.is_none() {
+        misfits.push(Misfit::new(
+            &rule.place,
+            "target.columns must map {chunk.index} to a column: chunks are told apart by it",
+        ));
+    }
+    let text = of(ChunkFact::Text);
+    let (Some(vector), Some(index)) = (vector, index) else { return Ok(None) };
+    unwritten(table, &parent, version.as_ref(), &columns, &rule.place, misfits);
+    let unique = catalog::unique_keys(connection, table).await?;
+    let index_is_unique = unique.iter().any(|key| key.contains(&index.name));
+    Ok(Some(TargetPlan::Chunks { table: table.sql(), parent, version, columns, vector, index, text, index_is_unique }))
+}
+
+fn vector_column(columns: &[ColumnWrite], place: &Place, misfits: &mut Vec<Misfit>) -> Option<Column> {
+    let vector = columns.iter().find(|column| column.kind == WriteKind::Vector).map(|column| column.column.clone());
+    if vector.is_none() {
+        misfits.push(Misfit::new(place, "target.columns must map {chunk.vector} to a column that exists"));
+    }
+    vector
+}
+
+/// Columns that may not be null, have no default, and get no value: every insert would fail.
+fn unwritten(
+    table: &Table,
+    parent: &[ColumnWrite],
+    version: Option<&(Column, String)>,
+    columns: &[ColumnWrite],
+    place: &Place,
+    misfits: &mut Vec<Misfit>,
+) {
+    for column in table.columns.iter().filter(|column| column.not_null && !column.has_default && !column.generated) {
+        let written = parent.iter().chain(columns).any(|write| write.column.name == column.name)
+            || version.is_some_and(|(version, _)| version.name == column.name);
+        if !written {
+            misfits.push(Misfit::new(
+                place,
+                format!("column {} of {} must have a value, and target.columns gives it none", column.name, table.name),
+            ));
+        }
+    }
+}
+
+fn vector_type(
+    column: &Column,
+    schema: Option<String>,
+    place: &Place,
+    misfits: &mut Vec<Misfit>,
+) -> Option<VectorType> {
+    let Some(schema) = schema else {
+        misfits.push(Misfit::new(place, "this database has no pgvector").fix("create extension vector;"));
+        return None;
+    };
+    let kind = match column.type_name.as_str() {
+        "vector" => VectorKind::Vector,
+        "halfvec" => VectorKind::HalfVector,
+        other => {
+            misfits.push(Misfit::new(
+                place,
+                format!("column {} is {other}; vectors go into vector or halfvec", column.name),
+            ));
+            return None;
+        }
+    };
+    Some(VectorType { kind, schema, oid: column.type_oid, array_oid: column.array_oid })
+}
+
+/// The first of the pipeline's models whose dimensions fit the column.
+fn fitting_model(config: &Config, pipeline: &Pipeline, column: &Column, misfits: &mut Vec<Misfit>) -> Option<Model> {
+    let models: Vec<&Model> = pipeline.models.iter().filter_map(|label| config.models.get(label)).collect();
+    let fits = |model: &&&Model| column.modifier < 0 || usize::try_from(column.modifier) == Ok(model.dimensions);
+    let found = models.iter().find(fits);
+    if found.is_none() {
+        let offered: Vec<String> =
+            models.iter().map(|model| format!("{} has {}", model.label, model.dimensions)).collect();
+        misfits.push(Misfit::new(
+            &pipeline.target.place,
+            format!("column {} holds {} dimensions; {}", column.name, column.modifier, offered.join(", ")),
+        ));
+    }
+    found.map(|model| (*model).clone())
+}
+
+/// Lets Postgres read the configuration's own SQL, so that a typo is named with its line before the first claim.
+async fn try_fragments(connection: &mut PgConnection, plan: &Plan, misfits: &mut Vec<Misfit>) -> sqlx::Result<()> {
+    let source = &plan.pipeline.source;
+    let mut fragments: Vec<(&Place, String)> = Vec::new();
+    let plain = format!("{} as source", plan.source);
+    for sql in [&source.when, &source.needs].into_iter().flatten() {
+        fragments.push((&sql.place, format!("select ({})::boolean from {plain}", sql.text)));
+    }
+    for (name, sql) in &source.values {
+        fragments.push((&sql.place, format!("select ({}) as {} from {plain}", sql.text, quote(name))));
+    }
+    let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
+    for sql in rules.into_iter().flatten() {
+        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.from(&plan.source))));
+    }
+    if let Some(TenantRule::Expression(sql)) = &source.tenant {
+        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.from(&plan.source))));
+    }
+    for (place, statement) in fragments {
+        if let Err(error) =
+            sqlx::query(sqlx::AssertSqlSafe(format!("explain {statement}"))).fetch_all(&mut *connection).await
+        {
+            match &error {
+                sqlx::Error::Database(database) => {
+                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())))
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! The optional triggers of a pipeline: they announce changes at once, cost the application one statement per statement, and
+//! never make it fail.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::plan::Plan;
+use super::{literal, quote};
+
+/// A pipeline's triggers and their functions, as SQL.
+#[derive(Debug, Clone)]
+pub struct TriggerSet {
+    pub install: Vec<String>,
+    pub remove: Vec<String>,
+}
+
+const EVENTS: [&str; 3] = ["insert", "update", "delete"];
+
+impl TriggerSet {
+    /// The statements for one pipeline.
+    pub fn of(plan: &Plan) -> Self {
+        let name = &plan.pipeline.name;
+        let mut install = Vec::new();
+        let mut remove = Vec::new();
+        for event in EVENTS {
+            let function = format!("gristmill.{}", quote(&function_name(name, event)));
+            let trigger = quote(&trigger_name(name, event));
+            install.push(function_sql(plan, &function, event));
+            install.push(format!("revoke all on function {function}() from public"));
+            install.push(format!("drop trigger if exists {trigger} on {}", plan.source));
+            install.push(format!(
+                "create trigger {trigger} after {event} on {} referencing {} for each statement execute function {function}()",
+                plan.source,
+                transition(event),
+            ));
+            remove.push(format!("drop trigger if exists {trigger} on {}", plan.source));
+            remove.push(format!("drop function if exists {function}()"));
+        }
+        Self { install, remove }
+    }
+
+    /// The statements as one script.
+    pub fn script(statements: &[String]) -> String {
+        statements.iter().map(|statement| format!("{statement};\n")).collect()
+    }
+}
+
+fn trigger_name(pipeline: &str, event: &str) -> String {
+    format!("gristmill_{pipeline}_{event}")
+}
+
+fn function_name(pipeline: &str, event: &str) -> String {
+    format!("on_{pipeline}_{event}")
+}
+
+fn transition(event: &str) -> &'static str {
+    match event {
+        "insert" => "new table as gm_new",
+        "delete" => "old table as gm_old",
+        _ => "old table as gm_old new table as gm_new",
+    }
+}
+
+/// One function: deaf to its own pipeline's writes, pinned so that keys read the same as the worker's, and swallowing its own
+/// errors: the sweep catches up. `others` does not catch a cancellation.
+fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
+    let name = literal(&plan.pipeline.name);
+    let body = match event {
+        "insert" => announce(&name, &rows_of(plan, "gm_new"), "new_row", "new_row.asks"),
+        "delete" => announce(&name, &rows_of(plan, "gm_old"), "new_row", "new_row.in_set"),
+        _ => update_body(plan, &name),
+    };
+    format!(
+        "create or replace function {function}() returns trigger language plpgsql security definer \
+         set search_path = '' set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 \
+         as $gristmill$\n\
+         begin\n\
+             if current_setting('gristmill.writer', true) = {name} then return null; end if;\n\
+             begin\n\
+                 {body}\n\
+             exception when others then\n\
+                 raise warning 'gristmill could not announce rows of {table}: %', sqlerrm;\n\
+             end;\n\
+             return null;\n\
+         end\n\
+         $gristmill$",
+        table = plan.source_table.name,
+    )
+}
+
+/// What the worker would read of each row: its key, whether it is in the set, whether it asks, and its content.
+fn rows_of(plan: &Plan, relation: &str) -> String {
+    let asks = plan.needs.as_ref().map_or_else(|| plan.when.clone(), |needs| format!("{} and {needs}", plan.when));
+    let order = plan.pipeline.source.order.as_ref().map_or_else(
+        || "null::timestamptz".to_owned(),
+        |column| format!("(source.{}::text)::timestamptz", quote(column)),
+    );
+    format!(
+        "select {key} as key, {when} as in_set, {asks} as asks, {tenant} as tenant, {order} as ordered, {fingerprint} as content from {from}",
+        key = plan.key_json("source"),
+        when = plan.when,
+        tenant = plan.tenant,
+        fingerprint = plan.fingerprint,
+        from = plan.from(relation),
+    )
+}
+
+fn announce(name: &str, rows: &str, alias: &str, condition: &str) -> String {
+    format!(
+        "perform gristmill.open_jobs({name}, array_agg({alias}.key), array_agg({alias}.tenant), array_agg({alias}.ordered), 0, false) \
+         from ({rows}) as {alias} where {condition} having count(*) > 0;"
+    )
+}
+
+/// An update announces rows whose content changed, that began to ask, that entered or left the set, or whose key is new; and the
+/// old key of a row whose key changed.
+fn update_body(plan: &Plan, name: &str) -> String {
+    let changed = if plan.pipeline.source.reopen_on_change {
+        "new_row.content is distinct from old_row.content"
+    } else {
+        "false"
+    };
+    let began = "(new_row.asks and not coalesce(old_row.asks, false))";
+    let left = "(coalesce(old_row.in_set, false) and not new_row.in_set)";
+    let condition = format!("((new_row.in_set and {changed} and old_row.key is not null) or {began} or {left})");
+    let joined = format!(
+        "select new_row.key, new_row.tenant, new_row.ordered from ({}) as new_row left join ({}) as old_row on old_row.key = new_row.key \
+         where {condition} \
+         union all \
+         select old_row.key, old_row.tenant, old_row.ordered from ({}) as old_row \
+         where old_row.in_set and not exists (select from ({}) as new_row where new_row.key = old_row.key)",
+        rows_of(plan, "gm_new"),
+        rows_of(plan, "gm_old"),
+        rows_of(plan, "gm_old"),
+        rows_of(plan, "gm_new"),
+    );
+    announce(name, &joined, "asked", "true")
+}
+
+/// Installs a pipeline's triggers, in one transaction.
+///
+/// # Errors
+/// This role may not create triggers on the table.
+pub async fn install(connection: &mut PgConnection, set: &TriggerSet) -> sqlx::Result<()> {
+    run(connection, &set.install).await
+}
+
+/// Removes them.
+///
+/// # Errors
+/// Who may create triggers may not be allowed to drop them: then the owner has to run the statements.
+pub async fn remove(connection: &mut PgConnection, set: &TriggerSet) -> sqlx::Result<()> {
+    run(connection, &set.remove).await
+}
+
+async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Result<()> {
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    for statement in statements {
+        sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await
+}
+
+/// Which events of a pipeline have their trigger.
+///
+/// # Errors
+/// The database is away.
+pub async fn installed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    for event in EVENTS {
+        let there = sqlx::query_scalar!(
+            r#"select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgenabled <> 'D') as "there!""#,
+            plan.source_table.oid,
+            trigger_name(&plan.pipeline.name, event),
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if there {
+            found.push(event);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,96 @@
+//! Vectors as bound values: pgvector's binary form under the type's own number, so that its schema does not matter.
+
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
+use sqlx::{Encode, Type};
+
+/// How a vector column stores its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VectorKind {
+    Vector,
+    HalfVector,
+}
+
+/// The type of a vector column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VectorType {
+    pub kind: VectorKind,
+    pub schema: String,
+    pub oid: u32,
+    pub array_oid: u32,
+}
+
+impl VectorType {
+    /// An SQL condition: `expression` is a vector of that many dimensions and not all zeros. pgvector itself refuses values that
+    /// are not finite.
+    pub fn valid(&self, expression: &str, dimensions: usize) -> String {
+        let schema = super::quote(&self.schema);
+        let (dims, norm) = match self.kind {
+            VectorKind::Vector => ("vector_dims", "vector_norm"),
+            VectorKind::HalfVector => ("vector_dims", "l2_norm"),
+        };
+        format!(
+            "({expression} is not null and {schema}.{dims}({expression}) = {dimensions} and {schema}.{norm}({expression}) > 0)"
+        )
+    }
+}
+
+/// Many vectors as one array argument; none is null.
+pub struct Vectors<'a> {
+    pub of: &'a VectorType,
+    pub rows: Vec<Option<&'a [f32]>>,
+}
+
+impl Type<Postgres> for Vectors<'_> {
+    fn type_info() -> PgTypeInfo {
+        // Never asked: `produces` names the real type.
+        PgTypeInfo::with_name("vector")
+    }
+}
+
+impl Encode<'_, Postgres> for Vectors<'_> {
+    fn produces(&self) -> Option<PgTypeInfo> {
+        Some(PgTypeInfo::with_oid(Oid(self.of.array_oid)))
+    }
+
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let count = i32::try_from(self.rows.len())?;
+        // A one-dimensional array: dimensions, has-nulls, element type, length, lower bound.
+        let has_nulls = i32::from(self.rows.iter().any(Option::is_none));
+        for part in [1, has_nulls] {
+            buffer.extend(part.to_be_bytes());
+        }
+        buffer.extend(self.of.oid.to_be_bytes());
+        for part in [count, 1] {
+            buffer.extend(part.to_be_bytes());
+        }
+        for row in &self.rows {
+            match row {
+                Some(vector) => one(buffer, self.of.kind, vector)?,
+                None => buffer.extend((-1_i32).to_be_bytes()),
+            }
+        }
+        Ok(IsNull::No)
+    }
+}
+
+/// pgvector's binary form: length, dimensions, an unused short, then the values.
+fn one(buffer: &mut PgArgumentBuffer, kind: VectorKind, vector: &[f32]) -> Result<(), BoxDynError> {
+    let dimensions = u16::try_from(vector.len())?;
+    let width = match kind {
+        VectorKind::Vector => 4,
+        VectorKind::HalfVector => 2,
+    };
+    buffer.extend(i32::try_from(4 + vector.len() * width)?.to_be_bytes());
+    buffer.extend(dimensions.to_be_bytes());
+    buffer.extend([0, 0]);
+    for value in vector {
+        match kind {
+            VectorKind::Vector => buffer.extend(value.to_be_bytes()),
+            VectorKind::HalfVector => buffer.extend(half::f16::from_f32(*value).to_be_bytes()),
+        }
+    }
+    Ok(())
+}

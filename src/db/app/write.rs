@@ -1,0 +1,400 @@
+//! What a commit does to the application's tables. Every function is one statement over many jobs, inside the caller's transaction.
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use crate::domain::SourceKey;
+
+use super::assign::{ColumnWrite, WriteKind};
+use super::load::parent_match;
+use super::plan::{Plan, TargetPlan};
+use super::vector::Vectors;
+use super::{asked, by_column};
+
+/// Names the pipeline that writes in this transaction, so that its own triggers stay deaf; bounds lock waits. Returns the
+/// transaction's time, as text.
+///
+/// # Errors
+/// The database is away.
+pub async fn set_writer(connection: &mut PgConnection, pipeline: &str) -> sqlx::Result<String> {
+    sqlx::query_scalar(
+        "select now()::text from set_config('gristmill.writer', $1, true), set_config('lock_timeout', '3s', true)",
+    )
+    .bind(pipeline)
+    .fetch_one(connection)
+    .await
+}
+
+/// A source row that a commit holds.
+#[derive(Debug, Clone)]
+pub struct LockedRow {
+    pub nth: usize,
+    pub in_set: bool,
+    pub fingerprint: Vec<u8>,
+}
+
+/// Locks source rows in key order, passing over those somebody else holds, and says what they contain now.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn lock_sources(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    keys: &[&SourceKey],
+) -> sqlx::Result<Vec<LockedRow>> {
+    let statement = format!(
+        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint from {from} \
+         order by {order} for no key update of source skip locked",
+        when = plan.when,
+        fingerprint = plan.fingerprint,
+        from = plan.from_asked(),
+        order = plan.key_list("source"),
+    );
+    let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(LockedRow {
+                nth: nth_of(&row)?,
+                in_set: row.try_get("in_set")?,
+                fingerprint: row.try_get("fingerprint")?,
+            })
+        })
+        .collect()
+}
+
+/// Which rows exist and are in the set, without a lock: tells a busy row from one that is gone.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn which_exist(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    keys: &[&SourceKey],
+) -> sqlx::Result<Vec<(usize, bool)>> {
+    let statement = format!("select asked.gm_nth as nth, {} as in_set from {}", plan.when, plan.from_asked());
+    let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
+    rows.into_iter().map(|row| Ok((nth_of(&row)?, row.try_get("in_set")?))).collect()
+}
+
+/// The fingerprint after our own writes, and whether the row's need still stands.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn reread(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    keys: &[&SourceKey],
+) -> sqlx::Result<Vec<(usize, Vec<u8>, bool)>> {
+    let statement = format!(
+        "select asked.gm_nth as nth, {} as fingerprint, {} as needs from {}",
+        plan.fingerprint,
+        plan.needs.as_deref().unwrap_or("false"),
+        plan.from_asked(),
+    );
+    let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
+    rows.into_iter().map(|row| Ok((nth_of(&row)?, row.try_get("fingerprint")?, row.try_get("needs")?))).collect()
+}
+
+/// Removes chunks by their place in the table.
+///
+/// # Errors
+/// The database refuses.
+pub async fn delete_chunks(connection: &mut PgConnection, plan: &Plan, ctids: &[String]) -> sqlx::Result<()> {
+    let TargetPlan::Chunks { table, .. } = &plan.target else { return Ok(()) };
+    if ctids.is_empty() {
+        return Ok(());
+    }
+    let statement = format!("delete from {table} where ctid = any ($1::text[]::tid[])");
+    sqlx::query(AssertSqlSafe(statement)).bind(ctids).execute(connection).await?;
+    Ok(())
+}
+
+/// A chunk to write: values for the parent columns, then for the target's columns (none for its vector), in the plan's order.
+#[derive(Debug, Clone)]
+pub struct ChunkRow<'a> {
+    pub parent: Vec<String>,
+    pub values: Vec<Option<String>>,
+    pub vector: Option<&'a [f32]>,
+    /// Its place in the table, where the row is kept.
+    pub ctid: Option<String>,
+    /// Whether a kept row had another index.
+    pub moved: bool,
+}
+
+/// Inserts chunks with their vectors.
+///
+/// # Errors
+/// A constraint or a type refuses a row.
+pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[ChunkRow<'_>]) -> sqlx::Result<()> {
+    let TargetPlan::Chunks { table, parent, version, columns, .. } = &plan.target else { return Ok(()) };
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let plain: Vec<(usize, &ColumnWrite)> = plain_columns(columns);
+    let mut names: Vec<String> = parent.iter().map(|write| write.column.sql()).collect();
+    let mut values: Vec<String> =
+        parent.iter().enumerate().map(|(nth, write)| format!("given.p{nth}::{}", write.column.type_sql())).collect();
+    for (nth, write) in &plain {
+        names.push(write.column.sql());
+        values.push(format!("given.c{nth}::{}", write.column.type_sql()));
+    }
+    if let Some((column, word)) = version {
+        names.push(column.sql());
+        values.push(format!("{}::{}", super::literal(word), column.type_sql()));
+    }
+    for write in columns.iter().filter(|write| write.kind == WriteKind::Vector) {
+        names.push(write.column.sql());
+        values.push("given.vector".to_owned());
+    }
+    let mut arrays: Vec<Vec<Option<String>>> =
+        (0..parent.len()).map(|nth| rows.iter().map(|row| row.parent.get(nth).cloned()).collect()).collect();
+    arrays.extend(plain.iter().map(|(nth, _)| rows.iter().map(|row| row.values[*nth].clone()).collect()));
+    let mut aliases: Vec<String> = (0..parent.len()).map(|nth| format!("p{nth}")).collect();
+    aliases.extend(plain.iter().map(|(nth, _)| format!("c{nth}")));
+    let statement = format!(
+        "insert into {table} ({}) select {} from unnest({}, ${}) as given ({}, vector)",
+        names.join(", "),
+        values.join(", "),
+        text_arrays(arrays.len()),
+        arrays.len() + 1,
+        aliases.join(", "),
+    );
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for array in arrays {
+        query = query.bind(array);
+    }
+    let vectors = Vectors { of: &plan.vector, rows: rows.iter().map(|row| row.vector).collect() };
+    query.bind(vectors).execute(connection).await?;
+    Ok(())
+}
+
+/// Brings kept chunks up to date: index and metadata, never the vector; rows that are as they should be are not written.
+///
+/// # Errors
+/// A constraint or a type refuses a row.
+pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mut [ChunkRow<'_>]) -> sqlx::Result<()> {
+    let TargetPlan::Chunks { table, columns, index, index_is_unique, .. } = &plan.target else { return Ok(()) };
+    if rows.is_empty() {
+        return Ok(());
+    }
+    if *index_is_unique && rows.iter().any(|row| row.moved) {
+        make_way(connection, table, &index.sql(), rows).await?;
+    }
+    let plain = plain_columns(columns);
+    let sets: Vec<String> = plain
+        .iter()
+        .map(|(nth, write)| format!("{} = {}", write.column.sql(), new_value(write, *nth, "chunk")))
+        .collect();
+    let differs: Vec<String> = plain
+        .iter()
+        .map(|(nth, write)| {
+            format!("chunk.{}::text is distinct from ({})::text", write.column.sql(), new_value(write, *nth, "chunk"))
+        })
+        .collect();
+    let aliases: Vec<String> = plain.iter().map(|(nth, _)| format!("c{nth}")).collect();
+    let statement = format!(
+        "update {table} as chunk set {} from unnest({}) as given (ctid, {}) where chunk.ctid = given.ctid::tid and ({})",
+        sets.join(", "),
+        text_arrays(plain.len() + 1),
+        aliases.join(", "),
+        differs.join(" or "),
+    );
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    query = query.bind(rows.iter().map(|row| row.ctid.clone()).collect::<Vec<_>>());
+    for (nth, _) in &plain {
+        query = query.bind(rows.iter().map(|row| row.values[*nth].clone()).collect::<Vec<_>>());
+    }
+    query.execute(connection).await?;
+    Ok(())
+}
+
+/// Moves chunks whose index changes far out of the way first, so that no two rows hold the same index on the way.
+async fn make_way(
+    connection: &mut PgConnection,
+    table: &str,
+    index: &str,
+    rows: &mut [ChunkRow<'_>],
+) -> sqlx::Result<()> {
+    let moved: Vec<usize> = rows.iter().enumerate().filter(|(_, row)| row.moved).map(|(nth, _)| nth).collect();
+    let ctids: Vec<Option<String>> = moved.iter().map(|&nth| rows[nth].ctid.clone()).collect();
+    let statement = format!(
+        "update {table} as chunk set {index} = chunk.{index} + 1000000000 \
+         from unnest($1::text[]) with ordinality as given (ctid, nth) where chunk.ctid = given.ctid::tid \
+         returning given.nth, chunk.ctid::text as ctid"
+    );
+    for row in sqlx::query(AssertSqlSafe(statement)).bind(ctids).fetch_all(connection).await? {
+        let nth: i64 = row.try_get("nth")?;
+        if let Some(&place) = usize::try_from(nth - 1).ok().and_then(|nth| moved.get(nth)) {
+            rows[place].ctid = row.try_get("ctid")?;
+        }
+    }
+    Ok(())
+}
+
+/// New values for columns of source rows.
+pub struct SourceUpdate<'a> {
+    pub key: &'a SourceKey,
+    /// One for each column, in their order.
+    pub values: Vec<Option<String>>,
+    /// A vector to set; none keeps the one that is there.
+    pub vector: Option<&'a [f32]>,
+}
+
+/// Sets columns of source rows: the same columns for all. Rows that are as they should be are not written.
+///
+/// # Errors
+/// A constraint or a type refuses a row.
+pub async fn update_sources(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    columns: &[&ColumnWrite],
+    updates: &[SourceUpdate<'_>],
+) -> sqlx::Result<()> {
+    if updates.is_empty() || columns.is_empty() {
+        return Ok(());
+    }
+    let vectors = columns.iter().any(|write| write.kind == WriteKind::Vector);
+    let keys = plan.key.len();
+    let mut sets = Vec::new();
+    let mut differs = Vec::new();
+    let mut arrays: Vec<Vec<Option<String>>> =
+        by_column(&updates.iter().map(|update| update.key).collect::<Vec<_>>(), keys)
+            .into_iter()
+            .map(|array| array.into_iter().map(Some).collect())
+            .collect();
+    let mut aliases: Vec<String> = (1..=keys).map(|nth| format!("gm_k{nth}")).collect();
+    for (nth, write) in columns.iter().enumerate() {
+        if write.kind == WriteKind::Vector {
+            sets.push(format!("{0} = coalesce(asked.vector, source.{0})", write.column.sql()));
+            differs.push("asked.vector is not null".to_owned());
+            continue;
+        }
+        let value = new_value(write, nth, "source").replace("given.", "asked.");
+        sets.push(format!("{} = {value}", write.column.sql()));
+        differs.push(format!("source.{}::text is distinct from ({value})::text", write.column.sql()));
+        arrays.push(updates.iter().map(|update| update.values[nth].clone()).collect());
+        aliases.push(format!("c{nth}"));
+    }
+    let vector_array = if vectors { format!(", ${}", arrays.len() + 1) } else { String::new() };
+    let statement = format!(
+        "update {table} as source set {sets} from unnest({arrays}{vector_array}) as asked ({aliases}{vector}) where {key_match} and ({differs})",
+        table = plan.source,
+        sets = sets.join(", "),
+        arrays = text_arrays(arrays.len()),
+        aliases = aliases.join(", "),
+        vector = if vectors { ", vector" } else { "" },
+        key_match = plan.key_match("source"),
+        differs = differs.join(" or "),
+    );
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for array in arrays {
+        query = query.bind(array);
+    }
+    if vectors {
+        query = query.bind(Vectors { of: &plan.vector, rows: updates.iter().map(|update| update.vector).collect() });
+    }
+    query.execute(connection).await?;
+    Ok(())
+}
+
+/// Sets the status word of rows nobody else holds; best effort, in a transaction of its own.
+///
+/// # Errors
+/// The database is away or refuses; nothing depends on it.
+pub async fn mirror(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKey], word: &str) -> sqlx::Result<()> {
+    let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
+    let word_parameter = plan.key.len() + 1;
+    let statement = format!(
+        "with free as (select {key} from {asked} join {table} as source on {key_match} \
+             where {when} and source.{column}::text is distinct from ${word_parameter} \
+             order by {key} for no key update of source skip locked) \
+         update {table} as source set {column} = (${word_parameter}::text)::{type_sql} from free where {same}",
+        key = plan.key_list("source"),
+        asked = asked(plan.key.len()),
+        table = plan.source,
+        key_match = plan.key_match("source"),
+        when = plan.when,
+        column = column.sql(),
+        type_sql = column.type_sql(),
+        same = plan
+            .key
+            .iter()
+            .map(|column| format!("source.{0} = free.{0}", column.sql()))
+            .collect::<Vec<_>>()
+            .join(" and "),
+    );
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    set_writer(&mut transaction, &plan.pipeline.name).await?;
+    bound(&statement, by_column(keys, plan.key.len())).bind(word).execute(&mut *transaction).await?;
+    transaction.commit().await
+}
+
+/// Removes every chunk a row has in the target, or empties its vector column.
+///
+/// # Errors
+/// The database refuses.
+pub async fn clear(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKey]) -> sqlx::Result<()> {
+    let (statement, columns) = match &plan.target {
+        TargetPlan::Chunks { table, parent, .. } => {
+            let parents: Vec<SourceKey> = keys.iter().map(|key| SourceKey(plan.parent_of(key))).collect();
+            let statement = format!(
+                "delete from {table} as chunk using {} where {}",
+                asked(parent.len()),
+                parent_match(plan, "chunk")
+            );
+            (statement, by_column(&parents.iter().collect::<Vec<_>>(), parent.len()))
+        }
+        TargetPlan::Row { vector, .. } => {
+            let statement = format!(
+                "update {} as source set {} = null from {} where {} and source.{} is not null",
+                plan.source,
+                vector.sql(),
+                asked(plan.key.len()),
+                plan.key_match("source"),
+                vector.sql(),
+            );
+            (statement, by_column(keys, plan.key.len()))
+        }
+    };
+    bound(&statement, columns).execute(connection).await?;
+    Ok(())
+}
+
+fn plain_columns(columns: &[ColumnWrite]) -> Vec<(usize, &ColumnWrite)> {
+    columns.iter().enumerate().filter(|(_, write)| write.kind != WriteKind::Vector).collect()
+}
+
+/// What a column becomes: the given value, or the given keys merged into what is there.
+fn new_value(write: &ColumnWrite, nth: usize, row: &str) -> String {
+    let column = write.column.sql();
+    match &write.kind {
+        WriteKind::Merge(keys) => {
+            let names: Vec<String> = keys.keys().map(|key| super::literal(key)).collect();
+            format!(
+                "(case when jsonb_typeof({row}.{column}) = 'object' then {row}.{column} else '{{}}'::jsonb end - array[{}]::text[]) \
+                 || jsonb_strip_nulls(given.c{nth}::jsonb)",
+                names.join(", ")
+            )
+        }
+        WriteKind::Plain(_) | WriteKind::Vector => format!("given.c{nth}::{}", write.column.type_sql()),
+    }
+}
+
+fn text_arrays(count: usize) -> String {
+    (1..=count).map(|nth| format!("${nth}::text[]")).collect::<Vec<_>>().join(", ")
+}
+
+fn bound(
+    statement: &str,
+    columns: Vec<Vec<String>>,
+) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    let mut query = sqlx::query(AssertSqlSafe(statement.to_owned()));
+    for column in columns {
+        query = query.bind(column);
+    }
+    query
+}
+
+fn nth_of(row: &sqlx::postgres::PgRow) -> sqlx::Result<usize> {
+    let nth: i64 = row.try_get("nth")?;
+    usize::try_from(nth - 1).map_err(|error| sqlx::Error::Decode(error.into()))
+}
