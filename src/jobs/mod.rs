@@ -1,1 +1,71 @@
-//! .
+//! Floor 4: what an attempt does, step by step, and the one `match` that turns an error into an outcome.
+
+mod content;
+mod embed;
+mod error;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::batch::{Batcher, Committer, Loader};
+use crate::chunk::{Rules, Tokenizer};
+use crate::db::app::Plan;
+use crate::extract::Extractor;
+use crate::files::Files;
+
+pub use embed::{Attempted, run};
+pub use error::{JobError, Standing};
+
+/// Everything an attempt of one pipeline works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Deps {
+    pub plan: Arc<Plan>,
+    pub rules: Arc<Rules>,
+    pub tokenizer: Tokenizer,
+    pub loader: Loader,
+    pub batcher: Batcher,
+    pub committer: Committer,
+    pub files: Arc<Files>,
+    pub extractor: Extractor,
+    /// Bytes in flight, in units of [`MEMORY_UNIT`].
+    pub memory: Arc<Semaphore>,
+    /// All there are.
+    pub memory_units: u32,
+}
+
+/// Files, texts and vectors are weighed in these many bytes.
+pub const MEMORY_UNIT: u64 = 64 * 1024;
+
+/// What an attempt keeps for its log line and the timeline.
+#[derive(Debug, Default, Clone)]
+pub struct Trace {
+    stages: serde_json::Map<String, serde_json::Value>,
+    since: Option<std::time::Instant>,
+}
+
+impl Trace {
+    /// Ends the stage under way and notes its milliseconds.
+    pub fn stage(&mut self, name: &str) {
+        let now = std::time::Instant::now();
+        if let Some(since) = self.since.replace(now) {
+            let ms = u64::try_from((now - since).as_millis()).unwrap_or(u64::MAX);
+            self.stages.insert(name.to_owned(), ms.into());
+        }
+    }
+
+    /// Starts the clock.
+    pub fn start() -> Self {
+        Self { since: Some(std::time::Instant::now()), ..Self::default() }
+    }
+
+    /// Milliseconds of all stages so far.
+    pub fn total_ms(&self) -> u64 {
+        self.stages.values().filter_map(serde_json::Value::as_u64).sum()
+    }
+
+    /// Milliseconds per stage.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::Value::Object(self.stages.clone())
+    }
+}

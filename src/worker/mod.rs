@@ -1,1 +1,141 @@
-//! .
+//! Floor 5: the engine. Claimer, heartbeat, acknowledger, rescuer, sweeper and listener are tasks of their own, free of apalis
+//! types; `backend` is the thin apalis backend over them. No other module names apalis.
+
+mod acknowledger;
+mod attempt;
+mod backend;
+mod claimer;
+mod hands;
+mod heartbeat;
+mod listener;
+mod rescuer;
+mod ring;
+mod sweeper;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config;
+use crate::db;
+use crate::domain::OwnerId;
+use crate::jobs::Deps;
+
+pub use hands::Hands;
+pub use sweeper::{Progress, pass};
+
+/// What every task of the engine works with.
+pub struct Engine {
+    pub pool: PgPool,
+    pub owner: OwnerId,
+    /// Host and process, for people.
+    pub name: String,
+    pub settings: config::Worker,
+    pub pipelines: Vec<Deps>,
+    pub hands: Hands,
+    /// Rung when there may be work: an announcement, a promotion, a release.
+    pub wake: Notify,
+    /// Claim nothing more.
+    pub stop: CancellationToken,
+    /// Hand back what is in hand.
+    pub give_up: CancellationToken,
+    pub releases: acknowledger::Releases,
+    /// Whether the first sweep of every pipeline is through.
+    pub swept: Progress,
+}
+
+impl Engine {
+    /// Puts the parts together; [`Engine::run`] starts them.
+    pub fn new(
+        pool: PgPool,
+        owner: OwnerId,
+        settings: config::Worker,
+        pipelines: Vec<Deps>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Arc::new(Self {
+            name: format!("{}:{}", if host.trim().is_empty() { "worker" } else { host.trim() }, std::process::id()),
+            hands: Hands::new(settings.slots),
+            wake: Notify::new(),
+            give_up: CancellationToken::new(),
+            releases: acknowledger::Releases::new(),
+            swept: Progress::default(),
+            pool,
+            owner,
+            settings,
+            pipelines,
+            stop,
+        })
+    }
+
+    /// The pipeline of that name.
+    pub fn deps(&self, pipeline: &str) -> Option<&Deps> {
+        self.pipelines.iter().find(|deps| deps.plan.pipeline.name == pipeline)
+    }
+
+    /// Runs until `stop`, then finishes or hands back what is in hand, within the grace.
+    ///
+    /// # Errors
+    /// apalis gave up, which it does only when its backend does.
+    pub async fn run(self: &Arc<Self>) -> Result<(), EngineError> {
+        db::workers::seen(&self.pool, self.owner, &self.name, i32::try_from(self.settings.slots).unwrap_or(i32::MAX))
+            .await?;
+        let (sender, claimed) = mpsc::channel(self.settings.slots);
+        let tasks = TaskTracker::new();
+        // These go on while jobs are in hand: leases must be kept and releases written until the last one is out.
+        let late = CancellationToken::new();
+        tasks.spawn(heartbeat::run(Arc::clone(self), late.clone()));
+        tasks.spawn(acknowledger::run(Arc::clone(self), late.clone()));
+        tasks.spawn(rescuer::run(Arc::clone(self)));
+        tasks.spawn(sweeper::run(Arc::clone(self)));
+        tasks.spawn(listener::run(Arc::clone(self)));
+        tasks.spawn(claimer::run(Arc::clone(self), sender));
+        tasks.spawn(Arc::clone(self).end_grace());
+        let outcome = backend::run_worker(Arc::clone(self), claimed).await;
+        self.stop.cancel();
+        self.hands.emptied().await;
+        self.releases.flushed().await;
+        late.cancel();
+        tasks.close();
+        tasks.wait().await;
+        if let Err(error) = db::workers::stopped(&self.pool, self.owner).await {
+            tracing::debug!(error = db::describe(&error), "the worker could not sign out");
+        }
+        outcome
+    }
+
+    /// After `stop`, waits for the grace and then asks every attempt to hand its job back.
+    async fn end_grace(self: Arc<Self>) {
+        self.stop.cancelled().await;
+        tokio::select! {
+            () = tokio::time::sleep(self.settings.grace) => {
+                tracing::info!(jobs = self.hands.count(), "the grace is over: handing back");
+                self.give_up.cancel();
+            }
+            () = self.give_up.cancelled() => {}
+            () = self.hands.emptied() => {}
+        }
+    }
+}
+
+/// Why the engine ended on its own.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("the database is away")]
+    Database(#[from] sqlx::Error),
+    #[error("the job runner stopped: {0}")]
+    Runner(String),
+}
+
+/// Waits, or until the token is cancelled; says whether it was.
+pub(crate) async fn pause(length: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(length) => false,
+        () = stop.cancelled() => true,
+    }
+}

@@ -1,0 +1,177 @@
+use std::time::Duration;
+
+use crate::batch::{CommitError, EmbedFailure, LoadError};
+use crate::chunk::TooLong;
+use crate::domain::{ErrorKind, Outcome, Reason};
+use crate::extract::ExtractError;
+use crate::files::FileError;
+
+/// One variant per thing a worker does differently.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error("source row is gone")]
+    SourceGone,
+    #[error("source row is not in the set")]
+    OutOfSet,
+    #[error("{0}")]
+    Skipped(String),
+    #[error("another worker took over this job")]
+    LeaseLost,
+    #[error("source row changed during the attempt")]
+    Stale,
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is not there yet, and the pipeline says that it may come later.
+    #[error("the file is not there yet")]
+    FileAwaited,
+    #[error(transparent)]
+    Extract(#[from] ExtractError),
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    #[error(transparent)]
+    Embed(#[from] EmbedFailure),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    #[error("the attempt took longer than its deadline")]
+    Deadline,
+    #[error("the attempt panicked")]
+    Panicked,
+    #[error("the worker is shutting down")]
+    Shutdown,
+}
+
+/// What deciding needs to know of the attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing {
+    /// Attempts burnt before this one.
+    pub attempt: i16,
+    pub max_attempts: i16,
+    /// How long the job has been put off for reasons not its own, and how long it may be.
+    pub snoozed: Duration,
+    pub snooze_total: Duration,
+    pub retry_first: Duration,
+    pub retry_longest: Duration,
+}
+
+/// How long a job waits whose store, database or rows are busy.
+const SHORT: Duration = Duration::from_secs(10);
+/// How long a job waits for a file that may still come.
+const AWAIT_FILE: Duration = Duration::from_secs(30);
+
+impl JobError {
+    /// The one place that decides whether trying again is worth it.
+    pub fn outcome(&self, standing: Standing) -> Outcome {
+        let fail = |kind| Outcome::Fail(Reason::new(kind, self.to_string()));
+        let snooze = |kind, after| standing.snooze(Reason::new(kind, self.to_string()), after);
+        let retry = |kind| standing.retry(Reason::new(kind, self.to_string()));
+        match self {
+            Self::SourceGone | Self::OutOfSet => Outcome::Cancel(Reason::new(ErrorKind::Left, self.to_string())),
+            Self::Skipped(reason) => Outcome::Skip(Reason::new(ErrorKind::Skipped, reason.clone())),
+            Self::LeaseLost => Outcome::Lost,
+            Self::Stale => Outcome::Stale,
+            Self::Load(LoadError::Row(_)) => fail(ErrorKind::Constraint),
+            Self::Load(LoadError::Database(_)) => snooze(ErrorKind::Database, SHORT),
+            Self::FileAwaited => snooze(ErrorKind::File, AWAIT_FILE),
+            Self::File(FileError::Unavailable(_)) => snooze(ErrorKind::Store, SHORT),
+            // Somebody has to give us the right, or set the store up: retries that say so, then the failure a person sees.
+            Self::File(FileError::Denied | FileError::Misconfigured(_)) => retry(ErrorKind::Store),
+            Self::File(FileError::Missing | FileError::TooLarge { .. } | FileError::BadPath(_)) => {
+                fail(ErrorKind::File)
+            }
+            Self::Extract(ExtractError::Encrypted | ExtractError::Unsupported(_) | ExtractError::Broken { .. }) => {
+                fail(ErrorKind::Unreadable)
+            }
+            Self::Extract(ExtractError::Limit(_)) => fail(ErrorKind::Parser),
+            // A child may die for the machine's reasons: once more, then it is the file.
+            Self::Extract(ExtractError::Crashed(_)) if standing.attempt >= 1 => fail(ErrorKind::Parser),
+            Self::Extract(ExtractError::Crashed(_) | ExtractError::Start(_)) => retry(ErrorKind::Parser),
+            Self::TooLong(_) | Self::Embed(EmbedFailure::Refused(_)) => fail(ErrorKind::Refused),
+            Self::Embed(EmbedFailure::Garbled(_)) => retry(ErrorKind::Garbled),
+            Self::Embed(EmbedFailure::RateLimited { after }) => snooze(ErrorKind::RateLimited, *after),
+            Self::Embed(EmbedFailure::Unavailable { after, .. }) => snooze(ErrorKind::Unavailable, *after),
+            Self::Embed(EmbedFailure::Credential { after, .. }) => snooze(ErrorKind::Credential, *after),
+            Self::Embed(EmbedFailure::Database(_)) | Self::Commit(CommitError::Database(_)) => {
+                snooze(ErrorKind::Database, SHORT)
+            }
+            Self::Commit(CommitError::Busy) => snooze(ErrorKind::Database, Duration::from_secs(1)),
+            Self::Commit(CommitError::Refused(_)) => fail(ErrorKind::Constraint),
+            Self::Deadline => retry(ErrorKind::Deadline),
+            Self::Panicked => retry(ErrorKind::Panicked),
+            Self::Shutdown => Outcome::HandBack,
+        }
+    }
+}
+
+impl Standing {
+    /// Burns the attempt: a growing pause, or the end.
+    fn retry(self, reason: Reason) -> Outcome {
+        if self.attempt.saturating_add(1) >= self.max_attempts {
+            let text = format!("{} (attempt {} of {})", reason.text, self.attempt.saturating_add(1), self.max_attempts);
+            return Outcome::Fail(Reason::new(reason.kind, text));
+        }
+        Outcome::Retry(reason)
+    }
+
+    /// Waits, unless it has waited for too long altogether.
+    fn snooze(self, reason: Reason, after: Duration) -> Outcome {
+        if self.snoozed >= self.snooze_total {
+            let text = format!("{} (put off for {} hours altogether)", reason.text, self.snoozed.as_secs() / 3600);
+            return Outcome::Fail(Reason::new(reason.kind, text));
+        }
+        Outcome::Snooze { after: after.max(Duration::from_millis(100)), reason }
+    }
+
+    /// The pause after this burnt attempt, before jitter: doubling, capped.
+    pub fn backoff(self) -> Duration {
+        let doublings = u32::try_from(self.attempt.clamp(0, 20)).unwrap_or_default();
+        self.retry_first.saturating_mul(1 << doublings).min(self.retry_longest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STANDING: Standing = Standing {
+        attempt: 0,
+        max_attempts: 3,
+        snoozed: Duration::ZERO,
+        snooze_total: Duration::from_secs(3600),
+        retry_first: Duration::from_secs(5),
+        retry_longest: Duration::from_secs(60),
+    };
+
+    fn check(error: &JobError, standing: Standing, want: &str) {
+        let outcome = error.outcome(standing);
+        let reason = outcome.reason().map_or_else(String::new, |reason| format!(" {}: {}", reason.kind, reason.text));
+        assert_eq!(format!("{}{reason}", outcome.word()), want);
+    }
+
+    #[test]
+    fn the_job_pays_only_for_its_own_faults() {
+        let limited = JobError::Embed(EmbedFailure::RateLimited { after: Duration::from_secs(3) });
+        check(&limited, STANDING, "snooze rate_limited: the provider limits the rate");
+        let late = Standing { snoozed: Duration::from_secs(7200), ..STANDING };
+        check(&limited, late, "fail rate_limited: the provider limits the rate (put off for 2 hours altogether)");
+        check(
+            &JobError::Embed(EmbedFailure::Refused("x".into())),
+            STANDING,
+            "fail refused: the provider refused the text: x",
+        );
+        check(&JobError::Deadline, STANDING, "retry deadline: the attempt took longer than its deadline");
+        let last = Standing { attempt: 2, ..STANDING };
+        check(&JobError::Deadline, last, "fail deadline: the attempt took longer than its deadline (attempt 3 of 3)");
+        check(&JobError::Shutdown, last, "handback");
+        check(&JobError::Stale, last, "stale");
+        check(&JobError::LeaseLost, last, "lost");
+        check(&JobError::SourceGone, last, "cancel left: source row is gone");
+    }
+
+    #[test]
+    fn pauses_double_and_are_capped() {
+        let pause = |attempt| Standing { attempt, ..STANDING }.backoff().as_secs();
+        assert_eq!([pause(0), pause(1), pause(2), pause(9)], [5, 10, 20, 60]);
+    }
+}

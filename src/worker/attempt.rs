@@ -1,0 +1,141 @@
+//! One attempt: its span, its deadline, its panic guard, and its end on the job row.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+
+use crate::batch::{CommitError, Committed, End, JobFacts, Work};
+use crate::db::app::LoadedRow;
+use crate::db::jobs::{Release, ReleaseKind};
+use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason};
+use crate::jobs::{self, Attempted, Deps, JobError, Standing, Trace};
+use crate::telemetry;
+
+use super::Engine;
+
+/// Tries a claimed job once and sees to its end.
+pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
+    let Some(deps) = engine.deps(&job.pipeline) else {
+        engine.releases.hand_back(&job);
+        return;
+    };
+    let started = Instant::now();
+    let attempted = attempt(engine, &job, deps).await;
+    let standing = standing(engine, &job);
+    let wanted = match &attempted.result {
+        Ok(()) => Outcome::Done,
+        Err(error) => error.outcome(standing),
+    };
+    let reached = end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await;
+    report(&job, &reached, &attempted.trace, started.elapsed());
+    engine.hands.drop_job(job.id, job.lease);
+}
+
+/// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
+async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps) -> Attempted {
+    let failed = |error| Attempted { result: Err(error), row: None, trace: Trace::default() };
+    let lost = engine.hands.lost(job.id);
+    let work = AssertUnwindSafe(jobs::run(job, deps)).catch_unwind();
+    tokio::select! {
+        done = tokio::time::timeout(engine.settings.deadline, work) => match done {
+            Ok(Ok(attempted)) => attempted,
+            Ok(Err(_panic)) => failed(JobError::Panicked),
+            Err(_elapsed) => failed(JobError::Deadline),
+        },
+        () = lost.cancelled() => failed(JobError::LeaseLost),
+        () = engine.give_up.cancelled() => failed(JobError::Shutdown),
+    }
+}
+
+fn standing(engine: &Engine, job: &ClaimedJob) -> Standing {
+    Standing {
+        attempt: job.attempt,
+        max_attempts: job.max_attempts,
+        snoozed: job.snoozed,
+        snooze_total: engine.settings.snooze_total,
+        retry_first: engine.settings.retry_first,
+        retry_longest: engine.settings.retry_longest,
+    }
+}
+
+/// Writes the end, and says which one it became: a commit may find that the row moved or that the lease is gone.
+async fn end(
+    engine: &Engine,
+    job: &ClaimedJob,
+    deps: &Deps,
+    outcome: Outcome,
+    row: Option<LoadedRow>,
+    trace: &Trace,
+) -> Outcome {
+    let row = row.map(Box::new);
+    let finished = match &outcome {
+        Outcome::Done | Outcome::Lost => return outcome,
+        Outcome::Skip(reason) => row.map(|row| End::Skip { row, reason: reason.clone() }),
+        Outcome::Fail(reason) => Some(End::Fail { row, reason: reason.clone() }),
+        Outcome::Cancel(reason) => Some(End::Leave { reason: reason.clone() }),
+        Outcome::Retry(_) | Outcome::Snooze { .. } | Outcome::Stale | Outcome::HandBack => None,
+    };
+    let Some(finished) = finished else {
+        give_back(engine, job, deps, &outcome, trace);
+        return outcome;
+    };
+    let facts = JobFacts { ms: trace.total_ms(), ..JobFacts::default() };
+    let work = Work { job: job.clone(), end: finished, facts, stages: trace.json() };
+    let reached = match deps.committer.commit(work).await {
+        Ok(Committed::Written) => return outcome,
+        Ok(Committed::Lost) => return Outcome::Lost,
+        Ok(Committed::Stale) => Outcome::Stale,
+        Err(error @ (CommitError::Busy | CommitError::Database(_))) => Outcome::Snooze {
+            after: Duration::from_secs(1),
+            reason: Reason::new(ErrorKind::Database, error.to_string()),
+        },
+        // Chunks of a row that left could not be removed: a person has to look at the constraint.
+        Err(error @ CommitError::Refused(_)) => Outcome::Snooze {
+            after: Duration::from_secs(300),
+            reason: Reason::new(ErrorKind::Constraint, error.to_string()),
+        },
+    };
+    give_back(engine, job, deps, &reached, trace);
+    reached
+}
+
+fn give_back(engine: &Engine, job: &ClaimedJob, deps: &Deps, outcome: &Outcome, trace: &Trace) {
+    let kind = match outcome {
+        Outcome::Retry(_) => ReleaseKind::Burnt(standing(engine, job).backoff()),
+        Outcome::Snooze { after, .. } => ReleaseKind::Later(*after),
+        _ => ReleaseKind::Again,
+    };
+    let release = Release {
+        id: job.id,
+        lease: job.lease,
+        kind,
+        outcome: outcome.word(),
+        reason: outcome.reason().cloned(),
+        stages: trace.json(),
+    };
+    engine.releases.push(release, job.key.clone(), deps.plan.pipeline.name.clone());
+}
+
+/// One line and one metric per attempt.
+fn report(job: &ClaimedJob, outcome: &Outcome, trace: &Trace, took: Duration) {
+    telemetry::attempt(&job.pipeline, outcome.word(), took);
+    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let reason = outcome.reason();
+    let kind = reason.map(|reason| reason.kind.word());
+    let reason = reason.map(|reason| reason.text.as_str());
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                job.id = job.id.0, job.pipeline = %job.pipeline, job.key = %job.key, job.tenant = %job.tenant,
+                job.revision = job.revision.0, job.attempt = job.attempt + 1, duration_ms, stages = %trace.json(),
+                error_kind = kind, reason, "{}", outcome.word()
+            )
+        };
+    }
+    match outcome {
+        Outcome::Done | Outcome::Skip(_) | Outcome::Stale | Outcome::HandBack | Outcome::Cancel(_) => line!(info),
+        Outcome::Retry(_) | Outcome::Snooze { .. } | Outcome::Lost => line!(warn),
+        Outcome::Fail(_) => line!(error),
+    }
+}

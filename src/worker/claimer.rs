@@ -1,0 +1,159 @@
+//! Claims work: as much as fits, fair over tenants, and never more.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::db;
+use crate::db::jobs::{self, Claimed, Claimer};
+use crate::domain::ClaimedJob;
+use crate::jobs::Deps;
+use crate::telemetry;
+
+use super::Engine;
+use super::ring::Ring;
+
+/// Tenants of one look.
+const LOOK: usize = 1_000;
+/// With work waiting, a claim is worth it when this part of the slots is free, or after this long.
+const WORTH: usize = 4;
+const GATHER: Duration = Duration::from_millis(4);
+/// How often jobs are looked for whose workers died.
+const CRASHED_EVERY: Duration = Duration::from_secs(1);
+
+/// Claims until `stop`; dropping `sender` tells the runner that nothing more will come.
+pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
+    let mut rings: Vec<Ring> = engine.pipelines.iter().map(|_| Ring::new()).collect();
+    let mut first = 0;
+    let mut crashed_at: Option<Instant> = None;
+    while !engine.stop.is_cancelled() {
+        room(&engine).await;
+        if engine.stop.is_cancelled() {
+            break;
+        }
+        // Armed before the look: what is announced during it is not missed.
+        let woken = engine.wake.notified();
+        let mut claimed = 0;
+        let mut away = false;
+        let crashed = crashed_at.is_none_or(|at| at.elapsed() > CRASHED_EVERY);
+        for nth in 0..rings.len() {
+            let nth = (first + nth) % rings.len();
+            let deps = &engine.pipelines[nth];
+            match claim(&engine, deps, &mut rings[nth], crashed).await {
+                Ok(jobs) => {
+                    claimed += jobs.len();
+                    hand_on(&engine, deps, jobs, &sender).await;
+                }
+                Err(error) => {
+                    tracing::warn!(pipeline = deps.plan.pipeline.name, error = db::describe(&error), "claiming failed");
+                    away = true;
+                }
+            }
+        }
+        first = (first + 1) % rings.len().max(1);
+        if crashed {
+            crashed_at = Some(Instant::now());
+        }
+        if claimed > 0 && !away {
+            continue;
+        }
+        tokio::select! {
+            () = woken, if !away => rings.iter_mut().for_each(Ring::forget_cursors),
+            () = tokio::time::sleep(engine.settings.poll) => rings.iter_mut().for_each(Ring::forget_cursors),
+            () = engine.stop.cancelled() => {}
+        }
+    }
+}
+
+/// Waits until a claim is worth its statement.
+async fn room(engine: &Engine) {
+    let worth = (engine.settings.slots / WORTH).max(1);
+    let mut waited = false;
+    while engine.hands.has_lonely() || engine.hands.free() < worth {
+        if !engine.hands.has_lonely() && waited && engine.hands.free() > 0 {
+            return;
+        }
+        tokio::select! {
+            () = engine.hands.freed() => {}
+            () = tokio::time::sleep(GATHER) => waited = true,
+            () = engine.stop.cancelled() => return,
+        }
+    }
+}
+
+async fn claim(engine: &Engine, deps: &Deps, ring: &mut Ring, crashed: bool) -> sqlx::Result<Vec<Claimed>> {
+    let by = Claimer {
+        pipeline: &deps.plan.pipeline.name,
+        generation: &deps.plan.generation,
+        owner: engine.owner,
+        lease: engine.settings.lease,
+    };
+    if crashed {
+        let jobs = claim_crashed(engine, by).await?;
+        if !jobs.is_empty() {
+            return Ok(jobs);
+        }
+    }
+    let free = engine.hands.free();
+    if free == 0 || engine.hands.has_lonely() {
+        return Ok(Vec::new());
+    }
+    if ring.is_empty() {
+        let after = ring.after.take();
+        let mut tenants = jobs::tenants(&engine.pool, by.pipeline, after.as_deref(), wide(LOOK)).await?;
+        if tenants.is_empty() && after.is_some() {
+            tenants = jobs::tenants(&engine.pool, by.pipeline, None, wide(LOOK)).await?;
+        }
+        ring.refill(tenants, LOOK);
+    }
+    let turn = ring.turn();
+    if turn.is_empty() {
+        return Ok(Vec::new());
+    }
+    let each = free.div_ceil(turn.len());
+    let claimed = jobs::claim(&engine.pool, by, &turn, wide(each), wide(free)).await?;
+    ring.settle(turn, &claimed, each, claimed.len() >= free);
+    Ok(claimed)
+}
+
+/// Jobs whose workers died go a few at a time, from the third crash on alone.
+async fn claim_crashed(engine: &Engine, by: Claimer<'_>) -> sqlx::Result<Vec<Claimed>> {
+    let beside = engine.hands.free_for_crashed().min(engine.hands.free());
+    if beside > 0 {
+        let jobs = jobs::claim_crashed(&engine.pool, by, false, wide(beside)).await?;
+        if !jobs.is_empty() {
+            return Ok(jobs);
+        }
+    }
+    if engine.hands.count() == 0 {
+        return jobs::claim_crashed(&engine.pool, by, true, 1).await;
+    }
+    Ok(Vec::new())
+}
+
+/// Mirrors `processing` while nothing has started, and gives the jobs to the runner.
+async fn hand_on(engine: &Engine, deps: &Deps, claimed: Vec<Claimed>, sender: &mpsc::Sender<ClaimedJob>) {
+    if claimed.is_empty() {
+        return;
+    }
+    for one in &claimed {
+        engine.hands.take(&one.job);
+    }
+    telemetry::claimed(&deps.plan.pipeline.name, claimed.len());
+    if let Some(status) = &deps.plan.pipeline.status {
+        let keys: Vec<_> = claimed.iter().map(|one| &one.job.key).collect();
+        super::acknowledger::mirror(engine, deps, &keys, &status.words.processing).await;
+    }
+    for one in claimed {
+        // The channel holds as many as there are slots, so this never waits; a closed one means that we are stopping.
+        if let Err(refused) = sender.send(one.job).await {
+            let job = refused.0;
+            engine.releases.hand_back(&job);
+        }
+    }
+}
+
+fn wide(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

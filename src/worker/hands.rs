@@ -1,0 +1,107 @@
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::{ClaimedJob, JobId, LeaseId};
+
+/// A job in hand.
+#[derive(Debug, Clone)]
+struct Held {
+    lease: LeaseId,
+    crashes: i16,
+    /// Cancelled when the lease is found to be another's.
+    lost: CancellationToken,
+}
+
+/// The jobs this worker has in hand, from claim to end: how many more fit, and whose leases to renew.
+#[derive(Debug)]
+pub struct Hands {
+    slots: usize,
+    held: Mutex<HashMap<JobId, Held>>,
+    freed: Notify,
+}
+
+impl Hands {
+    pub fn new(slots: usize) -> Self {
+        Self { slots, held: Mutex::default(), freed: Notify::new() }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a claimed job.
+    pub fn take(&self, job: &ClaimedJob) {
+        let held = Held { lease: job.lease, crashes: job.crashes, lost: CancellationToken::new() };
+        self.held().insert(job.id, held);
+    }
+
+    /// The token that says the job's lease is lost.
+    pub fn lost(&self, job: JobId) -> CancellationToken {
+        self.held().get(&job).map_or_else(CancellationToken::new, |held| held.lost.clone())
+    }
+
+    /// Lets go of a job, under this lease only.
+    pub fn drop_job(&self, job: JobId, lease: LeaseId) {
+        let mut held = self.held();
+        if held.get(&job).is_some_and(|held| held.lease == lease) {
+            held.remove(&job);
+        }
+        drop(held);
+        self.freed.notify_waiters();
+    }
+
+    /// Tells attempts whose lease is another's.
+    pub fn tell_lost(&self, jobs: &[(JobId, LeaseId)]) {
+        let held = self.held();
+        for (job, lease) in jobs {
+            if let Some(held) = held.get(job).filter(|held| held.lease == *lease) {
+                held.lost.cancel();
+            }
+        }
+    }
+
+    /// Jobs and leases in hand.
+    pub fn leases(&self) -> Vec<(JobId, LeaseId)> {
+        self.held().iter().map(|(job, held)| (*job, held.lease)).collect()
+    }
+
+    pub fn count(&self) -> usize {
+        self.held().len()
+    }
+
+    /// How many more fit.
+    pub fn free(&self) -> usize {
+        self.slots.saturating_sub(self.count())
+    }
+
+    /// How many more jobs with that many crashes may run beside others: `slots / 4^crashes`, at least one.
+    pub fn free_for_crashed(&self) -> usize {
+        let held = self.held();
+        let crashed = held.values().filter(|held| held.crashes > 0).count();
+        (self.slots / 4).max(1).saturating_sub(crashed)
+    }
+
+    /// Whether a job is in hand that must have the worker for itself.
+    pub fn has_lonely(&self) -> bool {
+        self.held().values().any(|held| held.crashes >= 3)
+    }
+
+    /// Waits until a job is let go.
+    pub async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    /// Waits until nothing is in hand.
+    pub async fn emptied(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if self.count() == 0 {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
