@@ -178,7 +178,7 @@ fn long_files_have_a_reason() {
         let lines = text.lines().count();
         match LONG.iter().find(|(name, _)| *name == file) {
             None => {
-                assert!(lines <= LONGEST, "src/{file} has {lines} lines: split it, or list it in LONG with a reason")
+                assert!(lines <= LONGEST, "src/{file} has {lines} lines: split it, or list it in LONG with a reason");
             }
             Some(_) => assert!(lines > LONGEST, "src/{file} has {lines} lines: it needs no place in LONG any more"),
         }

@@ -40,7 +40,7 @@ pub struct Tree {
 
 impl Tree {
     pub fn read(text: &str) -> Self {
-        let tokens = without_tests(tokens(text));
+        let tokens = without_tests(&tokens(text));
         let paths = paths(&tokens);
         Self { tokens, paths }
     }
@@ -135,7 +135,7 @@ fn spread(tokens: &[Token], at: usize, before: &[String], inside: usize, paths: 
 }
 
 /// Leaves out every item that stands under `#[cfg(test)]`.
-fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
+fn without_tests(tokens: &[Token]) -> Vec<Token> {
     let opens = ["#", "[", "cfg", "(", "test", ")", "]"];
     let (mut kept, mut at) = (Vec::with_capacity(tokens.len()), 0);
     while at < tokens.len() {
