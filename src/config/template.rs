@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// A text with names in braces: `"{title}: {chunk.text}"`. `{{` and `}}` are braces themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -133,6 +134,28 @@ impl Template {
     }
 }
 
+impl fmt::Display for Template {
+    /// The template as it would be written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|piece| match piece {
+            Piece::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}")),
+            Piece::Name(name) => name.fmt(f),
+        })
+    }
+}
+
+impl fmt::Display for Name {
+    /// The name with its braces.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row(name) => write!(f, "{{{name}}}"),
+            Self::Tenant => f.write_str("{tenant}"),
+            Self::Job(fact) => write!(f, "{{job.{}}}", fact.word()),
+            Self::Chunk(fact) => write!(f, "{{chunk.{}}}", fact.word()),
+        }
+    }
+}
+
 /// A line of a template while it is filled in.
 #[derive(Default)]
 struct Line {
@@ -189,6 +212,13 @@ mod tests {
     #[test]
     fn doubled_braces_are_braces() {
         assert_eq!(render("{{{a}}}", &[("a", Some("x"))]), "{x}");
+    }
+
+    #[test]
+    fn a_template_is_shown_as_it_was_written() {
+        for text in ["{{{a}}}: {job.error}\n{chunk.text} {tenant}", "", "plain"] {
+            assert_eq!(Template::parse(text).unwrap().to_string(), text);
+        }
     }
 
     #[test]
