@@ -18,6 +18,9 @@ pub struct Candidate {
 
 impl ColumnChoice {
     /// Parses the left side of a map entry; the error says what is wrong, without the place.
+    ///
+    /// # Errors
+    /// A message for a person where a part is not a name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (names, optional) = text.strip_suffix('?').map_or((text, false), |names| (names, true));
         let candidates = names.split('|').map(Candidate::parse).collect::<Result<Vec<_>, _>>()?;

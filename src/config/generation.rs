@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -53,6 +54,9 @@ enum Cut {
 impl Pipeline {
     /// The fingerprint of what shapes this pipeline's vectors, in hex: model, cutting and templates, but neither prices nor
     /// words nor limits. `provider` is the model's.
+    ///
+    /// # Panics
+    /// Never: what is described is always JSON.
     pub fn generation(&self, model: &Model, provider: &Provider) -> String {
         let texts = self.source.text.as_ref().map(templates).unwrap_or_default();
         let used = texts.iter().map(|(_, template)| *template).chain(&self.chunks.embed).flat_map(Template::names);
@@ -77,7 +81,7 @@ impl Pipeline {
             texts: texts.iter().map(|(word, template)| (*word, template.to_string())).collect(),
         };
         let json = serde_json::to_vec(&shape).expect("strings and numbers are always JSON");
-        Sha256::digest(json).iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(json)))
     }
 }
 

@@ -485,7 +485,13 @@ pub struct StatusWords {
 }
 
 impl Config {
-    /// Reads, fills in the environment, and checks. `file` names the text in messages; all misfits are returned together.
+    /// Reads, fills in the environment, and checks. `file` names the text in messages.
+    ///
+    /// Besides `${X}` in strings, `environment` is asked for `GRISTMILL__SECTION__KEY` for the single-valued keys of `[database]`,
+    /// `[worker]` and `[parser]`, which comes before the file.
+    ///
+    /// # Errors
+    /// Everything that does not hold, in the order of the file; never a value that the environment brought.
     pub fn read(
         file: &str,
         text: &str,

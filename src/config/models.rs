@@ -23,7 +23,7 @@ enum Kind {
 
 pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
     let concurrency = section.or("concurrency", whole(1..=10_000), 8_usize);
-    let timeout = section.or("timeout", some_time, Duration::from_secs(60));
+    let timeout = section.or("timeout", some_time, Duration::from_mins(1));
     let requests_per_minute = section.optional("requests_per_minute", at_least(1));
     let tokens_per_minute = section.optional("tokens_per_minute", at_least(1));
     let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hash", Kind::Hash)];

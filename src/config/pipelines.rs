@@ -89,8 +89,15 @@ fn source(mut section: Section, has_file: bool) -> Option<Source> {
     let table = section.need("table", table, "\"public.documents\"");
     let key = section.need("key", list(column), "[\"id\"]");
     let text = text_rule(&mut section);
-    if !has_file && !section.has("text") {
-        section.misfit_at("text", "is missing, and there is no [file] either; write for example text = \"{content}\"");
+    match (section.has("text"), has_file, section.has("text_by")) {
+        (false, false, _) => {
+            let message = "is missing, and there is no [file] either; write for example text = \"{content}\"";
+            section.misfit_at("text", message);
+        }
+        (false, true, true) => {
+            section.misfit_at("text_by", "picks a variant of source.text, but there is no such table")
+        }
+        (true, _, _) | (false, true, false) => {}
     }
     let source = Source {
         place,

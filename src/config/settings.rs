@@ -8,9 +8,9 @@ use super::values::{at_least, duration, list, listen, path, secret, size, some_t
 use super::{Database, DocxReader, Parser, PdfReader, Secret, Worker};
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(3_600);
-const DAY: Duration = Duration::from_secs(86_400);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
+const DAY: Duration = Duration::from_hours(24);
 const MIB: u64 = 1 << 20;
 
 /// Past this, the jobs of a killed worker would not be claimable again within a minute.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::raw::{Item, Section};
 use super::template::{ChunkFact, Name};
-use super::values::{Scope, table, template, text, text_or_empty};
+use super::values::{Scope, column_choice, table, template, text, text_or_empty};
 use super::{Assignment, ColumnChoice, Pipeline, Place, Source, Status, StatusWords, Target, Template, Value};
 
 const VECTOR: Name = Name::Chunk(ChunkFact::Vector);
@@ -78,12 +78,12 @@ fn version(section: &mut Section) -> Option<(String, String)> {
 
 /// One column, always there, has to take the vector or the index, alone.
 fn check_own_value(section: &Section, target: &Target, wanted: &Name) {
-    let names = |template: &Template| template.names().contains(wanted);
+    let uses = |template: &Template| template.names().contains(wanted);
     let mut found = false;
     for assignment in &target.columns {
         let (alone, named) = match &assignment.value {
-            Value::Template(template) => (template.single() == Some(wanted), names(template)),
-            Value::Merge(keys) => (false, keys.values().any(names)),
+            Value::Template(template) => (template.single() == Some(wanted), uses(template)),
+            Value::Merge(keys) => (false, keys.values().any(uses)),
         };
         let always =
             !assignment.column.optional && assignment.column.candidates.iter().all(|one| one.json_key.is_none());
@@ -141,7 +141,7 @@ fn check_column_of_row(section: &Section, whole: bool) {
 
 pub(super) fn status(mut section: Section) -> Option<Status> {
     let place = section.place();
-    let column = section.need("column", |item| ColumnChoice::parse(&text(item)?), "\"status\"");
+    let column = section.need("column", column_choice, "\"status\"");
     let words = words(section.section_or_empty("words"));
     let columns = assignments(&mut section, "columns", Scope::Job);
     section.finish();
@@ -184,14 +184,14 @@ pub(super) fn check_distinct(
         target.version.iter().map(|(column, _)| (column.clone(), "is the version column, which is set already"));
 
     if target.table.is_some() {
-        check_once(section, &of_chunks, version.collect());
-        check_once(section, &on_row, taken);
+        check_once(section, &of_chunks, &version.collect());
+        check_once(section, &on_row, &taken);
     } else {
-        check_once(section, &[on_row, of_chunks].concat(), taken);
+        check_once(section, &[on_row, of_chunks].concat(), &taken);
     }
 }
 
-fn check_once(section: &Section, assignments: &[&Assignment], taken: BTreeMap<String, &str>) {
+fn check_once(section: &Section, assignments: &[&Assignment], taken: &BTreeMap<String, &str>) {
     let mut seen: BTreeSet<(&str, Option<&str>)> = BTreeSet::new();
     for assignment in assignments {
         let first = &assignment.column.candidates[0];

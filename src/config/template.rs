@@ -63,7 +63,10 @@ facts! {
 }
 
 impl Template {
-    /// Parses a template; the error says what is wrong with the braces or the name, without the place.
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// What is wrong with the braces or a name, for a person, without the place.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut pieces = Vec::new();
         let mut plain = String::new();

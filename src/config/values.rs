@@ -15,7 +15,7 @@ use super::columns::is_name;
 use super::raw::{Given, Item};
 use super::template::{ChunkFact, Name, Template};
 use super::units::{self, suggestion};
-use super::{Secret, Sql, TableName, unsupported};
+use super::{ColumnChoice, Secret, Sql, TableName, unsupported};
 
 type Parsed<T> = Result<T, String>;
 
@@ -127,11 +127,13 @@ pub(super) fn path(item: &Item) -> Parsed<PathBuf> {
 pub(super) fn url(item: &Item) -> Parsed<Url> {
     let url = Url::parse(&text_or_empty(item)?).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     let url = url.ok_or("is not an address like https://example.org")?;
-    if url.username().is_empty() && url.password().is_none() {
-        Ok(url)
-    } else {
-        Err("holds a user name or a password; give credentials in their own keys".to_owned())
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a user name or a password; give credentials in their own keys".to_owned());
     }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must end before `?` and `#`: paths are added to it".to_owned());
+    }
+    Ok(url)
 }
 
 /// The host names that a store of kind `url` may read from.
@@ -199,6 +201,12 @@ pub(super) fn column(item: &Item) -> Parsed<String> {
             Err("is not a column name (at most 63 bytes, without quotes)".to_owned())
         }
     })
+}
+
+/// A column that may have alternatives.
+pub(super) fn column_choice(item: &Item) -> Parsed<ColumnChoice> {
+    let text = item.text()?;
+    ColumnChoice::parse(&text.value).map_err(|_| format!("{} is not a column name", text.shown))
 }
 
 /// `schema.table`, or `table` in schema public.

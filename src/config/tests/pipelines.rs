@@ -152,6 +152,11 @@ fn texts_may_depend_on_a_column() {
         "text_by = \"kind\"\ntext = \"{content}\"",
         &["15: pipelines.documents.source.text: must be a table of variants, because source.text_by picks one"],
     );
+    check_change(
+        text,
+        "text_by = \"kind\"",
+        &["14: pipelines.documents.source.text_by: picks a variant of source.text, but there is no such table"],
+    );
     let config = read(&GOOD.replace(text, "text_by = \"kind\"\ntext = { a = \"{x}\", else = \"{y}\" }"));
     let Some(TextRule::By { column, variants, otherwise }) = &config.pipelines[0].source.text else { panic!() };
     assert_eq!((column.as_str(), variants.len()), ("kind", 1));

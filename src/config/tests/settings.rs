@@ -96,6 +96,10 @@ fn providers_models_and_prices_are_checked() {
         "[providers.a]\nkind = \"openai\"\nurl = \"http://localhost/v1/embeddings\"",
         &["3: providers.a.url: ends in /embeddings; leave that off, it is added"],
     );
+    check(
+        "[providers.a]\nkind = \"openai\"\nurl = \"http://localhost/v1?key=x\"",
+        &["3: providers.a.url: must end before `?` and `#`: paths are added to it"],
+    );
     check_change(
         "provider = \"openai\", name",
         "provider = \"opnai\", name",

@@ -99,6 +99,11 @@ fn columns_of_the_row_are_set_once() {
             "30: pipelines.documents.write.id: is part of the source's key, which must not change",
         ],
     );
+    check_change(
+        "column = \"status\"",
+        "column = \"${MANY}|a\\\"b\"",
+        &["26: pipelines.documents.status.column: \"${MANY}|a\"b\" is not a column name"],
+    );
     let words = read(GOOD).pipelines.remove(0).status.unwrap().words;
     assert_eq!((words.completed.as_str(), words.skipped), ("completed", None));
 }
