@@ -95,7 +95,7 @@ fn source(mut section: Section, has_file: bool) -> Option<Source> {
             section.misfit_at("text", message);
         }
         (false, true, true) => {
-            section.misfit_at("text_by", "picks a variant of source.text, but there is no such table")
+            section.misfit_at("text_by", "picks a variant of source.text, but there is no such table");
         }
         (true, _, _) | (false, true, false) => {}
     }

@@ -112,6 +112,9 @@ impl Template {
     }
 
     /// Fills the names in. A line that holds names and whose values are all null is left out.
+    ///
+    /// # Panics
+    /// Never: there is always a last line.
     pub fn render(&self, value: impl Fn(&Name) -> Option<String>) -> String {
         let mut lines = vec![Line::default()];
         for piece in &self.0 {

@@ -39,6 +39,7 @@ fn a_generation_is_what_shapes_vectors() {
         ("text = \"{content}\"", "text = \"{content}\"\nvalues = { content = \"1\" }"),
         ("text = \"{content}\"", "text = \"{content}\"\nvalues = { title = \"1\" }"),
         ("text = \"{content}\"", "text_by = \"kind\"\ntext = { a = \"{content}\" }"),
+        ("text = \"{content}\"", "text_by = \"kind\"\ntext = { a = \"{content}\" }\nvalues = { kind = \"1\" }"),
         ("text = \"{content}\"", "text_by = \"kind\"\ntext = { else = \"{content}\" }"),
         ("text = \"{content}\"\n", ""),
         ("{title}\\n{chunk.text}", "{title}: {chunk.text}"),

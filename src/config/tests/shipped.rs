@@ -58,7 +58,9 @@ fn shapes(table: &toml::Table, path: &str, into: &mut BTreeSet<String>) {
             || value.as_table().into_iter().collect(),
             |values| values.iter().filter_map(toml::Value::as_table).collect::<Vec<_>>(),
         );
-        tables.iter().for_each(|table| shapes(table, &format!("{shape}."), into));
+        for table in tables {
+            shapes(table, &format!("{shape}."), into);
+        }
         into.insert(shape);
     }
 }
