@@ -18,6 +18,9 @@ pub struct Candidate {
 
 impl ColumnChoice {
     /// Parses the left side of a map entry; the error says what is wrong, without the place.
+    ///
+    /// # Errors
+    /// A message for a person where a part is not a name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (names, optional) = text.strip_suffix('?').map_or((text, false), |names| (names, true));
         let candidates = names.split('|').map(Candidate::parse).collect::<Result<Vec<_>, _>>()?;
@@ -33,12 +36,16 @@ impl ColumnChoice {
 impl Candidate {
     fn parse(text: &str) -> Result<Self, String> {
         let (column, json_key) = text.split_once('.').map_or((text, None), |(column, key)| (column, Some(key)));
-        let fine = |name: &str| !name.is_empty() && name.len() <= 63 && !name.contains(['"', '\0', '?', '|']);
-        if !fine(column) || !json_key.is_none_or(fine) {
+        if !is_name(column) || !json_key.is_none_or(is_name) {
             return Err(format!("`{text}` is not a column name"));
         }
         Ok(Self { column: column.to_owned(), json_key: json_key.map(str::to_owned) })
     }
+}
+
+/// What a schema, table or column may be called here: what Postgres takes, without our own marks. Written without quotes.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 63 && !name.contains(['"', '\0', '?', '|'])
 }
 
 #[cfg(test)]

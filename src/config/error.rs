@@ -6,13 +6,14 @@ pub struct Place {
     pub file: String,
     /// 1-based.
     pub line: usize,
-    /// The dotted key, `pipelines.documents.source.when`.
+    /// The dotted key, `pipelines.documents.source.when`; empty for the file as a whole.
     pub key: String,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.file, self.line, self.key)
+        write!(f, "{}:{}", self.file, self.line)?;
+        if self.key.is_empty() { Ok(()) } else { write!(f, ": {}", self.key) }
     }
 }
 

@@ -1,14 +1,28 @@
 //! `workers.toml`: raw TOML in, checked limits, addresses and rules out. What does not hold is named with file and line.
 //!
-//! [`Config::read`] is the only way in. `raw` knows TOML, `check` turns it into the types here, `template` and `columns` are
-//! the two small languages inside strings. Nothing here asks a database: what depends on one is checked by `db::catalog`.
+//! [`Config::read`] is the only way in. `raw` knows TOML and places, `values` turns one item into one value, and `check` reads
+//! the sections with the modules named after them. `template` and `columns` are the two small languages inside strings,
+//! `environment` fills in `${X}`, and `unsupported` lists what a later version brings. Nothing here asks a database: what
+//! depends on one is checked by `db::catalog`.
 
 mod check;
 mod columns;
+mod environment;
 mod error;
+mod generation;
+mod models;
+mod pipelines;
 mod raw;
+mod settings;
+mod stores;
+mod targets;
 mod template;
 mod units;
+mod unsupported;
+mod values;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -471,7 +485,13 @@ pub struct StatusWords {
 }
 
 impl Config {
-    /// Reads, fills in the environment, and checks. `file` names the text in messages; all misfits are returned together.
+    /// Reads, fills in the environment, and checks. `file` names the text in messages.
+    ///
+    /// Besides `${X}` in strings, `environment` is asked for `GRISTMILL__SECTION__KEY` for the single-valued keys of `[database]`,
+    /// `[worker]` and `[parser]`, which comes before the file.
+    ///
+    /// # Errors
+    /// Everything that does not hold, in the order of the file; never a value that the environment brought.
     pub fn read(
         file: &str,
         text: &str,

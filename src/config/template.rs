@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// A text with names in braces: `"{title}: {chunk.text}"`. `{{` and `}}` are braces themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,7 +63,10 @@ facts! {
 }
 
 impl Template {
-    /// Parses a template; the error says what is wrong with the braces or the name, without the place.
+    /// Parses a template.
+    ///
+    /// # Errors
+    /// What is wrong with the braces or a name, for a person, without the place.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut pieces = Vec::new();
         let mut plain = String::new();
@@ -108,6 +112,9 @@ impl Template {
     }
 
     /// Fills the names in. A line that holds names and whose values are all null is left out.
+    ///
+    /// # Panics
+    /// Never: there is always a last line.
     pub fn render(&self, value: impl Fn(&Name) -> Option<String>) -> String {
         let mut lines = vec![Line::default()];
         for piece in &self.0 {
@@ -130,6 +137,28 @@ impl Template {
         let kept: Vec<String> =
             lines.into_iter().filter(|line| line.names == 0 || line.known > 0).map(|line| line.text).collect();
         kept.join("\n")
+    }
+}
+
+impl fmt::Display for Template {
+    /// The template as it would be written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|piece| match piece {
+            Piece::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}")),
+            Piece::Name(name) => name.fmt(f),
+        })
+    }
+}
+
+impl fmt::Display for Name {
+    /// The name with its braces.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row(name) => write!(f, "{{{name}}}"),
+            Self::Tenant => f.write_str("{tenant}"),
+            Self::Job(fact) => write!(f, "{{job.{}}}", fact.word()),
+            Self::Chunk(fact) => write!(f, "{{chunk.{}}}", fact.word()),
+        }
     }
 }
 
@@ -189,6 +218,13 @@ mod tests {
     #[test]
     fn doubled_braces_are_braces() {
         assert_eq!(render("{{{a}}}", &[("a", Some("x"))]), "{x}");
+    }
+
+    #[test]
+    fn a_template_is_shown_as_it_was_written() {
+        for text in ["{{{a}}}: {job.error}\n{chunk.text} {tenant}", "", "plain"] {
+            assert_eq!(Template::parse(text).unwrap().to_string(), text);
+        }
     }
 
     #[test]

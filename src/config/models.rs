@@ -1,0 +1,166 @@
+//! `[providers.x]`, `[models.x]` and `[[prices]]`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZero;
+use std::time::Duration;
+
+use url::Url;
+
+use super::raw::{Item, Section};
+use super::values::{
+    amount, at_least, boolean, moment, one_of, path, secret, some_time, text, text_or_empty, url, whole, word,
+};
+use super::{Meter, Model, Price, Provider, ProviderKind, TokenizerKind};
+
+const OPENAI: &str = "https://api.openai.com/v1";
+
+#[derive(Clone, Copy)]
+enum Kind {
+    OpenAi,
+    Local,
+    Hash,
+}
+
+pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
+    let concurrency = section.or("concurrency", whole(1..=10_000), 8_usize);
+    let timeout = section.or("timeout", some_time, Duration::from_mins(1));
+    let requests_per_minute = section.optional("requests_per_minute", at_least(1));
+    let tokens_per_minute = section.optional("tokens_per_minute", at_least(1));
+    let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hash", Kind::Hash)];
+    // Without a kind nobody knows which keys belong here.
+    let kind = match section.need("kind", word(&kinds), "\"openai\"")? {
+        Kind::OpenAi => open_ai(&mut section),
+        Kind::Local => {
+            let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+            let folder = section.optional("folder", path);
+            Some(ProviderKind::Local { folder, threads: section.or("threads", whole(1..=1_024), cores) })
+        }
+        Kind::Hash => Some(ProviderKind::Hash),
+    };
+    section.finish();
+    Some(Provider { name, kind: kind?, concurrency, timeout, requests_per_minute, tokens_per_minute })
+}
+
+fn open_ai(section: &mut Section) -> Option<ProviderKind> {
+    let given = section.has("url");
+    section.assume("url", OPENAI);
+    let url = section.read("url", base_url);
+    let key = section.optional("key", secret);
+    if !given && !section.has("key") {
+        section.misfit_at("key", "is missing; write for example key = \"${OPENAI_API_KEY}\"");
+    }
+    Some(ProviderKind::OpenAi { url: url?, key })
+}
+
+fn base_url(item: &Item) -> Result<Url, String> {
+    let url = url(item)?;
+    if url.path().trim_end_matches('/').ends_with("/embeddings") {
+        return Err("ends in /embeddings; leave that off, it is added".to_owned());
+    }
+    Ok(url)
+}
+
+/// What a model may be where its file does not say.
+struct Defaults {
+    inputs: usize,
+    tokens: usize,
+    longest: usize,
+    tokenizer: TokenizerKind,
+}
+
+impl Defaults {
+    fn of(kind: &ProviderKind) -> Self {
+        match kind {
+            ProviderKind::OpenAi { .. } | ProviderKind::Hash => {
+                Self { inputs: 2_048, tokens: 300_000, longest: 8_191, tokenizer: TokenizerKind::Cl100k }
+            }
+            ProviderKind::Local { .. } => {
+                Self { inputs: 64, tokens: 16_384, longest: 256, tokenizer: TokenizerKind::Model }
+            }
+        }
+    }
+}
+
+/// Reads a model; `providers` holds none for a provider that did not hold itself.
+pub(super) fn model(
+    label: String,
+    mut section: Section,
+    providers: &BTreeMap<String, Option<Provider>>,
+) -> Option<Model> {
+    let names: BTreeSet<String> = providers.keys().cloned().collect();
+    let provider = section.need("provider", one_of(&names, "providers"), "\"openai\"")?;
+    let kind = &providers[&provider].as_ref()?.kind;
+    let defaults = Defaults::of(kind);
+
+    let name = match kind {
+        ProviderKind::Hash => Some(section.or("name", text, "hash")),
+        ProviderKind::OpenAi { .. } | ProviderKind::Local { .. } => {
+            section.need("name", text, "\"text-embedding-3-small\"")
+        }
+    };
+    // pgvector's largest vector.
+    let dimensions = section.need("dimensions", whole(1..=16_000), "1536");
+    let longest = section.or("longest", at_least(1), defaults.longest);
+    let inputs = section.or("inputs", at_least(1), defaults.inputs);
+    let tokens = section.or("tokens", at_least(1), defaults.tokens);
+    let prefix = section.or("prefix", text_or_empty, "");
+    let shortens = name.as_ref().is_some_and(|name| name.starts_with("text-embedding-3"));
+    let send_dimensions = section.or("send_dimensions", boolean, shortens);
+    let tokenizer = section.or("tokenizer", word(&TOKENIZERS), defaults.tokenizer);
+
+    if tokens < longest {
+        section.misfit_at("tokens", format!("is {tokens}, but one text may have {longest}; raise it or lower longest"));
+    }
+    match (kind, tokenizer) {
+        (ProviderKind::Local { .. }, TokenizerKind::Cl100k | TokenizerKind::O200k) => {
+            section.misfit_at("tokenizer", "must be \"model\": a local model counts with its own tokenizer");
+        }
+        (ProviderKind::OpenAi { .. } | ProviderKind::Hash, TokenizerKind::Model) => {
+            section.misfit_at("tokenizer", "must be \"cl100k\" or \"o200k\": only a local model brings its own");
+        }
+        _ => {}
+    }
+    section.finish();
+    Some(Model {
+        label,
+        provider,
+        name: name?,
+        dimensions: dimensions?,
+        longest,
+        inputs,
+        tokens,
+        prefix,
+        send_dimensions,
+        tokenizer,
+    })
+}
+
+const TOKENIZERS: [(&str, TokenizerKind); 3] =
+    [("cl100k", TokenizerKind::Cl100k), ("o200k", TokenizerKind::O200k), ("model", TokenizerKind::Model)];
+
+pub(super) fn prices(sections: Vec<Section>, models: &BTreeSet<String>) -> Vec<Price> {
+    let mut prices: Vec<Price> = Vec::new();
+    for mut section in sections {
+        let place = section.place();
+        let Some(price) = price(&mut section, models) else {
+            section.finish();
+            continue;
+        };
+        let same = |known: &Price| (&known.model, known.meter, known.from) == (&price.model, price.meter, price.from);
+        if prices.iter().any(same) {
+            section.misfit(place, "prices the same model, meter and day again; remove one");
+        }
+        section.finish();
+        prices.push(price);
+    }
+    prices
+}
+
+fn price(section: &mut Section, models: &BTreeSet<String>) -> Option<Price> {
+    let meters = [Meter::Tokens, Meter::ReusedVectors, Meter::AudioMinutes].map(|meter| (meter.word(), meter));
+    let model = section.need("model", one_of(models, "models"), "\"small\"");
+    let meter = section.or("meter", word(&meters), Meter::Tokens);
+    let usd = section.need("usd", amount, "\"0.00000002\"");
+    let from = section.need("from", moment, "2026-01-01");
+    Some(Price { model: model?, meter, usd: usd?, from: from? })
+}

@@ -1,0 +1,276 @@
+//! `[pipelines.x]`: its own keys, `source`, `file`, `skip` and `chunks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::check::Named;
+use super::columns::is_name;
+use super::raw::{Item, Section};
+use super::template::{ChunkFact, Name};
+use super::values::{Scope, at_least, boolean, column, duration, list, one_of, sql, table, template, template_of_row};
+use super::values::{text, text_or_empty, whole, word};
+use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, Skip, Source, Sql};
+use super::{Template, TenantRule, TextRule, targets};
+
+/// Triggers are named after their pipeline, and Postgres names have 63 bytes.
+const LONGEST_NAME: usize = 40;
+
+pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Option<Pipeline> {
+    let place = section.place();
+    check_name(&name, &section);
+    // Of a kind that is not known here the other keys are not known either.
+    if section.has("kind") {
+        section.read("kind", word(&[("embed", ())]))?;
+    }
+    let labels: BTreeSet<String> = named.models.keys().cloned().collect();
+    let models = section.need("model", list(one_of(&labels, "models")), "\"small\"");
+    let existing = section.optional("existing", word(&EXISTING));
+    let on_leave = section.or("on_leave", word(&ON_LEAVE), OnLeave::Delete);
+    let max_attempts = section.or("max_attempts", whole(1..=1_000), 5_i16);
+    let optional = section.or("optional", boolean, false);
+    let notify = section.or("notify", boolean, true);
+
+    let has_file = section.has("file");
+    let source = needed_section(&mut section, "source").and_then(|part| source(part, has_file));
+    let file = section.section("file").map(|part| file(part, &named.stores));
+    let skip = skip(section.section_or_empty("skip"));
+    let used: Vec<&Model> = models.iter().flatten().filter_map(|label| named.models[label].as_ref()).collect();
+    let chunks = chunks(section.section_or_empty("chunks"), &used);
+    let target = needed_section(&mut section, "target").and_then(|part| targets::target(part, chunks.whole));
+    let write = targets::assignments(&mut section, "write", Scope::Job);
+    let status = section.section("status").map(targets::status);
+    if let (Some(source), Some(target)) = (&source, &target) {
+        targets::check_distinct(&section, source, target, &write, status.as_ref().and_then(Option::as_ref));
+    }
+    section.finish();
+    Some(Pipeline {
+        name,
+        place,
+        models: models?,
+        existing,
+        on_leave,
+        max_attempts,
+        optional,
+        notify,
+        source: source?,
+        // Given but not right: the misfit is recorded, and there is no pipeline.
+        file: file.map_or(Some(None), |file| file.map(Some))?,
+        skip,
+        chunks,
+        target: target?,
+        write,
+        status: status.map_or(Some(None), |status| status.map(Some))?,
+    })
+}
+
+const EXISTING: [(&str, Existing); 3] =
+    [("adopt", Existing::Adopt), ("backfill", Existing::Backfill), ("ignore", Existing::Ignore)];
+
+const ON_LEAVE: [(&str, OnLeave); 2] = [("delete", OnLeave::Delete), ("keep", OnLeave::Keep)];
+
+fn check_name(name: &str, section: &Section) {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(plain) {
+        let message = format!("is not a name for a pipeline: up to {LONGEST_NAME} letters, digits, `_` and `-`");
+        section.misfit(section.place(), message);
+    }
+}
+
+fn needed_section<'a>(section: &mut Section<'a>, key: &'static str) -> Option<Section<'a>> {
+    if !section.has(key) {
+        let place = section.place_of(key);
+        section.misfit(place.clone(), format!("is missing; write [{}]", place.key));
+    }
+    section.section(key)
+}
+
+fn source(mut section: Section, has_file: bool) -> Option<Source> {
+    let place = section.place();
+    let table = section.need("table", table, "\"public.documents\"");
+    let key = section.need("key", list(column), "[\"id\"]");
+    let text = text_rule(&mut section);
+    match (section.has("text"), has_file, section.has("text_by")) {
+        (false, false, _) => {
+            let message = "is missing, and there is no [file] either; write for example text = \"{content}\"";
+            section.misfit_at("text", message);
+        }
+        (false, true, true) => {
+            section.misfit_at("text_by", "picks a variant of source.text, but there is no such table");
+        }
+        (true, _, _) | (false, true, false) => {}
+    }
+    let source = Source {
+        place,
+        table: table?,
+        key: key?,
+        tenant: section.optional("tenant", tenant),
+        when: section.optional("when", sql),
+        needs: section.optional("needs", sql),
+        reopen_on_change: section.or("changes", word(&[("reopen", true), ("ignore", false)]), true),
+        changed_at: section.optional("changed_at", column),
+        grace: section.or("grace", duration, Duration::ZERO),
+        order: section.optional("order", column),
+        text,
+        values: values(&mut section),
+    };
+    section.finish();
+    Some(source)
+}
+
+/// A name, a quoted SQL string, or any other expression.
+fn tenant(item: &Item) -> Result<TenantRule, String> {
+    let rule = sql(item)?;
+    let text = rule.text.trim();
+    let is_word = |text: &str| text.chars().all(|letter| letter.is_alphanumeric() || letter == '_');
+    if is_word(text) && is_name(text) && !text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Ok(TenantRule::Name(text.to_owned()));
+    }
+    let quoted = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));
+    match quoted.map(|inner| inner.replace("''", "\u{0}")) {
+        Some(inner) if !inner.contains('\'') => Ok(TenantRule::Constant(inner.replace('\u{0}', "'"))),
+        _ => Ok(TenantRule::Expression(rule)),
+    }
+}
+
+fn text_rule(section: &mut Section) -> Option<TextRule> {
+    let by = section.optional("text_by", column);
+    let item = section.take("text")?;
+    match by {
+        None if item.is_table() => {
+            item.misfit("has variants, but source.text_by does not say which column picks one");
+            None
+        }
+        None => item.read(template_of_row).map(TextRule::One),
+        Some(_) if !item.is_table() => {
+            item.misfit("must be a table of variants, because source.text_by picks one");
+            None
+        }
+        Some(column) => {
+            let entries = item.into_entries()?.into_iter();
+            let mut variants: BTreeMap<String, Template> =
+                entries.filter_map(|(word, item)| Some((word, item.read(template_of_row)?))).collect();
+            let otherwise = variants.remove("else");
+            Some(TextRule::By { column, variants, otherwise })
+        }
+    }
+}
+
+fn values(section: &mut Section) -> BTreeMap<String, Sql> {
+    let entries = section.entries("values").into_iter();
+    let value = |(name, item): (String, Item)| {
+        if !is_name(&name) || name.contains(['.', '{', '}', ';']) || name == "tenant" {
+            item.misfit("is not a name for a value; templates have to name it in braces");
+        }
+        Some((name, item.read(sql)?))
+    };
+    entries.filter_map(value).collect()
+}
+
+fn file(mut section: Section, stores: &BTreeSet<String>) -> Option<FileRule> {
+    let store = section.need("store", one_of(stores, "stores"), "\"documents\"");
+    let path = section.need("path", template_of_row, "\"{storage_path}\"");
+    let missing = [("fail", false), ("wait", true)];
+    let rule = FileRule {
+        store: store?,
+        path: path?,
+        within: within(&mut section),
+        when: section.optional("when", sql),
+        media_type: section.optional("type", template(Scope::Row)),
+        name: section.optional("name", template(Scope::Row)),
+        wait_for_missing: section.or("missing", word(&missing), false),
+    };
+    section.finish();
+    Some(rule)
+}
+
+/// What ties a path to its owner has to be said, if only to say that nothing does.
+fn within(section: &mut Section) -> Option<Template> {
+    if !section.has("within") {
+        let message = "is missing: the path comes from a row, whose owner may write what he likes; say what it must lie \
+                       below, like \"{user_id}/\", or within = \"\" if every path is trusted";
+        section.misfit_at("within", message);
+    }
+    section.read("within", |item| {
+        let text = text_or_empty(item)?;
+        let within = template(Scope::Row)(item)?;
+        match text.as_str() {
+            "" => Ok(None),
+            text if text.ends_with('/') => Ok(Some(within)),
+            _ => Err("must end with a slash, or it would let in neighbours whose names begin alike".to_owned()),
+        }
+    })?
+}
+
+fn skip(mut section: Section) -> Skip {
+    let skip =
+        Skip { shorter_than: section.or("shorter_than", at_least(0), 1_usize), when: section.optional("when", sql) };
+    section.finish();
+    skip
+}
+
+fn chunks(mut section: Section, models: &[&Model]) -> Chunking {
+    let whole = section.or("whole", boolean, false);
+    let size = chunk_size(&mut section);
+    let (ChunkSize::Tokens(most) | ChunkSize::Characters(most)) = size;
+    let chunks = Chunking {
+        size,
+        overlap: section.or("overlap", at_least(0), most / 10),
+        whole,
+        whole_up_to: section.or("whole_up_to", at_least(0), 0_usize),
+        longer: section.or("longer", word(&LONGER), Longer::Fail),
+        embed: section.optional("embed", embed),
+    };
+    if chunks.overlap >= most {
+        section.misfit_at("overlap", format!("is {}, but a chunk has {most}; an overlap is shorter", chunks.overlap));
+    }
+    if whole {
+        for key in ["tokens", "characters", "overlap", "whole_up_to"] {
+            if section.has(key) {
+                section.misfit_at(key, "means nothing with chunks.whole = true; remove one of them");
+            }
+        }
+    } else {
+        check_longest(&section, &chunks, models);
+    }
+    section.finish();
+    chunks
+}
+
+const LONGER: [(&str, Longer); 3] = [("fail", Longer::Fail), ("cut", Longer::Cut), ("mean", Longer::Mean)];
+
+fn chunk_size(section: &mut Section) -> ChunkSize {
+    let tokens = section.read("tokens", at_least(1));
+    let characters = section.read("characters", at_least(1));
+    match (tokens, characters) {
+        (None, Some(characters)) => ChunkSize::Characters(characters),
+        (tokens, None) => ChunkSize::Tokens(tokens.unwrap_or(400)),
+        (Some(tokens), Some(_)) => {
+            section.misfit_at("characters", "is given beside chunks.tokens; remove one of them");
+            ChunkSize::Tokens(tokens)
+        }
+    }
+}
+
+fn check_longest(section: &Section, chunks: &Chunking, models: &[&Model]) {
+    let Some(model) = models.iter().min_by_key(|model| model.longest) else { return };
+    let check = |key: &str, tokens: usize| {
+        if tokens > model.longest {
+            let message = format!("is {tokens}, but model {} takes {}; write less", model.label, model.longest);
+            section.misfit_at(key, message);
+        }
+    };
+    if let ChunkSize::Tokens(tokens) = chunks.size {
+        check("tokens", tokens);
+    }
+    check("whole_up_to", chunks.whole_up_to);
+}
+
+fn embed(item: &Item) -> Result<Template, String> {
+    text(item)?;
+    let embed = template(Scope::Embed)(item)?;
+    if embed.names().contains(&Name::Chunk(ChunkFact::Text)) {
+        Ok(embed)
+    } else {
+        Err("does not name {chunk.text}, so every chunk of a row would have the same vector".to_owned())
+    }
+}

@@ -1,0 +1,163 @@
+//! Targets, status, and what a later version brings.
+
+use super::*;
+
+#[test]
+fn targets_are_checked() {
+    let target = |from: &str, to: &str, expected: &[&str]| check_change(from, to, expected);
+    let columns = "columns = { place = \"{chunk.index}\", embedding = \"{chunk.vector}\" }";
+    target(
+        columns,
+        "columns = { place = \"{chunk.tokens}\" }",
+        &[
+            "24: pipelines.documents.target.columns: has no column for {chunk.vector}; write for example embedding = \
+         \"{chunk.vector}\"",
+            "24: pipelines.documents.target.columns: has no column for {chunk.index}; write for example chunk_index = \
+         \"{chunk.index}\"",
+        ],
+    );
+    target(
+        "parent = { document_id = \"{id}\" }\n",
+        "",
+        &[
+            "21: pipelines.documents.target.parent: is missing: it says which row a chunk is of; write for example parent = \
+         { document_id = \"{id}\" }",
+        ],
+    );
+    target(
+        "parent = { document_id = \"{id}\" }",
+        "parent = { \"document_id?\" = \"doc {id}\" }",
+        &[
+            "23: pipelines.documents.target.parent.\"document_id?\": must be one value of the source row, like \"{id}\"",
+            "23: pipelines.documents.target.parent.\"document_id?\": says which row a chunk is of, so it must be a column that \
+         is always there",
+        ],
+    );
+    target(
+        "embedding = \"{chunk.vector}\" }",
+        "\"embedding?\" = \"{chunk.vector}\" }",
+        &[
+            "24: pipelines.documents.target.columns.\"embedding?\": takes {chunk.vector}, so it must be a column that is always \
+         there, without `?` and `.`",
+        ],
+    );
+    target(
+        "embedding = \"{chunk.vector}\" }",
+        "embedding = \"{chunk.vector}\", meta = { v = \"{chunk.vector}\" } }",
+        &["24: pipelines.documents.target.columns.meta: mixes {chunk.vector} with other text; give it its own column"],
+    );
+    target(
+        "place = ",
+        "document_id = \"{id}\", place = ",
+        &["24: pipelines.documents.target.columns.document_id: is set twice; remove one"],
+    );
+    target(
+        "place = ",
+        "\"a\\\"b\" = \"{id}\", place = ",
+        &["24: pipelines.documents.target.columns.\"a\\\"b\": `a\"b` is not a column name"],
+    );
+    check_change(
+        "chunks = { whole = true }\n",
+        "",
+        &[
+            "33: pipelines.notes.target: puts the vector on the source row, which has place for one; set chunks.whole = true, \
+         or name a table of chunks in target.table",
+        ],
+    );
+    check_change(
+        "target = { columns",
+        "target = { parent = { a = \"{id}\" }, columns",
+        &["34: pipelines.notes.target.parent: is for a table of chunks; name it in target.table, or leave this out"],
+    );
+    let twin = "\n[pipelines.twin]\nmodel = \"small\"\nsource = { table = \"x\", key = [\"id\"], text = \"{a}\" }\n\
+                target = { table = \"chunks\", parent = { document_id = \"{id}\" }, columns = { i = \"{chunk.index}\", \
+                e = \"{chunk.vector}\" } }\n";
+    check(
+        &format!("{GOOD}{twin}"),
+        &[
+            "39: pipelines.twin.target: owns the same vectors as pipeline documents; give each a target.version of its own",
+        ],
+    );
+    check(&format!("{GOOD}{}", twin.replace("columns", "version = { v = \"2\" }, columns")), &[]);
+}
+
+#[test]
+fn columns_of_the_row_are_set_once() {
+    check_change(
+        "words = { skipped = \"\" }\n",
+        "",
+        &[
+            "25: pipelines.documents.status.words.skipped: is missing: say which word a skipped row gets, or \"\" to leave its \
+         status as it is",
+        ],
+    );
+    check_change(
+        "pages = \"{job.pages}\"",
+        "status = \"x\"\nid = \"y\"",
+        &[
+            "29: pipelines.documents.write.status: is the status column, which is set already",
+            "30: pipelines.documents.write.id: is part of the source's key, which must not change",
+        ],
+    );
+    check_change(
+        "column = \"status\"",
+        "column = \"${MANY}|a\\\"b\"",
+        &["26: pipelines.documents.status.column: \"${MANY}|a\"b\" is not a column name"],
+    );
+    let words = read(GOOD).pipelines.remove(0).status.unwrap().words;
+    assert_eq!((words.completed.as_str(), words.skipped), ("completed", None));
+}
+
+#[test]
+fn what_a_later_version_brings_is_recognised() {
+    let later = r#"
+limits.daily = { sql = ["select 1"], over = "snooze" }
+providers.speech = { kind = "elevenlabs", key = "${KEY}" }
+models.scribe = { provider = "speech", name = "scribe_v1", language = "eng", options = { diarize = false } }
+prices = [{ model = "scribe", meter = "audio_minutes", usd = "0.0037", from = 2026-01-01 }]
+[pipelines.transcripts]
+kind = "transcribe"
+model = "scribe"
+source = { table = "public.dreams", key = ["id"], needs = "status = 'pending'", changes = "ignore" }
+write = { words = "{job.text}", language = "{job.language}" }
+[pipelines.notes]
+model = "small"
+limit = "daily"
+source = { table = "notes", key = ["id"], text = "{body}" }
+target.table = "note_vectors"
+target.create = true
+target.policy = "auth.uid() = user_id"
+target.parent = { note_id = "{id}" }
+target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}", "sparse?" = "{chunk.sparse}" }
+queue = { table = "public.queue?", key = { note_id = "{id}" } }
+signal = { notify = "ready" }
+[[pipelines.notes.effects]]
+name = "counters"
+sql = "select 1"
+[providers.openai]
+kind = "openai"
+key = "${KEY}"
+[models.small]
+provider = "openai"
+name = "text-embedding-3-small"
+dimensions = 1536
+sparse = true
+"#;
+    let no = |place: &str, what: &str| format!("{place}: `{what}` is not supported by this version; leave it out");
+    let expected = [
+        no("2: limits", "limits"),
+        no("3: providers.speech.kind", "elevenlabs"),
+        no("4: models.scribe.language", "language"),
+        no("4: models.scribe.options", "options"),
+        no("7: pipelines.transcripts.kind", "transcribe"),
+        no("13: pipelines.notes.limit", "limit"),
+        no("16: pipelines.notes.target.create", "create"),
+        no("17: pipelines.notes.target.policy", "policy"),
+        no("19: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
+        no("20: pipelines.notes.queue", "queue"),
+        no("21: pipelines.notes.signal", "signal"),
+        no("22: pipelines.notes.effects", "effects"),
+        no("32: models.small.sparse", "sparse"),
+    ];
+    assert_eq!(misfits(later), expected);
+}

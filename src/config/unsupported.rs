@@ -1,0 +1,43 @@
+//! Parts of the language that are settled but not built yet: recognised, so that files can be written for them, and refused
+//! by name. Who builds one deletes its line.
+
+use super::template::{ChunkFact, JobFact, Name};
+
+/// Keys by the section they stand in.
+const KEYS: &[(&str, &[&str])] = &[
+    ("", &["limits"]),
+    ("models.*", &["sparse", "language", "options"]),
+    ("pipelines.*", &["limit", "queue", "effects", "signal"]),
+    ("pipelines.*.target", &["create", "policy"]),
+];
+
+/// Words by the key they are given for.
+const WORDS: &[(&str, &[&str])] = &[
+    ("providers.*.kind", &["elevenlabs", "deepgram", "assemblyai", "whisper"]),
+    ("pipelines.*.kind", &["transcribe"]),
+];
+
+/// Names in braces.
+const NAMES: &[Name] = &[
+    Name::Chunk(ChunkFact::Sparse),
+    Name::Job(JobFact::Seconds),
+    Name::Job(JobFact::Language),
+    Name::Job(JobFact::LanguageProbability),
+];
+
+/// The keys of a section that only a later version knows what to do with.
+pub(super) fn keys(shape: &str) -> &'static [&'static str] {
+    KEYS.iter().find(|(section, _)| *section == shape).map_or(&[], |(_, keys)| keys)
+}
+
+pub(super) fn is_word(shape: &str, word: &str) -> bool {
+    WORDS.iter().any(|(key, words)| *key == shape && words.contains(&word))
+}
+
+pub(super) fn is_name(name: &Name) -> bool {
+    NAMES.contains(name)
+}
+
+pub(super) fn message(what: &str) -> String {
+    format!("`{what}` is not supported by this version; leave it out")
+}
