@@ -14,7 +14,7 @@ const TOO_LARGE: [&str; 12] = [
     "maximum context length",
     "too many tokens",
     "too many inputs",
-    "max 2048 inputs",
+    "array too long",
     "maximum request size",
     "request too large",
     "input is too large",
