@@ -1,9 +1,20 @@
 //! Floor 2: one file per vendor. Each turns one vendor's answer into our words and nothing else; retries, limits and budgets
 //! live above.
 
+mod clean;
+mod hash;
+mod local;
+mod openai;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
+
+use crate::domain;
+
+pub use hash::Hash;
+pub use local::{Local, LocalError, LocalModel};
+pub use openai::{OpenAi, OpenAiEndpoint, OpenAiModel};
 
 /// Makes vectors of texts.
 #[async_trait]
@@ -16,13 +27,26 @@ pub trait Embedder: Send + Sync {
 }
 
 /// A provider's answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Embedded {
     pub vectors: Vec<Vec<f32>>,
     /// What the provider says it counted, where it says so.
     pub input_tokens: Option<u64>,
     /// The provider's own name for the request, for disputes.
     pub request_id: Option<String>,
+    /// How much more the provider would take now, where it says so.
+    pub limits: Option<RateLimits>,
+}
+
+/// What is left of a provider's budget for our credential, as of one answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RateLimits {
+    pub remaining_requests: Option<u64>,
+    pub remaining_tokens: Option<u64>,
+    /// How long until the budget of requests is whole again.
+    pub reset_requests: Option<Duration>,
+    /// How long until the budget of tokens is whole again.
+    pub reset_tokens: Option<Duration>,
 }
 
 /// What a caller would do differently.
@@ -43,7 +67,30 @@ pub enum ProviderError {
     /// No money or no right: the lane pauses until a person has looked.
     #[error("the provider refused the credential: {0}")]
     Credential(String),
+    /// No text would be taken: the address, the model's name or its options are wrong. The lane pauses, as for a credential.
+    #[error("the provider cannot be used as configured: {0}")]
+    Misconfigured(String),
     /// The answer broke the contract: count, length, finiteness, JSON.
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
+}
+
+/// Checks that there is one good vector per text. Inputs are named by number, counted from 1, never by their text.
+fn check_vectors(vectors: &[Vec<f32>], texts: usize, dimensions: usize) -> Result<(), ProviderError> {
+    if vectors.len() != texts {
+        return Err(ProviderError::Garbled(format!("{} vectors for {texts} texts", vectors.len())));
+    }
+    for (index, vector) in vectors.iter().enumerate() {
+        domain::check_vector(vector, dimensions)
+            .map_err(|bad| ProviderError::Garbled(format!("the vector of input {} of {texts} {bad}", index + 1)))?;
+    }
+    Ok(())
+}
+
+/// Scales a vector to length 1; one of zeros stays as it is.
+fn normalize(vector: &mut [f32]) {
+    let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+    if length > 0.0 {
+        vector.iter_mut().for_each(|value| *value /= length);
+    }
 }

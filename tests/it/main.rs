@@ -1,1 +1,5 @@
+//! The integration tests: one binary, so that one private server serves them all.
+
 mod architecture;
+mod fake_openai;
+mod providers;

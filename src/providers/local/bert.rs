@@ -1,0 +1,66 @@
+//! The model itself: tokens in, vectors out. Everything here blocks.
+
+use candle_core::{Device, Result, Tensor};
+use candle_transformers::models::bert::BertModel;
+use tokenizers::Tokenizer;
+
+use crate::providers::{ProviderError, normalize};
+
+/// How the vectors of a text's tokens become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pooling {
+    Mean,
+    /// The vector of the first token.
+    Cls,
+}
+
+/// The ids of one text's tokens.
+pub(super) type Tokens = Vec<u32>;
+
+pub(super) struct Bert {
+    pub(super) model: BertModel,
+    /// Cuts at the longest text, does not pad.
+    pub(super) tokenizer: Tokenizer,
+    pub(super) pooling: Pooling,
+    pub(super) padding: u32,
+}
+
+impl Bert {
+    pub(super) fn tokenize(&self, texts: &[String]) -> std::result::Result<Vec<Tokens>, ProviderError> {
+        texts.iter().map(|text| self.tokens(text)).collect()
+    }
+
+    /// The tokenizer's own words may quote the text, so they are not passed on.
+    fn tokens(&self, text: &str) -> std::result::Result<Tokens, ProviderError> {
+        let refused = |why: &str| ProviderError::Refused(why.to_owned());
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|_| refused("the tokenizer cannot read it"))?;
+        match encoding.get_ids() {
+            [] => Err(refused("it has no tokens")),
+            ids => Ok(ids.to_vec()),
+        }
+    }
+
+    /// One pass. The batch is padded to its longest text; padding is masked and does not change the vectors.
+    pub(super) fn embed(&self, batch: &[Tokens]) -> Result<Vec<Vec<f32>>> {
+        let width = batch.iter().map(Vec::len).max().unwrap_or_default();
+        let padded = |tokens: &Tokens, fill: u32| [tokens.clone(), vec![fill; width - tokens.len()]].concat();
+        let ids: Vec<u32> = batch.iter().flat_map(|tokens| padded(tokens, self.padding)).collect();
+        let mask: Vec<u32> = batch.iter().flat_map(|tokens| padded(&vec![1; tokens.len()], 0)).collect();
+
+        let ids = Tensor::from_vec(ids, (batch.len(), width), &Device::Cpu)?;
+        let mask = Tensor::from_vec(mask, (batch.len(), width), &Device::Cpu)?;
+        let hidden = self.model.forward(&ids, &ids.zeros_like()?, Some(&mask))?;
+
+        let mut vectors = self.pool(&hidden, &mask)?.to_vec2::<f32>()?;
+        vectors.iter_mut().for_each(|vector| normalize(vector));
+        Ok(vectors)
+    }
+
+    /// `hidden` is texts × tokens × dimensions. A mean is left as a sum, since only its direction is kept.
+    fn pool(&self, hidden: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        match self.pooling {
+            Pooling::Cls => hidden.narrow(1, 0, 1)?.squeeze(1),
+            Pooling::Mean => hidden.broadcast_mul(&mask.to_dtype(hidden.dtype())?.unsqueeze(2)?)?.sum(1),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Status 200: the body turned into vectors in the order of the texts.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+
+use crate::providers::ProviderError;
+
+#[derive(Deserialize)]
+struct EmbedResponse {
+    data: Vec<Item>,
+    usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    index: usize,
+    embedding: Embedding,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    prompt_tokens: Option<u64>,
+}
+
+/// Base64 of little-endian `f32`s, or a list of numbers: compatible services do not all know `encoding_format`. Read straight
+/// into numbers, without a copy of the text between.
+struct Embedding(Result<Vec<f32>, &'static str>);
+
+/// The vectors in the order of the texts, and the tokens the service counted.
+pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vec<f32>>, Option<u64>), ProviderError> {
+    let response: EmbedResponse = serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error))?;
+    let tokens = response.usage.and_then(|usage| usage.prompt_tokens);
+    Ok((in_order(response.data, texts)?, tokens))
+}
+
+/// The service numbers its vectors and may send them in any order.
+fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vec<f32>>, ProviderError> {
+    if items.len() != texts {
+        return Err(garbled(format!("{} vectors for {texts} texts", items.len())));
+    }
+    let mut vectors = vec![None; texts];
+    for Item { index, embedding } in items {
+        let number = index + 1;
+        let slot = vectors.get_mut(index).ok_or_else(|| garbled(format!("a vector for input {number} of {texts}")))?;
+        let vector = embedding.0.map_err(|why| garbled(format!("the vector of input {number} of {texts} {why}")))?;
+        if slot.replace(vector).is_some() {
+            return Err(garbled(format!("two vectors for input {number} of {texts}")));
+        }
+    }
+    // As many vectors as texts and none twice: none is missing.
+    Ok(vectors.into_iter().flatten().collect())
+}
+
+/// Says where the JSON ends to be an answer, never what stands there.
+fn not_an_answer(body: &[u8], error: &serde_json::Error) -> ProviderError {
+    let body = body.trim_ascii();
+    garbled(match body.first() {
+        None => "it is empty".to_owned(),
+        Some(b'<') => "it is a web page, not JSON; is the url right?".to_owned(),
+        Some(_) if error.is_eof() => "its JSON is cut off".to_owned(),
+        Some(_) => {
+            format!("it is not a list of embeddings in JSON (line {}, column {})", error.line(), error.column())
+        }
+    })
+}
+
+fn garbled(why: String) -> ProviderError {
+    ProviderError::Garbled(why)
+}
+
+impl<'de> Deserialize<'de> for Embedding {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EmbeddingVisitor)
+    }
+}
+
+struct EmbeddingVisitor;
+
+impl<'de> Visitor<'de> for EmbeddingVisitor {
+    type Value = Embedding;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("base64 or a list of numbers")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Embedding, E> {
+        Ok(Embedding(decode(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Embedding, A::Error> {
+        let mut vector = Vec::with_capacity(1536);
+        // `null` is what some services make of a number that is not finite.
+        while let Some(number) = numbers.next_element::<Option<f32>>()? {
+            vector.push(number.unwrap_or(f32::NAN));
+        }
+        Ok(Embedding(Ok(vector)))
+    }
+}
+
+fn decode(text: &str) -> Result<Vec<f32>, &'static str> {
+    let bytes = STANDARD.decode(text).map_err(|_| "is not base64")?;
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err("ends in the middle of a number");
+    }
+    Ok(numbers.iter().copied().map(f32::from_le_bytes).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(body: &str, texts: usize, want: Result<(Vec<Vec<f32>>, Option<u64>), &str>) {
+        assert_eq!(read(body.as_bytes(), texts), want.map_err(|why| garbled(why.to_owned())));
+    }
+
+    #[test]
+    fn both_encodings_are_read_and_put_in_order() {
+        let body = r#"{"data": [{"index": 1, "embedding": [1, -0.5]}, {"index": 0, "embedding": "AACAPwAAAMA="}],
+                      "usage": {"prompt_tokens": 7, "total_tokens": 7}}"#;
+        check(body, 2, Ok((vec![vec![1.0, -2.0], vec![1.0, -0.5]], Some(7))));
+    }
+
+    #[test]
+    fn usage_may_be_missing_and_slashes_escaped() {
+        check(r#"{"data": [{"index": 0, "embedding": "\/\/9\/Pw=="}]}"#, 1, Ok((vec![vec![0.999_999_94]], None)));
+    }
+
+    #[test]
+    fn each_text_has_one_vector() {
+        let item = |index: usize| format!(r#"{{"index": {index}, "embedding": [1]}}"#);
+        let body = |items: &[usize]| {
+            format!(r#"{{"data": [{}]}}"#, items.iter().map(|&i| item(i)).collect::<Vec<_>>().join(","))
+        };
+        check(&body(&[0]), 2, Err("1 vectors for 2 texts"));
+        check(&body(&[1, 1]), 2, Err("two vectors for input 2 of 2"));
+        check(&body(&[0, 2]), 2, Err("a vector for input 3 of 2"));
+    }
+
+    #[test]
+    fn broken_base64_names_its_input() {
+        let body = |text: &str| format!(r#"{{"data": [{{"index": 0, "embedding": "{text}"}}]}}"#);
+        check(&body("AAC"), 1, Err("the vector of input 1 of 1 is not base64"));
+        check(&body("AAAA"), 1, Err("the vector of input 1 of 1 ends in the middle of a number"));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_described_without_quoting_it() {
+        check("", 1, Err("it is empty"));
+        check("<!doctype html><p>Ada", 1, Err("it is a web page, not JSON; is the url right?"));
+        check(r#"{"data": [{"index": 0, "embe"#, 1, Err("its JSON is cut off"));
+        check(r#"{"data": "Ada"}"#, 1, Err("it is not a list of embeddings in JSON (line 1, column 14)"));
+    }
+
+    #[test]
+    fn a_null_among_numbers_is_a_number_that_is_not_finite() {
+        let (vectors, _) = read(br#"{"data": [{"index": 0, "embedding": [null]}]}"#, 1).unwrap();
+        assert!(vectors[0][0].is_nan());
+    }
+}

@@ -1,0 +1,146 @@
+//! OpenAI's embeddings API and what speaks it: vLLM, llama.cpp, LM Studio, Ollama, Infinity, Azure's `/openai/v1`.
+
+mod answer;
+mod refusal;
+mod waits;
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use reqwest::header::HeaderMap;
+use reqwest::{Response, StatusCode};
+use serde::Serialize;
+use url::Url;
+
+use super::{Embedded, Embedder, ProviderError, check_vectors};
+use crate::config::Secret;
+
+/// The most a number of a vector takes in JSON, with its comma and blanks.
+const BYTES_PER_NUMBER: usize = 32;
+/// The most of an answer that is not numbers.
+const BYTES_AROUND: usize = 64 * 1024;
+
+/// Where the API is, and who we are to it.
+#[derive(Debug, Clone)]
+pub struct OpenAiEndpoint {
+    /// Ends before `/embeddings`; a query (`?api-version=…`) is kept.
+    pub url: Url,
+    pub key: Option<Secret>,
+}
+
+/// What the API calls the model, and what we expect of it.
+#[derive(Debug, Clone)]
+pub struct OpenAiModel {
+    pub name: String,
+    pub dimensions: usize,
+    /// Whether to ask for `dimensions`; models of one size refuse the question.
+    pub send_dimensions: bool,
+}
+
+/// One model at one endpoint.
+#[derive(Debug, Clone)]
+pub struct OpenAi {
+    client: reqwest::Client,
+    url: Url,
+    key: Option<Secret>,
+    model: OpenAiModel,
+    timeout: Duration,
+}
+
+#[derive(Serialize)]
+struct EmbedRequest<'a> {
+    model: &'a str,
+    input: &'a [String],
+    /// A quarter of the bytes of decimal numbers, and an order of magnitude faster to read.
+    encoding_format: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dimensions: Option<usize>,
+}
+
+impl OpenAi {
+    /// `timeout` is for a whole request, its answer included.
+    pub fn new(client: reqwest::Client, endpoint: OpenAiEndpoint, model: OpenAiModel, timeout: Duration) -> Self {
+        let mut url = endpoint.url;
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().push("embeddings");
+        }
+        Self { client, url, key: endpoint.key, model, timeout }
+    }
+
+    async fn post(&self, texts: &[String]) -> Result<Response, ProviderError> {
+        let mut request = self.client.post(self.url.clone()).timeout(self.timeout).json(&EmbedRequest {
+            model: &self.model.name,
+            input: texts,
+            encoding_format: "base64",
+            dimensions: self.model.send_dimensions.then_some(self.model.dimensions),
+        });
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose());
+        }
+        request.send().await.map_err(|error| away(&error))
+    }
+
+    /// No honest answer is longer.
+    fn longest_answer(&self, texts: usize) -> usize {
+        texts * (self.model.dimensions * BYTES_PER_NUMBER) + BYTES_AROUND
+    }
+}
+
+#[async_trait]
+impl Embedder for OpenAi {
+    async fn embed(&self, texts: &[String]) -> Result<Embedded, ProviderError> {
+        // The API refuses an empty list.
+        if texts.is_empty() {
+            return Ok(Embedded::default());
+        }
+        let response = self.post(texts).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        if status != StatusCode::OK {
+            // What came of the body is enough: the status alone says most.
+            let body = read(response, BYTES_AROUND).await.unwrap_or_default();
+            let secrets = texts.iter().map(String::as_str).chain(self.key.as_ref().map(Secret::expose));
+            return Err(refusal::error(status, &headers, &body, &secrets.collect::<Vec<_>>()));
+        }
+        let body = read(response, self.longest_answer(texts.len())).await?;
+        let (vectors, input_tokens) = answer::read(&body, texts.len())?;
+        check_vectors(&vectors, texts.len(), self.model.dimensions)?;
+        Ok(Embedded { vectors, input_tokens, request_id: request_id(&headers), limits: waits::limits(&headers) })
+    }
+}
+
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    headers.get("x-request-id")?.to_str().ok().map(str::to_owned)
+}
+
+/// Reads a body while it streams, and stops where it gets longer than `longest` bytes.
+async fn read(mut response: Response, longest: usize) -> Result<BytesMut, ProviderError> {
+    let mut body = BytesMut::new();
+    while let Some(part) = response.chunk().await.map_err(|error| away(&error))? {
+        if body.len() + part.len() > longest {
+            return Err(ProviderError::Garbled(format!("the answer is longer than {longest} bytes")));
+        }
+        body.extend_from_slice(&part);
+    }
+    Ok(body)
+}
+
+/// A request that got no whole answer.
+fn away(error: &reqwest::Error) -> ProviderError {
+    if error.is_builder() {
+        return ProviderError::Misconfigured("its url or key cannot be sent over HTTP".to_owned());
+    }
+    let what = match error {
+        error if error.is_timeout() => "no answer in time",
+        error if error.is_connect() => "cannot connect",
+        error if error.is_body() || error.is_decode() => "the answer broke off",
+        _ => "the connection failed",
+    };
+    // The root says what a person can act on; the layers above it repeat the address.
+    let mut root = error.source();
+    while let Some(cause) = root.and_then(std::error::Error::source) {
+        root = Some(cause);
+    }
+    ProviderError::Unavailable(root.map_or(what.to_owned(), |root| format!("{what}: {root}")))
+}
