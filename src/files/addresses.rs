@@ -1,5 +1,6 @@
 use url::Url;
 
+use super::path::segment;
 use super::trouble::Trouble;
 use super::{BadPath, FileBytes};
 use crate::net::GuardedClient;
@@ -45,18 +46,20 @@ pub(super) fn host_of(address: &str) -> String {
 /// Holds an address against what its row's owner may ask for, after both were brought into one form.
 fn below(address: &str, within: &str) -> Result<(), BadPath> {
     let owner = Url::parse(within).map_err(|_| BadPath::NoOwner)?;
-    let named = owner.path().ends_with('/') && !owner.path().contains("//");
-    // A value that was null would leave the raw text with an empty segment, or the bare origin.
-    if !named || owner.query().is_some() || owner.fragment().is_some() {
+    // Judged as it was written: parsing would let a value of `..` climb to another owner's folder.
+    let folder = within.strip_suffix('/').filter(|_| owner.path().ends_with('/')).ok_or(BadPath::NoOwner)?;
+    let plain = owner.query().is_none() && owner.fragment().is_none();
+    if !plain || folder.split('/').skip(3).any(|name| segment(name).is_err()) {
         return Err(BadPath::NoOwner);
     }
     let url = Url::parse(address).map_err(|_| BadPath::Outside)?;
     let path = url.path().to_ascii_lowercase();
     // Encoded slashes and backslashes are told apart from plain ones by some servers and not by others.
     let plain = !path.contains("%2f") && !path.contains("%5c") && !path.contains("//");
-    match url.origin() == owner.origin() && plain && url.path().starts_with(owner.path()) {
-        true => Ok(()),
-        false => Err(BadPath::Outside),
+    if url.origin() == owner.origin() && plain && url.path().starts_with(owner.path()) {
+        Ok(())
+    } else {
+        Err(BadPath::Outside)
     }
 }
 
@@ -69,6 +72,7 @@ mod tests {
         let check = |address: &str, within: &str| below(address, within);
         let owner = "https://files.example.org/u1/";
         assert_eq!(check("https://files.example.org/u1/a.pdf?token=1", owner), Ok(()));
+        assert_eq!(check("https://files.example.org/u1/a.pdf", "https://files.example.org/"), Ok(()));
         assert_eq!(check("https://FILES.example.org:443/u1/a.pdf", owner), Ok(()));
         for address in [
             "https://files.example.org/u2/a.pdf",
@@ -84,8 +88,10 @@ mod tests {
         ] {
             assert_eq!(check(address, owner), Err(BadPath::Outside), "{address}");
         }
-        for within in ["https://files.example.org//", "https://files.example.org/u1", "u1/", "https://a/u1/?b=c"] {
-            assert_eq!(check("https://files.example.org/u1/a.pdf", within), Err(BadPath::NoOwner), "{within}");
+        let origin = "https://files.example.org";
+        for within in ["//", "/u1", "/u1//", "/..//u1/", "/x/../", "/%2e%2e/", "/..\\/", "/u1/?b=c/", "/u1/#c/"] {
+            let within = format!("{origin}{within}");
+            assert_eq!(check("https://files.example.org/u1/a.pdf", &within), Err(BadPath::NoOwner), "{within}");
         }
     }
 

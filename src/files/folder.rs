@@ -63,16 +63,17 @@ fn real_root(root: &Path) -> Result<PathBuf, Trouble> {
 /// a name after this check; rows cannot.
 fn inside(root: &Path, path: &str) -> Result<PathBuf, Trouble> {
     let root = real_root(root)?;
-    let real = root.join(path).canonicalize().map_err(of_io)?;
-    match real.starts_with(&root) {
-        true => Ok(real),
-        false => Err(Trouble::Denied("a link leads out of the store's folder".to_owned())),
+    let real = root.join(path).canonicalize().map_err(|error| of_io(&error))?;
+    if real.starts_with(&root) {
+        Ok(real)
+    } else {
+        Err(Trouble::Denied("a link leads out of the store's folder".to_owned()))
     }
 }
 
 fn read(path: &Path, limit: u64) -> Result<Body, Trouble> {
-    let file = open(path).map_err(of_io)?;
-    let about = file.metadata().map_err(of_io)?;
+    let file = open(path).map_err(|error| of_io(&error))?;
+    let about = file.metadata().map_err(|error| of_io(&error))?;
     if about.is_dir() {
         return Err(Trouble::Missing);
     }
@@ -83,7 +84,7 @@ fn read(path: &Path, limit: u64) -> Result<Body, Trouble> {
         return Err(Trouble::TooLarge);
     }
     let mut bytes = Vec::with_capacity(usize::try_from(about.len().min(RESERVE)).unwrap_or(0));
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(of_io)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| of_io(&error))?;
     if bytes.len() as u64 > limit {
         return Err(Trouble::TooLarge);
     }
@@ -107,8 +108,8 @@ fn open(path: &Path) -> std::io::Result<File> {
 
 fn list(folder: &Path, pattern: &StorePattern) -> Result<Vec<Found>, Trouble> {
     let mut found = Vec::new();
-    for entry in folder.read_dir().map_err(of_io)? {
-        let entry = entry.map_err(of_io)?;
+    for entry in folder.read_dir().map_err(|error| of_io(&error))? {
+        let entry = entry.map_err(|error| of_io(&error))?;
         let Some(path) = entry.file_name().to_str().and_then(|name| pattern.path_of(name)) else { continue };
         let Ok(about) = entry.path().metadata() else { continue };
         if about.is_file() {
@@ -120,11 +121,11 @@ fn list(folder: &Path, pattern: &StorePattern) -> Result<Vec<Found>, Trouble> {
     Ok(found)
 }
 
-fn of_io(error: std::io::Error) -> Trouble {
+fn of_io(error: &std::io::Error) -> Trouble {
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => Trouble::Missing,
         ErrorKind::PermissionDenied => Trouble::Denied("the file system says so".to_owned()),
-        _ if is_link(&error) => Trouble::Denied("its links lead nowhere".to_owned()),
+        _ if is_link(error) => Trouble::Denied("its links lead nowhere".to_owned()),
         kind => Trouble::Unavailable(format!("reading failed: {kind}")),
     }
 }

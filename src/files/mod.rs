@@ -30,7 +30,7 @@ use trouble::Trouble;
 /// A store that says nothing for this long is away.
 const SILENCE: Duration = Duration::from_secs(30);
 /// An address of a row is given up after this long, however slowly it trickles.
-const WHOLE: Duration = Duration::from_secs(120);
+const WHOLE: Duration = Duration::from_mins(2);
 
 /// The stores of the configuration, ready to be read.
 pub struct Files {

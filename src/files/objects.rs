@@ -85,7 +85,7 @@ fn retry() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig { init_backoff: pause, max_backoff: pause, base: 2. },
         max_retries: 1,
-        retry_timeout: Duration::from_secs(60),
+        retry_timeout: Duration::from_mins(1),
     }
 }
 
@@ -93,9 +93,10 @@ fn retry() -> RetryConfig {
 fn with_bucket(endpoint: &Url, bucket: &str) -> Result<Url, String> {
     let mut address = endpoint.clone();
     let host = endpoint.domain().map(|host| format!("{bucket}.{host}"));
-    match host.is_some() && address.set_host(host.as_deref()).is_ok() {
-        true => Ok(address),
-        false => Err("its endpoint has no name to put the bucket before; set path_style = true".to_owned()),
+    if host.is_some() && address.set_host(host.as_deref()).is_ok() {
+        Ok(address)
+    } else {
+        Err("its endpoint has no name to put the bucket before; set path_style = true".to_owned())
     }
 }
 
@@ -114,7 +115,7 @@ impl Objects {
     pub(super) async fn read(&self, path: &StorePath, limit: u64) -> Result<FileBytes, Trouble> {
         let location =
             Path::parse(path.as_str()).map_err(|_| Trouble::Denied("no object has such a name".to_owned()))?;
-        let result = self.store.get_opts(&location, GetOptions::default()).await.map_err(of_store)?;
+        let result = self.store.get_opts(&location, GetOptions::default()).await.map_err(|error| of_store(&error))?;
         let media_type = result.attributes.get(&Attribute::ContentType).map(|value| value.as_ref().to_owned());
         let expected = result.meta.size;
         if expected > limit {
@@ -125,7 +126,7 @@ impl Objects {
             GatherError::Short { expected, received } => {
                 Trouble::Unavailable(format!("{received} of {expected} bytes came"))
             }
-            GatherError::Stream(error) => of_store(error),
+            GatherError::Stream(error) => of_store(&error),
         })?;
         Ok(FileBytes::new(body, media_type.as_deref()))
     }
@@ -144,7 +145,7 @@ impl Objects {
         let mut found = Vec::new();
         for _ in 0..LISTED {
             let Some(key) = keys.next().await else { return Ok(found) };
-            let key = key.map_err(of_store)?;
+            let key = key.map_err(|error| of_store(&error))?;
             match key.location.as_ref().strip_prefix(&start) {
                 Some(rest) => {
                     let path = pattern.path_of(&format!("{}{rest}", pattern.before()));
@@ -159,7 +160,7 @@ impl Objects {
     }
 
     pub(super) async fn probe(&self) -> Result<String, Trouble> {
-        match self.store.get_opts(&Path::from(PROBE), GetOptions::default()).await.map_err(of_store) {
+        match self.store.get_opts(&Path::from(PROBE), GetOptions::default()).await.map_err(|error| of_store(&error)) {
             Ok(_) | Err(Trouble::Missing) => Ok(self.name.clone()),
             Err(trouble) => Err(trouble),
         }
@@ -167,9 +168,9 @@ impl Objects {
 }
 
 /// Sorts the store's errors. Their own text may hold addresses, keys' names and signatures, so only status and code get out.
-fn of_store(error: Error) -> Trouble {
-    let code = code(&error);
-    match (&error, code.as_deref()) {
+fn of_store(error: &Error) -> Trouble {
+    let code = code(error);
+    match (error, code.as_deref()) {
         (_, Some("NoSuchBucket" | "ContainerNotFound")) => Trouble::Misconfigured("its bucket is not there".to_owned()),
         (
             _,
@@ -190,7 +191,7 @@ fn of_store(error: Error) -> Trouble {
             "the store answers 403; where its list may not be read, a file that is missing looks the same".to_owned(),
         ),
         (Error::Unauthenticated { .. }, _) => Trouble::Misconfigured("it refuses the credential".to_owned()),
-        _ => status(&error).map_or_else(|| unanswered(&error), Trouble::of_status),
+        _ => status(error).map_or_else(|| unanswered(error), Trouble::of_status),
     }
 }
 

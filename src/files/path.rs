@@ -134,7 +134,7 @@ fn segments(path: &str) -> Result<(), BadPath> {
     path.split('/').try_for_each(segment)
 }
 
-fn segment(name: &str) -> Result<(), BadPath> {
+pub(super) fn segment(name: &str) -> Result<(), BadPath> {
     if name.is_empty() {
         return Err(BadPath::EmptySegment);
     }

@@ -75,9 +75,10 @@ impl Supabase {
 
     pub(super) async fn probe(&self) -> Result<String, Trouble> {
         let bucket = self.bucket().await?;
-        match self.exists(bucket).await? {
-            true => Ok(format!("bucket {bucket}")),
-            false => Err(Trouble::Misconfigured(format!("bucket {bucket} is not there"))),
+        if self.exists(bucket).await? {
+            Ok(format!("bucket {bucket}"))
+        } else {
+            Err(Trouble::Misconfigured(format!("bucket {bucket} is not there")))
         }
     }
 
@@ -106,10 +107,7 @@ impl Supabase {
 
     async fn ask(&self, request: RequestBuilder, limit: u64) -> Result<Answer, Trouble> {
         let answer = self.send(request, limit).await?;
-        match answer.status.is_success() {
-            true => Ok(answer),
-            false => Err(trouble(&answer)),
-        }
+        if answer.status.is_success() { Ok(answer) } else { Err(trouble(&answer)) }
     }
 
     /// Both headers carry the key: the gateway reads `apikey`, and takes a key that is no JWT as bearer only if they agree.

@@ -13,49 +13,52 @@ pub enum Reach {
     Never,
 }
 
-const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
+const fn v4(octets: [u8; 4], length: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::from_octets(octets), length)
 }
 
-const fn v6(head: [u16; 4], tail: [u16; 4], length: u8) -> Ipv6Net {
-    let [a, b, c, d] = head;
-    let [e, f, g, h] = tail;
-    Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length)
+const fn v6(segments: [u16; 8], length: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::from_segments(segments), length)
 }
 
 /// Looked at before [`PRIVATE_V4`]: clouds keep metadata services inside otherwise private ranges.
 const NEVER_V4: [Ipv4Net; 13] = [
-    v4(0, 0, 0, 0, 8),
-    v4(100, 100, 100, 200, 32), // Alibaba's metadata
-    v4(168, 63, 129, 16, 32),   // Azure's wire server
-    v4(169, 254, 0, 0, 16),     // link-local, and most clouds' metadata
-    v4(192, 0, 0, 0, 24),       // protocol assignments, and Oracle's metadata
-    v4(192, 0, 2, 0, 24),
-    v4(192, 31, 196, 0, 24),
-    v4(192, 88, 99, 0, 24), // 6to4 relays
-    v4(198, 18, 0, 0, 15),
-    v4(198, 51, 100, 0, 24),
-    v4(203, 0, 113, 0, 24),
-    v4(224, 0, 0, 0, 4),
-    v4(240, 0, 0, 0, 4),
+    v4([0, 0, 0, 0], 8),
+    v4([100, 100, 100, 200], 32), // Alibaba's metadata
+    v4([168, 63, 129, 16], 32),   // Azure's wire server
+    v4([169, 254, 0, 0], 16),     // link-local, and most clouds' metadata
+    v4([192, 0, 0, 0], 24),       // protocol assignments, and Oracle's metadata
+    v4([192, 0, 2, 0], 24),
+    v4([192, 31, 196, 0], 24),
+    v4([192, 88, 99, 0], 24), // 6to4 relays
+    v4([198, 18, 0, 0], 15),
+    v4([198, 51, 100, 0], 24),
+    v4([203, 0, 113, 0], 24),
+    v4([224, 0, 0, 0], 4),
+    v4([240, 0, 0, 0], 4),
 ];
 
-const PRIVATE_V4: [Ipv4Net; 5] =
-    [v4(10, 0, 0, 0, 8), v4(100, 64, 0, 0, 10), v4(127, 0, 0, 0, 8), v4(172, 16, 0, 0, 12), v4(192, 168, 0, 0, 16)];
+const PRIVATE_V4: [Ipv4Net; 5] = [
+    v4([10, 0, 0, 0], 8),
+    v4([100, 64, 0, 0], 10),
+    v4([127, 0, 0, 0], 8),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 168, 0, 0], 16),
+];
 
-const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0, 0], [0; 4], 3);
+const GLOBAL_V6: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 const NEVER_V6: [Ipv6Net; 5] = [
-    v6([0x2001, 0, 0, 0], [0; 4], 23), // Teredo, ORCHID and other protocol assignments
-    v6([0x2001, 0xdb8, 0, 0], [0; 4], 32),
-    v6([0x2620, 0x4f, 0x8000, 0], [0; 4], 48),
-    v6([0x3fff, 0, 0, 0], [0; 4], 20),
-    v6([0xfd00, 0xec2, 0, 0], [0, 0, 0, 0x254], 128), // Amazon's metadata
+    v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // Teredo, ORCHID and other protocol assignments
+    v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32),
+    v6([0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0], 48),
+    v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),
+    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254], 128), // Amazon's metadata
 ];
-const PRIVATE_V6: [Ipv6Net; 2] = [v6([0; 4], [0, 0, 0, 1], 128), v6([0xfc00, 0, 0, 0], [0; 4], 7)];
+const PRIVATE_V6: [Ipv6Net; 2] = [v6([0, 0, 0, 0, 0, 0, 0, 1], 128), v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7)];
 
-const MAPPED: Ipv6Net = v6([0; 4], [0, 0xffff, 0, 0], 96);
-const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0], [0; 4], 96);
-const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0], [0; 4], 16);
+const MAPPED: Ipv6Net = v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96);
+const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
+const SIX_TO_FOUR: Ipv6Net = v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16);
 
 /// Judges an address by what would be at its other end: IPv6 that carries IPv4 is judged by what it carries.
 #[must_use]
@@ -92,11 +95,12 @@ fn reach_v6(address: Ipv6Addr) -> Reach {
 
 /// The IPv4 address inside, where a gateway or this machine would unwrap it.
 fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [_, _, c, d, e, f, .., m, n, o, p] = address.octets();
+    let octets = address.octets();
+    let four = |at: usize| Some(Ipv4Addr::new(octets[at], octets[at + 1], octets[at + 2], octets[at + 3]));
     if MAPPED.contains(&address) || NAT64.contains(&address) {
-        Some(Ipv4Addr::new(m, n, o, p))
+        four(12)
     } else if SIX_TO_FOUR.contains(&address) {
-        Some(Ipv4Addr::new(c, d, e, f))
+        four(2)
     } else {
         None
     }

@@ -69,10 +69,7 @@ async fn attempt(request: RequestBuilder, limit: u64) -> Result<Answer, Exchange
     let response = request.send().await.map_err(broken)?;
     let status = response.status();
     let headers = response.headers().clone();
-    let body = match status.is_success() {
-        true => whole(response, limit).await?,
-        false => beginning(response).await,
-    };
+    let body = if status.is_success() { whole(response, limit).await? } else { beginning(response).await };
     Ok(Answer { status, headers, body })
 }
 
@@ -104,10 +101,7 @@ fn broken(error: reqwest::Error) -> ExchangeError {
     if let Some(refusal) = Refusal::within(&error) {
         return ExchangeError::Refused(refusal);
     }
-    match error.is_timeout() {
-        true => ExchangeError::TimedOut,
-        false => ExchangeError::Dropped(deepest(&error.without_url())),
-    }
+    if error.is_timeout() { ExchangeError::TimedOut } else { ExchangeError::Dropped(deepest(&error.without_url())) }
 }
 
 /// Why a stream did not become a [`Body`].

@@ -94,9 +94,10 @@ impl GuardPolicy {
         if address.is_some_and(|address| !self.allows(address)) {
             return Err(Refusal::Address(host.to_string()));
         }
-        match self.rules.iter().any(|rule| rule.covers(url, &host)) {
-            true => Ok(()),
-            false => Err(Refusal::Host(host.to_string())),
+        if self.rules.iter().any(|rule| rule.covers(url, &host)) {
+            Ok(())
+        } else {
+            Err(Refusal::Host(host.to_string()))
         }
     }
 
@@ -189,7 +190,7 @@ impl GuardedClient {
             let answer = exchange(self.client.get(url.clone()), limit).await?;
             match answer.header("location") {
                 Some(next) if answer.status.is_redirection() => {
-                    url = url.join(next).map_err(|_| Refusal::Unreadable)?;
+                    url = parse(url.join(next).map_err(|_| Refusal::Unreadable)?.as_str())?;
                 }
                 _ => return Ok(answer),
             }

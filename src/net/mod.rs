@@ -71,13 +71,12 @@ fn client() -> ClientBuilder {
         .redirect(reqwest::redirect::Policy::none())
         .tcp_nodelay(true)
         .tcp_keepalive(Duration::from_secs(30))
-        .pool_idle_timeout(Duration::from_secs(60))
+        .pool_idle_timeout(Duration::from_mins(1))
 }
 
 fn build(builder: ClientBuilder) -> Result<Client, NetError> {
-    builder.build().map_err(|error| match deepest(&error).contains("No CA certificates") {
-        true => NetError::NoRoots,
-        false => NetError::Client(error),
+    builder.build().map_err(|error| {
+        if deepest(&error).contains("No CA certificates") { NetError::NoRoots } else { NetError::Client(error) }
     })
 }
 

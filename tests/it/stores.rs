@@ -119,7 +119,6 @@ async fn supabase(State(store): State<Store>, request: Request) -> Response {
     let words: Vec<&str> = segments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["bucket", bucket] if store.has(bucket) => axum::Json(json!({ "id": bucket })).into_response(),
-        ["bucket", _] => truth(404, "Bucket not found", "Bucket not found"),
         ["object", "list", bucket] if store.has(bucket) => {
             let body = axum::body::to_bytes(request.into_body(), 1 << 16).await.unwrap();
             listing(&store, bucket, &serde_json::from_slice(&body).unwrap())
@@ -129,7 +128,7 @@ async fn supabase(State(store): State<Store>, request: Request) -> Response {
             Some((media_type, bytes)) => ([("content-type", media_type)], bytes).into_response(),
             None => truth(404, "not_found", "Object not found"),
         },
-        ["object", ..] => truth(404, "Bucket not found", "Bucket not found"),
+        ["bucket" | "object", ..] => truth(404, "Bucket not found", "Bucket not found"),
         _ => StatusCode::NOT_FOUND.into_response(),
     }
 }
@@ -192,7 +191,7 @@ fn s3_listing(store: &Store, bucket: &str, query: &str) -> Response {
         let found = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key);
         found.map(|(_, value)| decoded(value)).unwrap_or_default()
     };
-    let contents: String = store
+    let contents: Vec<String> = store
         .paths(bucket)
         .into_iter()
         .filter(|path| path.starts_with(&word("prefix")) && *path > word("start-after"))
@@ -204,7 +203,8 @@ fn s3_listing(store: &Store, bucket: &str, query: &str) -> Response {
             )
         })
         .collect();
-    format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>").into_response()
+    format!("<ListBucketResult><IsTruncated>false</IsTruncated>{}</ListBucketResult>", contents.concat())
+        .into_response()
 }
 
 /// Checks the request's signature (AWS Signature Version 4) over what really came, so that a client which spells an address
@@ -223,17 +223,15 @@ fn signed(method: &str, uri: &Uri, headers: &HeaderMap) -> Result<(), &'static s
     let mut query: Vec<&str> = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).collect();
     query.sort_unstable();
     let names = part("SignedHeaders");
-    let lines: String = names.split(';').map(|name| format!("{name}:{}\n", header(headers, name))).collect();
+    let lines: Vec<String> = names.split(';').map(|name| format!("{name}:{}\n", header(headers, name))).collect();
+    let lines = lines.concat();
     let payload = header(headers, "x-amz-content-sha256");
     let canonical = format!("{method}\n{}\n{}\n{lines}\n{names}\n{payload}", uri.path(), query.join("&"));
 
     let time = header(headers, "x-amz-date");
     let text = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{}", hex(&Sha256::digest(canonical)));
     let key = scope.split('/').fold(format!("AWS4{SECRET}").into_bytes(), |key, word| hmac(&key, word.as_bytes()));
-    match hex(&hmac(&key, text.as_bytes())) == part("Signature") {
-        true => Ok(()),
-        false => Err("SignatureDoesNotMatch"),
-    }
+    if hex(&hmac(&key, text.as_bytes())) == part("Signature") { Ok(()) } else { Err("SignatureDoesNotMatch") }
 }
 
 fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
@@ -243,8 +241,8 @@ fn hmac(key: &[u8], text: &[u8]) -> Vec<u8> {
     Sha256::new().chain_update(block.map(|byte| byte ^ 0x5c)).chain_update(inner).finalize().to_vec()
 }
 
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
