@@ -2,4 +2,6 @@
 
 mod architecture;
 mod fake_openai;
+mod files;
 mod providers;
+mod stores;
