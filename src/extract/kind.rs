@@ -34,7 +34,7 @@ pub(super) fn detect(bytes: &[u8], request: &Request) -> Result<Kind, ReadError>
     match format {
         FileFormat::OfficeOpenXmlDocument => Ok(Kind::Docx),
         FileFormat::OfficeOpenXmlPresentation => Ok(Kind::Pptx),
-        FileFormat::Zip => in_a_zip(bytes),
+        FileFormat::Zip | FileFormat::ArbitraryBinaryData if bytes.starts_with(b"PK\x03\x04") => in_a_zip(bytes),
         _ if is_compound_file(bytes) => compound_file(bytes, format),
         FileFormat::RichTextFormat | FileFormat::Postscript | FileFormat::EncapsulatedPostscript => {
             Err(unsupported(format))
@@ -74,7 +74,11 @@ fn is_compound_file(bytes: &[u8]) -> bool {
 /// Office keeps what is encrypted in a compound file with this stream.
 fn compound_file(bytes: &[u8], format: FileFormat) -> Result<Kind, ReadError> {
     let name: Vec<u8> = "EncryptedPackage".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    Err(if find(bytes, &name).is_some() { ReadError::Encrypted } else { unsupported(format) })
+    Err(match format {
+        _ if find(bytes, &name).is_some() => ReadError::Encrypted,
+        FileFormat::ArbitraryBinaryData => unsupported(FileFormat::CompoundFileBinary),
+        format => unsupported(format),
+    })
 }
 
 /// SVG and the like are text by their bytes but nothing to read.

@@ -84,6 +84,9 @@ fn joint(lines: &[Line], last: usize, pitch: f32) -> Joint {
     if down > 1.35 * pitch {
         return Joint::Parts;
     }
+    if opens_a_section(&next.text) && ends_a_sentence(&line.text) {
+        return Joint::Parts;
+    }
     if opens_an_item(&next.text) || down.abs() < 0.2 * line.size {
         return Joint::Breaks;
     }
@@ -147,6 +150,16 @@ fn opens_an_item(text: &str) -> bool {
         && (inner.bytes().all(|b| b.is_ascii_digit())
             || inner.len() == 1 && inner.bytes().all(|b| b.is_ascii_lowercase()))
         && !inner.is_empty()
+}
+
+/// `2.1 Title`
+fn opens_a_section(text: &str) -> bool {
+    let Some((number, title)) = text.split_once(' ') else { return false };
+    let parts = number.trim_end_matches('.').split('.');
+    number.contains('.')
+        && parts.clone().count() <= 4
+        && parts.clone().all(|part| matches!(part.len(), 1 | 2) && part.bytes().all(|byte| byte.is_ascii_digit()))
+        && title.trim_start().starts_with(char::is_uppercase)
 }
 
 /// Scripts that are written without spaces are joined without one.

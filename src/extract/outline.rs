@@ -28,7 +28,7 @@ pub(super) fn mark(bookmarks: &[Bookmark], starts: &[usize], builder: &mut Build
     }
 }
 
-/// The line between two offsets that opens with the title, leaving out its number; where it starts and ends.
+/// The line between two offsets that opens with the title, leaving out its number; where it starts, and a place behind it.
 fn find_line(text: &str, from: usize, end: usize, title: &str) -> Option<(usize, usize)> {
     let wanted = folded(title);
     if wanted.is_empty() {
@@ -41,11 +41,13 @@ fn find_line(text: &str, from: usize, end: usize, title: &str) -> Option<(usize,
             || said.starts_with(&wanted)
             || (said.len() > 5 && wanted.starts_with(&said) && said.len() * 2 > wanted.len())
         {
-            return Some((at, at + line.len()));
+            return Some((at, text.floor_char_boundary(at + title.len().min(line.len()))));
         }
         at += line.len();
     }
-    None
+    // A title that flowed into its paragraph.
+    let at = from + text.get(from..end)?.find(title.trim()).filter(|_| title.trim().len() > 3)?;
+    Some((at, at + title.trim().len()))
 }
 
 /// Letters and digits in lower case, without a leading number like `2.1`.
@@ -76,7 +78,7 @@ mod tests {
         let mut starts = Vec::new();
         for page in [["1 Introduction", "About introduction."], ["Methods and", "more methods"], ["nothing", "here"]] {
             starts.push(builder.page().unwrap());
-            page.iter().for_each(|block| drop(builder.block(block).unwrap()));
+            page.iter().for_each(|block| assert!(builder.block(block).is_ok()));
         }
         let bookmark = |title: &str, level, page| Bookmark { title: title.to_owned(), level, page };
         let outline = [
