@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that one private server serves them all.
 
 mod architecture;
+mod extract;
 mod fake_openai;
 mod files;
 mod providers;

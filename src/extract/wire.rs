@@ -1,0 +1,118 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Input, SandboxReport};
+use crate::config::{DocxReader, Parser, PdfReader};
+use crate::domain::Document;
+
+/// The first argument that makes the program a parser child.
+pub(super) const CHILD: &str = "parser-child";
+
+/// The argument after it that asks for a [`SandboxReport`] instead of a document.
+pub(super) const PROBE: &str = "--probe";
+
+/// Ends a child whose parent went away before it was done.
+pub(super) const ORPHANED: i32 = 3;
+
+/// Ends a child that was asked for nothing it understands.
+pub(super) const MISASKED: i32 = 4;
+
+/// The line of JSON before the file's bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Request {
+    /// How many bytes of file follow.
+    pub size: u64,
+    pub media_type: Option<String>,
+    pub extension: Option<String>,
+    pub memory: u64,
+    pub cpu_seconds: u64,
+    pub largest_text: usize,
+    pub pages: usize,
+    pub pdf: PdfReader,
+    pub docx: DocxReader,
+    pub pdfium: Option<PathBuf>,
+    pub fonts: Vec<PathBuf>,
+}
+
+impl Request {
+    pub fn new(settings: &Parser, input: &Input, pdf: PdfReader) -> Self {
+        Self {
+            size: input.bytes.len() as u64,
+            media_type: input.media_type.clone(),
+            extension: input.name.as_deref().and_then(extension),
+            memory: settings.memory,
+            cpu_seconds: settings.cpu.as_secs().max(1),
+            largest_text: usize::try_from(settings.largest_text).unwrap_or(usize::MAX),
+            pages: usize::try_from(settings.pages).unwrap_or(usize::MAX),
+            pdf,
+            docx: settings.docx,
+            pdfium: settings.pdfium.clone(),
+            fonts: settings.fonts.clone(),
+        }
+    }
+}
+
+/// A name's extension in lower case; the name itself is none of the child's business.
+fn extension(name: &str) -> Option<String> {
+    let (stem, extension) = name.rsplit_once('.')?;
+    let fine = !stem.is_empty() && extension.len() <= 16 && extension.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    fine.then(|| extension.to_ascii_lowercase())
+}
+
+/// What a child says, once, on its standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    Document(Document),
+    /// Read, but so little of what is on the pages that another reader should have a try.
+    Poor(Document),
+    Failed(ReadError),
+    /// The reader panicked; what it said may hold the file's text and is not repeated.
+    Panicked,
+    Report(SandboxReport),
+}
+
+/// Why a reader made no document, in words that hold nothing of the file's text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ReadError {
+    Encrypted,
+    Unsupported(String),
+    Broken { format: String, detail: String },
+    Limit(String),
+}
+
+impl ReadError {
+    pub fn broken(format: &str, detail: &str) -> Self {
+        Self::Broken { format: format.to_owned(), detail: detail.to_owned() }
+    }
+}
+
+/// A size as people say it.
+pub(super) fn bytes(size: u64) -> String {
+    match size {
+        size if size >= 1 << 30 && size.is_multiple_of(1 << 30) => format!("{} GiB", size >> 30),
+        size if size >= 1 << 20 => format!("{} MiB", size >> 20),
+        size if size >= 1 << 10 => format!("{} KiB", size >> 10),
+        size => format!("{size} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_extension_leaves_the_parent() {
+        assert_eq!(extension("Report.final.PDF").as_deref(), Some("pdf"));
+        for name in ["", "pdf", ".profile", "a.b/c", "a.", "a.averyveryverylongword"] {
+            assert_eq!(extension(name).filter(|extension| !extension.is_empty()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!([bytes(12), bytes(4096), bytes(10 << 20), bytes(2 << 30)], ["12 bytes", "4 KiB", "10 MiB", "2 GiB"]);
+    }
+}
