@@ -1,1 +1,4 @@
+//! Integration tests: one binary, one private Postgres.
 
+mod embedded;
+mod postgres;
