@@ -505,9 +505,3 @@ impl Config {
         self.pipelines.iter().find(|pipeline| pipeline.name == name)
     }
 }
-impl Pipeline {
-    /// STUB until merge.
-    pub fn generation(&self, _model: &Model, _provider: &Provider) -> String {
-        String::new()
-    }
-}

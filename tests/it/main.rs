@@ -1,8 +1,10 @@
 //! The integration tests: one binary, so that one private server serves them all.
 
 mod architecture;
+mod embedded;
 mod extract;
 mod fake_openai;
 mod files;
+mod postgres;
 mod providers;
 mod stores;
