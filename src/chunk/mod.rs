@@ -1,11 +1,16 @@
 //! Floor 2: documents to chunks. Pure: no files, no network, no clock.
 
+mod boundary;
+mod cut;
+mod sentence;
 mod split;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use crate::config::{ChunkSize, Longer};
 
-pub use split::{Plan, split};
+pub use split::{Dress, Plan, split};
 pub use tokens::{TokenSpan, Tokenizer};
 
 /// A text that was to be one vector exceeds the model, and the pipeline says `longer = "fail"`.

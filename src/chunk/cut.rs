@@ -1,0 +1,154 @@
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use unicode_segmentation::GraphemeCursor;
+
+use super::TokenSpan;
+use super::boundary::{Boundary, Rank};
+
+/// What a piece may have at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    pub tokens: usize,
+    pub chars: usize,
+}
+
+impl Limit {
+    /// Half of it, and at least one.
+    pub(super) fn half(self) -> Self {
+        Self { tokens: (self.tokens / 2).max(1), chars: (self.chars / 2).max(1) }
+    }
+
+    /// Whether there is no smaller limit.
+    pub(super) fn is_least(self) -> bool {
+        self.tokens == 1 && self.chars == 1
+    }
+
+    /// Whether what is between two boundaries, taken `times` times, stays within the limit.
+    fn holds(self, left: &Boundary, right: &Boundary, times: usize) -> bool {
+        (right.tokens - left.tokens) * times <= self.tokens
+            && right.end_char.saturating_sub(left.at_char) * times <= self.chars
+    }
+}
+
+/// A text, its tokens and its boundaries.
+#[derive(Clone, Copy)]
+pub(super) struct Cutter<'text> {
+    pub text: &'text str,
+    pub spans: &'text [TokenSpan],
+    pub boundaries: &'text [Boundary],
+}
+
+impl Cutter<'_> {
+    /// Cuts what is between two boundaries into pieces within the limit; both ends are among the cuts returned.
+    pub(super) fn cut(&self, from: Boundary, to: Boundary, limit: Limit) -> Vec<Boundary> {
+        if limit.holds(&from, &to, 1) {
+            return vec![from, to];
+        }
+        let mut between = vec![from];
+        between.extend_from_slice(self.between(from.at, to.at));
+        between.push(to);
+
+        let mut cuts = vec![from];
+        let chosen = choose(&between, limit);
+        for pair in chosen.windows(2) {
+            self.force(between[pair[0]], between[pair[1]], limit, &mut cuts);
+        }
+        cuts
+    }
+
+    /// The boundaries that start after `from` and before `to`.
+    pub(super) fn between(&self, from: usize, to: usize) -> &[Boundary] {
+        let first = self.boundaries.partition_point(|boundary| boundary.at <= from);
+        let last = self.boundaries.partition_point(|boundary| boundary.at < to);
+        &self.boundaries[first..last.max(first)]
+    }
+
+    /// Where no boundary is left: full pieces one after the other, at a word if there is one and never inside a character.
+    fn force(&self, from: Boundary, to: Boundary, limit: Limit, cuts: &mut Vec<Boundary>) {
+        let mut left = from;
+        while !limit.holds(&left, &to, 1) {
+            let right = self.fill(left, to, limit);
+            if right.at >= to.at {
+                break;
+            }
+            cuts.push(right);
+            left = right;
+        }
+        cuts.push(to);
+    }
+
+    /// The end of the longest good piece that starts at `left`.
+    pub(super) fn fill(&self, left: Boundary, to: Boundary, limit: Limit) -> Boundary {
+        let by_tokens = self.spans.get(left.tokens + limit.tokens).map_or(to.end, |span| span.start.min(to.end));
+        let window = &self.text[left.at..self.text.floor_char_boundary(by_tokens).max(left.at)];
+        let length = window.char_indices().nth(limit.chars).map_or(window.len(), |(at, _)| at);
+        let window = &window[..length];
+
+        let rest = &self.text[left.at..to.end];
+        // A word is not worth half of the piece.
+        let word = match rest[length..].chars().next() {
+            Some(next) if !next.is_whitespace() => window.rfind(char::is_whitespace).filter(|&at| at > length / 2),
+            _ => (length > 0).then_some(length),
+        };
+        let place = word.unwrap_or_else(|| last_grapheme(rest, length));
+        self.boundary_at(left, left.at + place)
+    }
+
+    /// A boundary at any place behind `left`.
+    fn boundary_at(&self, left: Boundary, place: usize) -> Boundary {
+        let end = left.at + self.text[left.at..place].trim_end().len();
+        let at = place + (self.text[place..].len() - self.text[place..].trim_start().len());
+        let end_char = left.at_char + self.text[left.at..end].chars().count();
+        let at_char = end_char + self.text[end..at].chars().count();
+        let tokens = self.spans.partition_point(|span| span.start < end);
+        Boundary { end, at, end_char, at_char, tokens, rank: Rank::Word, hash: 0 }
+    }
+}
+
+/// The last boundary of graphemes in `text` up to `length`, or of characters where one grapheme is longer; never 0.
+fn last_grapheme(text: &str, length: usize) -> usize {
+    let length = length.max(text.chars().next().map_or(0, char::len_utf8));
+    let mut cursor = GraphemeCursor::new(length, text.len(), true);
+    match cursor.is_boundary(text, 0) {
+        Ok(false) => cursor.prev_boundary(text, 0).ok().flatten().filter(|&at| at > 0).unwrap_or(length),
+        _ => length,
+    }
+}
+
+/// The first boundary of graphemes in `text` from `at` on.
+pub(super) fn next_grapheme(text: &str, at: usize) -> usize {
+    let mut cursor = GraphemeCursor::new(at, text.len(), true);
+    match cursor.is_boundary(text, 0) {
+        Ok(false) => cursor.next_boundary(text, 0).ok().flatten().unwrap_or(at),
+        _ => at,
+    }
+}
+
+/// Chooses among boundaries so that what is between two chosen ones is within the limit, as far as there are boundaries.
+///
+/// The best go first, by rank and then by the hash of what follows them, wherever they are in the text; one is chosen where the
+/// piece around it is still too long and no cut is within half a piece, or within a quarter if nothing else of its rank is left.
+/// So a cut depends on its surroundings alone: after an edit, the cuts a piece or two away are where they were. Packing from
+/// the front would move them all.
+fn choose(boundaries: &[Boundary], limit: Limit) -> Vec<usize> {
+    let last = boundaries.len() - 1;
+    let mut order: Vec<usize> = (1..last).collect();
+    order.sort_unstable_by_key(|&index| (Reverse(boundaries[index].rank), boundaries[index].hash, index));
+
+    let mut chosen = BTreeSet::from([0, last]);
+    for equals in order.chunk_by(|&left, &right| boundaries[left].rank == boundaries[right].rank) {
+        for nearest in [2, 4] {
+            for &index in equals {
+                let Some(&left) = chosen.range(..=index).next_back().filter(|&&left| left < index) else { continue };
+                let Some(&right) = chosen.range(index..).next() else { continue };
+                let [left, here, right] = [left, index, right].map(|index| &boundaries[index]);
+                let is_needed = !limit.holds(left, right, 1);
+                if is_needed && !limit.holds(left, here, nearest) && !limit.holds(here, right, nearest) {
+                    chosen.insert(index);
+                }
+            }
+        }
+    }
+    chosen.into_iter().collect()
+}
