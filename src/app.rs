@@ -1,1 +1,431 @@
-//! .
+//! Floor 6: the only place that wires things together, and the order of shutdown.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rust_decimal::Decimal;
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader};
+use crate::chunk::{Rules, Tokenizer};
+use crate::config::{Config, Existing, Meter, Model, Provider, ProviderKind, TokenizerKind};
+use crate::db;
+use crate::db::app::{Misfit, Plan};
+use crate::db::migrate::{self, Set};
+use crate::db::pipelines::Registration;
+use crate::domain::OwnerId;
+use crate::embedded::{self, Artifact};
+use crate::extract::Extractor;
+use crate::files::{Files, FilesError};
+use crate::jobs::{Deps, MEMORY_UNIT};
+use crate::net::{self, Patience};
+use crate::providers::{Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel};
+use crate::worker::Engine;
+
+/// Why nothing can start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Connect(#[from] db::ConnectError),
+    #[error("the database is away or refuses: {}", db::describe(.0))]
+    Database(#[from] sqlx::Error),
+    #[error("schema gristmill is not there: run `gristmill migrate`")]
+    NotMigrated,
+    #[error("schema gristmill is at version {found}, this binary needs {wanted}: run `gristmill migrate`")]
+    OldSchema { found: i64, wanted: i64 },
+    #[error("schema gristmill is at version {found}, newer than this binary's {wanted}: update the binary")]
+    NewSchema { found: i64, wanted: i64 },
+    #[error(
+        "this database is a copy of the one gristmill was set up in; if it is meant to run here, say `gristmill accept --database`"
+    )]
+    Copied,
+    #[error("no pipeline fits this database:\n{0}")]
+    NothingFits(String),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Net(#[from] net::NetError),
+    #[error("{0}")]
+    Parser(String),
+    #[error("model {model} cannot be loaded: {reason}")]
+    Model { model: String, reason: String },
+}
+
+/// The configuration held against the database.
+#[derive(Debug)]
+pub struct Resolved {
+    /// Pipelines that fit, in the configuration's order.
+    pub plans: Vec<Arc<Plan>>,
+    pub warnings: Vec<Misfit>,
+    /// Pipelines that do not, with why; optional ones are left out quietly.
+    pub refused: Vec<(String, Vec<Misfit>)>,
+    pub left_out: Vec<(String, Vec<Misfit>)>,
+}
+
+/// Connects, and asks that the schema is the one this binary knows.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn connect(config: &Config) -> Result<PgPool, StartError> {
+    let pool = db::connect(&config.database).await?;
+    check_schema(&pool).await?;
+    Ok(pool)
+}
+
+/// Whether the schema is there and of this binary's version.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn check_schema(pool: &PgPool) -> Result<(), StartError> {
+    let wanted = Set::Ours.newest();
+    match migrate::applied(pool, Set::Ours).await? {
+        None => Err(StartError::NotMigrated),
+        Some(found) if found < wanted => Err(StartError::OldSchema { found, wanted }),
+        Some(found) if found > wanted => Err(StartError::NewSchema { found, wanted }),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Resolves every pipeline against the catalogue.
+///
+/// # Errors
+/// The database is away.
+pub async fn resolve(pool: &PgPool, config: &Config) -> sqlx::Result<Resolved> {
+    let mut connection = pool.acquire().await?;
+    let mut resolved = Resolved { plans: Vec::new(), warnings: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
+    for pipeline in &config.pipelines {
+        match db::app::resolve(&mut connection, config, pipeline).await? {
+            Ok((plan, warnings)) => {
+                let triggers = db::app::installed(&mut connection, &plan).await?;
+                // With all three triggers in place, changes are seen.
+                let seen = triggers.len() == 3;
+                resolved.warnings.extend(
+                    warnings.into_iter().filter(|warning| !(seen && warning.message.contains("triggers install"))),
+                );
+                resolved.plans.push(Arc::new(plan));
+            }
+            Err(misfits) if pipeline.optional => resolved.left_out.push((pipeline.name.clone(), misfits)),
+            Err(misfits) => resolved.refused.push((pipeline.name.clone(), misfits)),
+        }
+    }
+    Ok(resolved)
+}
+
+/// How a pipeline stands before its first claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// Rows were there before, and the configuration does not say what becomes of them.
+    SayExisting,
+    /// Vectors of another generation wait for `accept`.
+    NewGeneration {
+        rows: i64,
+    },
+}
+
+/// Registers a pipeline, gives the rows that were there before their jobs, and says whether work may begin. `stopped` ends a long
+/// census between two slices.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn register(
+    pool: &PgPool,
+    plan: &Plan,
+    slice: i64,
+    stopped: &(dyn Fn() -> bool + Sync),
+) -> sqlx::Result<Readiness> {
+    let pipeline = &plan.pipeline;
+    let known = db::pipelines::find(pool, &pipeline.name).await?;
+    if known.is_none() && pipeline.existing.is_none() && has_rows(pool, plan).await? {
+        return Ok(Readiness::SayExisting);
+    }
+    let source_table = pipeline.source.table.to_string();
+    let registration = Registration {
+        name: &pipeline.name,
+        generation: &plan.generation,
+        source_table: &source_table,
+        max_attempts: pipeline.max_attempts,
+        grace: pipeline.source.grace,
+        notify: pipeline.notify,
+        existing: pipeline.existing.map(word),
+    };
+    db::pipelines::register(pool, registration).await?;
+    let Some(registered) = db::pipelines::find(pool, &pipeline.name).await? else { return Ok(Readiness::SayExisting) };
+    if registered.generation != plan.generation {
+        let unpaid = db::pipelines::unpaid(pool, &pipeline.name, &plan.generation).await?;
+        if unpaid.old > 0 {
+            return Ok(Readiness::NewGeneration { rows: unpaid.old });
+        }
+        // Nothing was embedded yet: there is nothing to ask a person about.
+        db::pipelines::accept_generation(pool, &pipeline.name, &plan.generation).await?;
+    }
+    if !registered.census_done {
+        let mut after = registered.census_after.map(|key| key.0);
+        loop {
+            let mut connection = pool.acquire().await?;
+            let existing = pipeline.existing.unwrap_or(Existing::Backfill);
+            let census = db::app::census(&mut connection, plan, existing, after.as_ref(), slice).await?;
+            after = census.slice.after;
+            db::pipelines::census(&mut *connection, &pipeline.name, after.as_ref(), after.is_none()).await?;
+            if after.is_none() || stopped() {
+                break;
+            }
+        }
+    }
+    Ok(Readiness::Ready)
+}
+
+fn word(existing: Existing) -> &'static str {
+    match existing {
+        Existing::Adopt => "adopt",
+        Existing::Backfill => "backfill",
+        Existing::Ignore => "ignore",
+    }
+}
+
+async fn has_rows(pool: &PgPool, plan: &Plan) -> sqlx::Result<bool> {
+    let mut connection = pool.acquire().await?;
+    db::app::has_rows(&mut connection, plan).await
+}
+
+/// Everything a running worker consists of.
+pub struct Running {
+    pub engine: Arc<Engine>,
+    pub lanes: Vec<Batcher>,
+    pub refused: Vec<(String, String)>,
+}
+
+impl Running {
+    /// How each lane is.
+    pub fn lane_status(&self) -> Vec<LaneStatus> {
+        self.lanes.iter().map(Batcher::status).collect()
+    }
+}
+
+/// Checks, registers and wires everything up to an engine that is ready to run.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start(config: &Config, pool: &PgPool, stop: CancellationToken) -> Result<Running, StartError> {
+    if !db::pipelines::is_at_home(pool).await? {
+        return Err(StartError::Copied);
+    }
+    Extractor::check(&config.parser).map_err(StartError::Parser)?;
+    let resolved = resolve(pool, config).await?;
+    for warning in &resolved.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut refused: Vec<(String, String)> =
+        resolved.refused.iter().map(|(name, misfits)| (name.clone(), lines(misfits))).collect();
+    for (name, misfits) in &resolved.left_out {
+        tracing::info!(job.pipeline = name, "left out, since it is optional and does not fit: {}", lines(misfits));
+    }
+    let mut plans = Vec::new();
+    for plan in resolved.plans {
+        match register(pool, &plan, config.worker.sweep_rows, &|| stop.is_cancelled()).await? {
+            Readiness::Ready => plans.push(plan),
+            other => refused.push((plan.pipeline.name.clone(), say(&plan.pipeline.name, &other))),
+        }
+    }
+    for (name, why) in &refused {
+        tracing::error!(job.pipeline = name, "this pipeline does not run: {why}");
+    }
+    if plans.is_empty() {
+        let why: Vec<String> = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        return Err(StartError::NothingFits(why.join("\n")));
+    }
+    wire(config, pool, plans, refused, stop).await
+}
+
+/// What a person has to say before a pipeline runs.
+pub fn say(pipeline: &str, readiness: &Readiness) -> String {
+    match readiness {
+        Readiness::Ready => "ready".to_owned(),
+        Readiness::SayExisting => format!(
+            "rows were there before it: say `existing = \"adopt\"`, \"backfill\" or \"ignore\" under [pipelines.{pipeline}]"
+        ),
+        Readiness::NewGeneration { rows } => format!(
+            "its model, chunking or templates changed; {rows} rows would be embedded again: see and allow it with `gristmill accept {pipeline}`"
+        ),
+    }
+}
+
+fn lines(misfits: &[Misfit]) -> String {
+    misfits.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+async fn wire(
+    config: &Config,
+    pool: &PgPool,
+    plans: Vec<Arc<Plan>>,
+    refused: Vec<(String, String)>,
+    stop: CancellationToken,
+) -> Result<Running, StartError> {
+    let owner = OwnerId::fresh();
+    let files = Arc::new(Files::open(&config.stores)?);
+    let extractor = Extractor::new(parser_settings(config));
+    let units = u32::try_from(config.worker.memory / MEMORY_UNIT).unwrap_or(u32::MAX).max(1);
+    let memory = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX)));
+    let prices = set_prices(config, pool).await?;
+    let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
+    let mut pipelines = Vec::new();
+    for plan in plans {
+        let model = &plan.model;
+        if !lanes.contains_key(&model.label) {
+            let price = prices.get(&(model.provider.clone(), model.name.clone())).copied();
+            lanes.insert(model.label.clone(), lane(config, pool, owner, model, price).await?);
+        }
+        let Some((batcher, tokenizer)) = lanes.get(&model.label) else { continue };
+        pipelines.push(Deps {
+            rules: Arc::new(rules(&plan)),
+            tokenizer: tokenizer.clone(),
+            loader: Loader::start(pool.clone(), Arc::clone(&plan)),
+            batcher: batcher.clone(),
+            committer: Committer::start(pool.clone(), Arc::clone(&plan)),
+            files: Arc::clone(&files),
+            extractor: extractor.clone(),
+            memory: Arc::clone(&memory),
+            memory_units: units,
+            plan,
+        });
+    }
+    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, stop);
+    Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), refused })
+}
+
+/// The parser's settings with libpdfium found: configured, cached, or none (then unpdf reads PDF).
+pub fn parser_settings(config: &Config) -> crate::config::Parser {
+    let mut settings = config.parser.clone();
+    if settings.pdfium.is_none() {
+        settings.pdfium = embedded::cached(Artifact::Pdfium);
+    }
+    settings
+}
+
+fn rules(plan: &Plan) -> Rules {
+    let chunks = &plan.pipeline.chunks;
+    Rules {
+        size: chunks.size,
+        overlap: chunks.overlap,
+        whole: chunks.whole,
+        whole_up_to: chunks.whole_up_to,
+        longer: chunks.longer,
+        longest: plan.model.longest,
+    }
+}
+
+/// Writes the configured prices and returns those that hold now, per provider and model. What runs here costs nothing.
+async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<HashMap<(String, String), (i64, Decimal)>> {
+    for price in &config.prices {
+        let Some(model) = config.models.get(&price.model) else { continue };
+        db::prices::set(pool, &model.provider, &model.name, price.meter.word(), price.usd, price.from).await?;
+    }
+    for model in config.models.values() {
+        let here = config
+            .providers
+            .get(&model.provider)
+            .is_some_and(|provider| !matches!(provider.kind, ProviderKind::OpenAi { .. }));
+        if here {
+            let always = time::OffsetDateTime::UNIX_EPOCH;
+            db::prices::set(pool, &model.provider, &model.name, Meter::Tokens.word(), Decimal::ZERO, always).await?;
+        }
+    }
+    let current = db::prices::current(pool).await?;
+    let tokens = current.into_iter().filter(|price| price.meter == Meter::Tokens.word());
+    Ok(tokens.map(|price| ((price.provider, price.model), (price.id, price.usd))).collect())
+}
+
+async fn lane(
+    config: &Config,
+    pool: &PgPool,
+    owner: OwnerId,
+    model: &Model,
+    price: Option<(i64, Decimal)>,
+) -> Result<(Batcher, Tokenizer), StartError> {
+    let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
+    let provider =
+        config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
+    if price.is_none() {
+        tracing::error!(
+            model = model.name,
+            provider = model.provider,
+            "no price is known: usage is booked without a cost; add it under [[prices]]"
+        );
+        crate::telemetry::unknown_price(&model.provider, &model.name);
+    }
+    let (embedder, tokenizer) = embedder(provider, model).await.map_err(refuse)?;
+    let settings = LaneSettings {
+        provider: model.provider.clone(),
+        model: model.name.clone(),
+        dimensions: model.dimensions,
+        inputs: model.inputs,
+        tokens: model.tokens,
+        concurrency: provider.concurrency,
+        linger: config.worker.linger,
+        price,
+    };
+    Ok((Batcher::start(pool.clone(), owner, settings, embedder), tokenizer))
+}
+
+async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<dyn Embedder>, Tokenizer), String> {
+    match &provider.kind {
+        ProviderKind::OpenAi { url, key } => {
+            let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
+            let endpoint = OpenAiEndpoint { url: url.clone(), key: key.clone() };
+            let settings = OpenAiModel {
+                name: model.name.clone(),
+                dimensions: model.dimensions,
+                send_dimensions: model.send_dimensions,
+            };
+            Ok((Arc::new(OpenAi::new(client, endpoint, settings, provider.timeout)), tokenizer(model, None)?))
+        }
+        ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
+        ProviderKind::Local { folder, threads } => {
+            let folder = model_folder(folder.clone()).await?;
+            let settings = LocalModel { dimensions: model.dimensions, longest: model.longest };
+            let (threads, path) = (*threads, folder.clone());
+            let local = tokio::task::spawn_blocking(move || Local::load(&path, settings, threads))
+                .await
+                .map_err(|error| error.to_string())?
+                .map_err(|error| with_causes(&error))?;
+            Ok((Arc::new(local), tokenizer(model, Some(folder))?))
+        }
+    }
+}
+
+/// The configured folder, or MiniLM as `gristmill fetch` brings it.
+async fn model_folder(folder: Option<PathBuf>) -> Result<PathBuf, String> {
+    match folder {
+        Some(folder) => Ok(folder),
+        None => tokio::task::spawn_blocking(|| embedded::ensure(Artifact::MiniLm, &|_| {}))
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| with_causes(&error)),
+    }
+}
+
+fn tokenizer(model: &Model, folder: Option<PathBuf>) -> Result<Tokenizer, String> {
+    match (model.tokenizer, folder) {
+        (TokenizerKind::Cl100k, _) => Ok(Tokenizer::cl100k()),
+        (TokenizerKind::O200k, _) => Ok(Tokenizer::o200k()),
+        (TokenizerKind::Model, Some(folder)) => {
+            let path = folder.join("tokenizer.json");
+            let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Tokenizer::from_json(&bytes)
+        }
+        (TokenizerKind::Model, None) => Err("tokenizer = \"model\" needs a provider of kind \"local\"".to_owned()),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -32,3 +32,8 @@ pub fn backlog(pipeline: &str, state: &str, jobs: i64, oldest_seconds: Option<f6
         gauge!("gristmill_oldest_seconds", "pipeline" => pipeline.to_owned(), "state" => state.to_owned()).set(oldest);
     }
 }
+
+/// A model's price is not known: an alarm, never 0.
+pub fn unknown_price(provider: &str, model: &str) {
+    gauge!("gristmill_unknown_price", "provider" => provider.to_owned(), "model" => model.to_owned()).set(1.0);
+}

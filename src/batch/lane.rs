@@ -155,7 +155,8 @@ impl Lane {
                     fail(batch, &EmbedFailure::Unavailable { after, text });
                 }
             }
-            ProviderError::Credential(text) => {
+            // Neither mends itself: a person has to look at the key, the account, or the model's name.
+            ProviderError::Credential(text) | ProviderError::Misconfigured(text) => {
                 let failure = EmbedFailure::Credential { after: CREDENTIAL_PAUSE, text };
                 self.shut(CREDENTIAL_PAUSE, failure.clone());
                 fail(batch, &failure);
@@ -230,7 +231,7 @@ impl Lane {
         let (outcome, error_kind) = match answer {
             Ok(_) => ("paid", None),
             Err(ProviderError::Refused(_) | ProviderError::TooLarge) => ("refused", Some("refused")),
-            Err(ProviderError::Credential(_)) => ("refused", Some("credential")),
+            Err(ProviderError::Credential(_) | ProviderError::Misconfigured(_)) => ("refused", Some("credential")),
             Err(ProviderError::RateLimited { .. }) => ("refused", Some("rate_limited")),
             // An answer came, so it is paid, even if it is of no use.
             Err(ProviderError::Garbled(_)) => ("paid", Some("garbled")),

@@ -5,6 +5,7 @@
 //! reader make a document. What comes back is checked like any stranger's word.
 
 mod builder;
+#[expect(unsafe_code, reason = "limits, signals and probes of a process have no safe interface")]
 pub mod child;
 mod death;
 mod docx;
@@ -18,9 +19,11 @@ mod outline;
 mod pdf;
 #[cfg(feature = "pdf-extract")]
 mod pdf_extract;
+#[expect(unsafe_code, reason = "limits, signals and probes of a process have no safe interface")]
 mod probe;
 mod process;
 mod read;
+#[expect(unsafe_code, reason = "limits, signals and probes of a process have no safe interface")]
 mod sandbox;
 mod text;
 mod unpdf;

@@ -154,6 +154,11 @@ impl Files {
         fetched.map_err(|trouble| trouble.at(store, &addresses::host_of(address), limit))
     }
 
+    /// The largest file a store reads, in bytes; 0 where there is no such store.
+    pub fn largest(&self, store: &str) -> u64 {
+        self.stores.get(store).map_or(0, |opened| opened.largest)
+    }
+
     /// Whether rows give this store addresses ([`Files::fetch`]) rather than paths ([`Files::read`]).
     pub fn takes_addresses(&self, store: &str) -> bool {
         matches!(self.stores.get(store), Some(Opened { driver: Driver::Addresses(_), .. }))

@@ -1,23 +1,23 @@
 //! From a loaded row to its document: the text of its columns, or its file.
 
-use crate::config::{FileRule, Name, Template, TextRule};
+use crate::config::{FileRule, Name, Piece, Template, TextRule};
 use crate::db::app::LoadedRow;
-use crate::domain::{Document, SourceKey};
+use crate::domain::Document;
 use crate::extract::Input;
-use crate::files::{FileBytes, FileError, StorePath};
+use crate::files::{BadPath, FileBytes, FileError, StorePath, StorePattern};
 
 use super::{Deps, JobError, MEMORY_UNIT};
 
 /// A document and the memory it is weighed with until the attempt ends.
 pub(super) struct Content {
     pub document: Document,
-    pub weight: Option<tokio::sync::OwnedSemaphorePermit>,
+    pub _weight: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 /// What the row says, read and parsed.
-pub(super) async fn read(deps: &Deps, key: &SourceKey, row: &LoadedRow) -> Result<Content, JobError> {
+pub(super) async fn read(deps: &Deps, row: &LoadedRow) -> Result<Content, JobError> {
     if let Some(file) = deps.plan.pipeline.file.as_ref().filter(|_| row.is_file) {
-        return read_file(deps, key, file, row).await;
+        return read_file(deps, file, row).await;
     }
     let text = match &deps.plan.pipeline.source.text {
         None => String::new(),
@@ -26,7 +26,7 @@ pub(super) async fn read(deps: &Deps, key: &SourceKey, row: &LoadedRow) -> Resul
     let weight = weigh(deps, u64::try_from(text.len()).unwrap_or(u64::MAX)).await;
     // Postgres keeps no NUL; a text that came from a column has none, a template could still be given one.
     let text = if text.contains('\0') { text.replace('\0', "") } else { text };
-    Ok(Content { document: Document::plain(text), weight })
+    Ok(Content { document: Document::plain(text), _weight: weight })
 }
 
 fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
@@ -40,39 +40,55 @@ fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
     template.map(|template| template.render(|name| row.value(name))).unwrap_or_default()
 }
 
-async fn read_file(deps: &Deps, _key: &SourceKey, rule: &FileRule, row: &LoadedRow) -> Result<Content, JobError> {
-    let path = path_of(rule, row)?;
+async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<Content, JobError> {
+    let asked = asked_of(rule, row)?;
     // Weighed with the most it may be until it is known.
     let most = deps.files.largest(&rule.store);
     let weight = weigh(deps, most).await;
-    let file = match deps.files.read(&rule.store, &path).await {
-        Err(FileError::Missing) if rule.wait_for_missing => return Err(JobError::FileAwaited),
+    let file = match fetch(deps, rule, &asked).await {
+        Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
         other => other?,
     };
     let weight = lighten(weight, file.size);
     let input = input_of(rule, row, file);
     let document = deps.extractor.extract(input).await?;
-    Ok(Content { document, weight })
+    Ok(Content { document, _weight: weight })
 }
 
-/// The row's path, checked against its owner.
-fn path_of(rule: &FileRule, row: &LoadedRow) -> Result<StorePath, JobError> {
+/// What a row asks for, and what it must lie below.
+struct Asked {
+    path: String,
+    within: Option<String>,
+}
+
+/// The row's path and its owner's folder; a row that leaves a part of either empty asks for nothing.
+fn asked_of(rule: &FileRule, row: &LoadedRow) -> Result<Asked, JobError> {
     let render = |template: &Template| template.render(|name| row.value(name));
-    let names_are_known = |template: &Template| {
+    let known = |template: &Template| {
         template.names().into_iter().all(|name| row.value(name).is_some_and(|value| !value.is_empty()))
     };
-    if !names_are_known(&rule.path) {
-        return Err(FileError::BadPath("a column it is made of is empty".to_owned()).into());
+    if !known(&rule.path) {
+        return Err(FileError::BadPath(BadPath::Empty).into());
     }
-    let within = match &rule.within {
-        Some(within) if !names_are_known(within) => {
-            return Err(FileError::BadPath("its row has no owner".to_owned()).into());
-        }
-        Some(within) => Some(render(within)),
-        None => None,
+    if rule.within.as_ref().is_some_and(|within| !known(within)) {
+        return Err(FileError::BadPath(BadPath::NoOwner).into());
+    }
+    Ok(Asked { path: render(&rule.path), within: rule.within.as_ref().map(render) })
+}
+
+/// By path, by the pattern of the configuration, or by address: the store and the rule decide.
+async fn fetch(deps: &Deps, rule: &FileRule, asked: &Asked) -> Result<FileBytes, FileError> {
+    let within = asked.within.as_deref();
+    if deps.files.takes_addresses(&rule.store) {
+        return deps.files.fetch(&rule.store, &asked.path, within).await;
+    }
+    let star = rule.path.0.iter().any(|piece| matches!(piece, Piece::Text(text) if text.contains('*')));
+    let path = if star {
+        deps.files.find(&rule.store, &StorePattern::checked(&asked.path, within)?).await?
+    } else {
+        StorePath::checked(&asked.path, within)?
     };
-    StorePath::checked(&render(&rule.path), within.as_deref())
-        .map_err(|error| FileError::BadPath(error.to_string()).into())
+    deps.files.read(&rule.store, &path).await
 }
 
 fn input_of(rule: &FileRule, row: &LoadedRow, file: FileBytes) -> Input {

@@ -45,7 +45,7 @@ async fn attempt(
         return Err(JobError::Skipped("skip.when holds for the row".to_owned()));
     }
 
-    let content = content::read(deps, &job.key, &row).await?;
+    let content = content::read(deps, &row).await?;
     trace.stage("read");
     let document = &content.document;
     let characters = document.text.trim().chars().count();

@@ -74,12 +74,12 @@ impl JobError {
             Self::Load(LoadError::Row(_)) => fail(ErrorKind::Constraint),
             Self::Load(LoadError::Database(_)) => snooze(ErrorKind::Database, SHORT),
             Self::FileAwaited => snooze(ErrorKind::File, AWAIT_FILE),
-            Self::File(FileError::Unavailable(_)) => snooze(ErrorKind::Store, SHORT),
+            Self::File(FileError::Unavailable { .. }) => snooze(ErrorKind::Store, SHORT),
             // Somebody has to give us the right, or set the store up: retries that say so, then the failure a person sees.
-            Self::File(FileError::Denied | FileError::Misconfigured(_)) => retry(ErrorKind::Store),
-            Self::File(FileError::Missing | FileError::TooLarge { .. } | FileError::BadPath(_)) => {
-                fail(ErrorKind::File)
-            }
+            Self::File(FileError::Denied { .. } | FileError::Misconfigured { .. }) => retry(ErrorKind::Store),
+            Self::File(
+                FileError::Missing(_) | FileError::TooLarge { .. } | FileError::BadPath(_) | FileError::BadAddress(_),
+            ) => fail(ErrorKind::File),
             Self::Extract(ExtractError::Encrypted | ExtractError::Unsupported(_) | ExtractError::Broken { .. }) => {
                 fail(ErrorKind::Unreadable)
             }

@@ -140,7 +140,10 @@ impl Janitor {
         let template = is_given.then(|| server.template.clone());
         if is_given {
             // SAFETY: the function is `extern "C"`, takes nothing and does not unwind.
-            unsafe { libc::atexit(dismiss_janitor) };
+            #[expect(unsafe_code, reason = "the C library offers no safe way to hear of the end of the process")]
+            unsafe {
+                libc::atexit(dismiss_janitor)
+            };
         }
         let thread = thread::spawn(move || sweep(&admin, databases, template));
         Self { done, thread }

@@ -79,6 +79,15 @@ pub async fn census(
     Ok(Census { slice: read(&query.fetch_one(connection).await?, limit)? })
 }
 
+/// Whether any row is in the set.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn has_rows(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<bool> {
+    let statement = format!("select exists (select from {} where {})", plan.from(&plan.source), plan.when);
+    sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(connection).await
+}
+
 /// How many chunks a row has, or 0 where one of them is not valid.
 fn valid_chunks(plan: &Plan) -> String {
     match &plan.target {

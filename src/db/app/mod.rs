@@ -15,7 +15,7 @@ mod write;
 
 pub use assign::{ColumnWrite, WriteKind};
 pub use catalog::{Column, Table, vector_schema, vector_version};
-pub use census::{Census, Estimate, census, estimate};
+pub use census::{Census, Estimate, census, estimate, has_rows};
 pub use check::Misfit;
 pub use load::{Existing, LoadedRow, existing_chunks, load};
 pub use plan::{Plan, TargetPlan, resolve};
