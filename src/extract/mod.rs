@@ -123,7 +123,8 @@ impl Extractor {
         match first {
             Ok(Read::Well(document)) => Ok(document),
             Ok(Read::Poorly(document)) => match self.read_with(&input, PdfReader::Unpdf).await {
-                Ok(other) if other.text_length() > document.text.len() => Ok(other.document()),
+                // pdfium's order of reading is better, so what unpdf adds must be worth it.
+                Ok(other) if other.text_length() * 5 > document.text.len() * 6 => Ok(other.document()),
                 _ => Ok(document),
             },
             Err(error @ (ExtractError::Crashed(_) | ExtractError::Broken { .. })) => {
