@@ -26,6 +26,7 @@ mod text;
 mod unpdf;
 mod wire;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,7 +76,7 @@ pub enum ExtractError {
     Crashed(String),
     /// The child could not be started; nothing is known about the file.
     #[error("the parser process could not be started")]
-    Start(#[source] std::io::Error),
+    Start(#[source] io::Error),
 }
 
 impl Extractor {
@@ -115,7 +116,7 @@ impl Extractor {
         if input.bytes.is_empty() {
             return Ok(Document { reader: "empty".to_owned(), ..Document::default() });
         }
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let _slot = self.slots.acquire().await.map_err(|closed| ExtractError::Start(io::Error::other(closed)))?;
         let first = self.read_with(&input, self.settings.pdf).await;
         if !self.has_second_reader(&input) {
             return first.map(Read::document);

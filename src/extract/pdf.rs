@@ -83,10 +83,8 @@ fn lines(page: &PdfPage, sight: &mut Sight) -> Vec<Line> {
         } else {
             // Blanks count: some writers draw each as an object of its own.
             sight.readable += end - start;
-            let mut line = measure(&characters, &units, start, end);
-            line.text = text.to_owned();
-            line.glued = units.get(end) == Some(&HYPHEN);
-            lines.push(line);
+            let glued = units.get(end) == Some(&HYPHEN);
+            lines.push(Line { text: text.to_owned(), glued, ..measure(&characters, &units, start, end) });
         }
         start = end + 1;
     }
