@@ -270,6 +270,19 @@ async fn a_pdf_is_read_page_by_page() {
 }
 
 #[tokio::test]
+async fn a_word_hyphenated_over_lines_is_whole() {
+    let page: &[(f32, bool, &str)] = &[
+        (10.0, false, "A long sentence ends its line in the middle of an uncom-"),
+        (10.0, false, "mon word and goes on."),
+    ];
+    let document = read("a.pdf", pdf(&[page], &[], "")).await;
+
+    // unpdf keeps the hyphen.
+    let whole = if document.reader == "pdfium" { "an uncommon word" } else { "an uncom- mon word" };
+    assert!(document.text.contains(whole), "{}: {}", document.reader, document.text);
+}
+
+#[tokio::test]
 async fn an_outline_names_the_headings() {
     let page: &[(f32, bool, &str)] = &[(10.0, false, "Chapter one"), BODY, (10.0, false, "1.1 Grain"), BODY];
     let outline = [("Chapter one", 0), ("Grain", 0), ("Elsewhere", 1)];
