@@ -213,7 +213,11 @@ impl Splitter<'_> {
             Some(best) => best.at,
             None => before.at + next_word(&text[before.at..cut.end], earliest - before.at),
         };
-        if at < cut.end { Start { at, at_char: cut.at_char - text[at..cut.at].chars().count() } } else { Start::of(cut) }
+        if at < cut.end {
+            Start { at, at_char: cut.at_char - text[at..cut.at].chars().count() }
+        } else {
+            Start::of(cut)
+        }
     }
 
     fn heading_above(&self, at: usize) -> Option<usize> {
