@@ -9,7 +9,6 @@ use apalis_core::backend::{Backend, BackendConfig};
 use apalis_core::task::Task;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_core::worker::context::WorkerContext;
-use apalis_core::worker::ext::parallelize::ParallelizeExt as _;
 use tokio::sync::mpsc;
 
 use crate::domain::ClaimedJob;
@@ -64,15 +63,11 @@ pub(super) async fn run_worker(engine: Arc<Engine>, jobs: mpsc::Receiver<Claimed
     let slots = engine.settings.slots;
     let name = engine.name.clone();
     let stop = engine.stop.clone();
-    let worker = WorkerBuilder::new(name).backend(Claimed { jobs }).concurrency(slots).parallelize(tokio::spawn).build(
-        move |job: ClaimedJob| {
-            let engine = Arc::clone(&engine);
-            async move {
-                attempt::run(&engine, job).await;
-                Ok::<(), std::convert::Infallible>(())
-            }
-        },
-    );
+    let worker = WorkerBuilder::new(name).backend(Claimed { jobs }).concurrency(slots).build(move |job: ClaimedJob| {
+        let engine = Arc::clone(&engine);
+        // apalis polls every handler in one task; each attempt gets its own, so that they run in parallel.
+        async move { tokio::spawn(async move { attempt::run(&engine, job).await }).await }
+    });
     let outcome = worker.run().await;
     match outcome {
         Ok(()) => Ok(()),

@@ -8,3 +8,5 @@ mod files;
 mod postgres;
 mod providers;
 mod stores;
+mod spine;
+mod world;

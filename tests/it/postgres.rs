@@ -7,7 +7,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 
+use gristmill::db::migrate::{Set, run};
 use gristmill::embedded::{self, Options, PrivatePostgres};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
 use url::Url;
@@ -16,6 +18,15 @@ use uuid::Uuid;
 /// What every test's database starts with.
 async fn prepare(template: &mut PgConnection) -> sqlx::Result<()> {
     template.execute("create extension vector").await?;
+    Ok(())
+}
+
+/// Our own tables and the starter schema.
+async fn migrate(url: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
+    run(&pool, Set::Ours).await?;
+    run(&pool, Set::Starter).await?;
+    pool.close().await;
     Ok(())
 }
 
@@ -120,6 +131,7 @@ async fn make_template() -> sqlx::Result<()> {
     let mut connection = PgConnection::connect(&SERVER.url_for(template)).await?;
     prepare(&mut connection).await?;
     connection.close().await?;
+    migrate(&SERVER.url_for(template)).await.expect("the migrations run");
 
     let finished = format!(r#"alter database "{template}" is_template true allow_connections false"#);
     admin.execute(AssertSqlSafe(finished)).await?;
