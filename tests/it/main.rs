@@ -7,6 +7,6 @@ mod fake_openai;
 mod files;
 mod postgres;
 mod providers;
-mod stores;
 mod spine;
+mod stores;
 mod world;

@@ -61,11 +61,6 @@ pub async fn fresh_database() -> TestDatabase {
     TestDatabase { url: SERVER.url_for(&name), name }
 }
 
-/// The address of the server's own database, for tests that create roles or databases.
-pub fn server_url() -> String {
-    SERVER.url_for(&SERVER.admin_database)
-}
-
 static SERVER: LazyLock<Server> = LazyLock::new(Server::find);
 static TEMPLATE: OnceCell<()> = OnceCell::const_new();
 static JANITOR: Mutex<Option<Janitor>> = Mutex::new(None);
@@ -160,6 +155,12 @@ impl Janitor {
         let thread = thread::spawn(move || sweep(&admin, databases, template));
         Self { done, thread }
     }
+}
+
+#[expect(unsafe_code, reason = "the test harness offers no other hook for the end of all tests")]
+fn at_exit() {
+    // SAFETY: the function takes nothing and does not unwind.
+    unsafe { libc::atexit(dismiss_janitor) };
 }
 
 /// A given server outlives the tests: wait until nothing of theirs is left there.

@@ -202,13 +202,15 @@ impl World {
     }
 
     pub async fn insert_path(&self, path: &str, name: &str) -> Uuid {
-        sqlx::query_scalar("insert into public.documents (user_id, name, storage_path) values ($1, $2, $3) returning id")
-            .bind(USER)
-            .bind(name)
-            .bind(path)
-            .fetch_one(&self.pool)
-            .await
-            .expect("the row fits")
+        sqlx::query_scalar(
+            "insert into public.documents (user_id, name, storage_path) values ($1, $2, $3) returning id",
+        )
+        .bind(USER)
+        .bind(name)
+        .bind(path)
+        .fetch_one(&self.pool)
+        .await
+        .expect("the row fits")
     }
 
     /// Registers the pipelines, so that rows inserted from here on are new.
@@ -232,8 +234,8 @@ impl World {
     /// Works until nothing is left to do now.
     pub async fn work(&self) {
         let worker = self.start().await;
-        eprintln!("started"); worker.idle().await; eprintln!("idle");
-        worker.stop().await; eprintln!("stopped");
+        worker.idle().await;
+        worker.stop().await;
     }
 
     /// Every document: name, status on its row, state of its job, chunks, kind of trouble.
