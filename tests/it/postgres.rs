@@ -146,11 +146,7 @@ impl Janitor {
         let is_given = matches!(server.place, Place::Given(_));
         let template = is_given.then(|| server.template.clone());
         if is_given {
-            // SAFETY: the function is `extern "C"`, takes nothing and does not unwind.
-            #[expect(unsafe_code, reason = "the C library offers no safe way to hear of the end of the process")]
-            unsafe {
-                libc::atexit(dismiss_janitor)
-            };
+            at_exit();
         }
         let thread = thread::spawn(move || sweep(&admin, databases, template));
         Self { done, thread }
