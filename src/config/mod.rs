@@ -36,6 +36,7 @@ use url::Url;
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
+pub use units::{duration, moment};
 
 /// The embedded defaults: the repository's own `workers.toml`, which documents every key.
 pub const DEFAULT: &str = include_str!("../../workers.toml");
