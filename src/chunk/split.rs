@@ -266,7 +266,8 @@ impl Splitter<'_> {
     /// `at`, only what is outside of the slice's first and last seam is: between seams nothing can have changed.
     fn count(&self, text: &str, at: usize, embedded: &str) -> usize {
         let seams = first_seam(text, self.tokenizer).zip(last_seam(text, self.tokenizer));
-        let Some(((first, last), offset)) = seams.zip(embedded.find(text)) else {
+        let offset = if embedded == text { Some(0) } else { embedded.find(text) };
+        let Some(((first, last), offset)) = seams.zip(offset) else {
             return self.tokenizer.count(embedded);
         };
         let known = self.starts_before(at + last) - self.starts_before(at + first);

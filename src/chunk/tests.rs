@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use proptest::prelude::*;
 
 use super::tokens::tally;
-use super::{Plan, Rules, Tokenizer, split};
+use super::{Dress, Plan, Rules, Tokenizer, split};
 use crate::config::{ChunkSize, Longer};
 use crate::domain::{Chunk, Digest, Document, Heading};
 
@@ -49,6 +49,44 @@ fn bert() -> Tokenizer {
                    "max_input_chars_per_word": 100, "vocab": vocabulary }
     });
     Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+}
+
+/// A tokenizer of the SentencePiece kind, as multilingual models have.
+fn unigram() -> Tokenizer {
+    let pieces = [
+        "<s>",
+        "</s>",
+        "<unk>",
+        "\u{2581}",
+        "\u{2581}the",
+        "\u{2581}a",
+        "er",
+        "ing",
+        "好",
+        "。",
+        ".",
+        ",",
+        "\u{2581}-",
+    ];
+    let letters = ('a'..='z').map(String::from);
+    let vocabulary: Vec<(String, f64)> =
+        pieces.map(str::to_owned).into_iter().chain(letters).map(|piece| (piece, -3.0)).collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": { "type": "NFKC" },
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "WhitespaceSplit" },
+            { "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true } ] },
+        "post_processor": { "type": "RobertaProcessing", "sep": ["</s>", 1], "cls": ["<s>", 0], "trim_offsets": true,
+                            "add_prefix_space": true },
+        "decoder": null,
+        "model": { "type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": false }
+    });
+    Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
+}
+
+fn any_tokenizer() -> impl Strategy<Value = Tokenizer> {
+    let make = [Tokenizer::cl100k, Tokenizer::o200k, bert, unigram];
+    (0..make.len()).prop_map(move |index| make[index]())
 }
 
 /// A sequence of numbers that is the same in every run.
@@ -160,17 +198,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_lost_and_nothing_exceeds_the_limit(document in any_document(), rules in any_rules(), dress: bool, model in 0..3) {
-        let tokenizer = match model { 0 => Tokenizer::cl100k(), 1 => Tokenizer::o200k(), _ => bert() };
-        let dress: super::Dress = if dress { Some(&dressed) } else { None };
+    fn nothing_is_lost_and_nothing_exceeds_the_limit(
+        document in any_document(), rules in any_rules(), dress: bool, tokenizer in any_tokenizer(),
+    ) {
+        let dress: Dress<'_> = if dress { Some(&dressed) } else { None };
         let plan = split(&document, &rules, &tokenizer, dress).unwrap();
         check(&document, &rules, &tokenizer, &plan);
         prop_assert_eq!(split(&document, &rules, &tokenizer, dress).unwrap(), plan);
     }
 
     #[test]
-    fn a_seam_parts_the_tokens(text in any_text(), model in 0..3) {
-        let tokenizer = match model { 0 => Tokenizer::cl100k(), 1 => Tokenizer::o200k(), _ => bert() };
+    fn a_seam_parts_the_tokens(text in any_text(), tokenizer in any_tokenizer()) {
         let whole = tokenizer.encode(&text);
         let neighbours = text.chars().zip(text.char_indices().skip(1));
         for (before, (at, after)) in neighbours.filter(|&(before, (_, after))| tokenizer.is_seam(before, after)).take(8) {
@@ -362,24 +400,24 @@ fn changed(before: &HashSet<Digest>, after: &str, rules: &Rules) -> usize {
     digests(after, rules).iter().filter(|digest| !before.contains(digest)).count()
 }
 
-/// Edits each of forty paragraphs in turn, in three ways, in ten documents; how often how many chunks were new.
+/// Edits each of forty paragraphs in turn, in two documents: by a sentence more, another word, another paragraph in its place.
+/// How often how many chunks were new.
 fn edits(least: usize, most: usize, rules: &Rules) -> Vec<usize> {
     let mut times = vec![0; 8];
-    for seed in 0..10 {
+    for seed in 0..2 {
         let mut dice = Dice(seed);
         let paragraphs = dice.paragraphs(40, least, most);
         let before = digests(&paragraphs.join("\n\n"), rules).into_iter().collect();
         for edited in 0..40 {
-            let words = least + dice.below(most - least + 1);
             let old = &paragraphs[edited];
-            for new in
-                [dice.paragraph(words), format!("{old} {}", dice.sentence()), old.replacen(" the ", " that one ", 1)]
-            {
-                let mut paragraphs = paragraphs.clone();
-                paragraphs[edited] = new;
-                let new = changed(&before, &paragraphs.join("\n\n"), rules);
-                times[new.min(7)] += 1;
-            }
+            let new = match edited % 3 {
+                0 => format!("{old} {}", dice.sentence()),
+                1 => format!("Not {old}"),
+                _ => dice.paragraph(usize::midpoint(least, most)),
+            };
+            let mut paragraphs = paragraphs.clone();
+            paragraphs[edited] = new;
+            times[changed(&before, &paragraphs.join("\n\n"), rules).min(7)] += 1;
         }
     }
     times
@@ -387,15 +425,16 @@ fn edits(least: usize, most: usize, rules: &Rules) -> Vec<usize> {
 
 #[test]
 fn an_edited_paragraph_that_is_its_own_chunk_changes_that_chunk_alone() {
-    let times = edits(90, 140, &tokens(200, 0));
-    assert_eq!(times[2..], [0; 6], "{times:?}");
+    assert_eq!(edits(90, 140, &tokens(200, 0)), [0, 80, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
 fn an_edited_paragraph_changes_the_chunks_around_it_alone() {
-    for (least, most, rules) in [(60, 120, tokens(200, 0)), (60, 120, tokens(400, 40)), (60, 120, tokens(400, 0))] {
-        let times = edits(least, most, &rules);
-        println!("{least}-{most} {rules:?}: {times:?}");
+    for rules in [tokens(200, 0), tokens(400, 0), tokens(400, 40)] {
+        let times = edits(60, 120, &rules);
+        // Four or five are rare (see `cut::choose`), more were never seen.
+        assert!(times[1] + times[2] >= 68 && times[4] + times[5] <= 4, "{rules:?}: {times:?}");
+        assert_eq!(times[6..], [0; 2], "{rules:?}");
     }
 }
 

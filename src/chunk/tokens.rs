@@ -33,6 +33,15 @@ struct Model {
     special: usize,
 }
 
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match &self.0 {
+            Kind::Tiktoken(_) => "Tokenizer(tiktoken)",
+            Kind::Model(_) => "Tokenizer(model)",
+        })
+    }
+}
+
 static CL100K: LazyLock<Tiktoken> = LazyLock::new(|| Tiktoken::new(tiktoken_rs::cl100k_base_singleton()));
 static O200K: LazyLock<Tiktoken> = LazyLock::new(|| Tiktoken::new(tiktoken_rs::o200k_base_singleton()));
 

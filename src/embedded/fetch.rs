@@ -211,7 +211,8 @@ fn run(command: &mut Command) -> Result<(), String> {
     let said = String::from_utf8_lossy(&output.stderr);
     let is_error = |line: &&str| line.to_ascii_lowercase().contains("error");
     let line = said.lines().find(is_error).or_else(|| said.lines().last()).unwrap_or_default();
-    Err(format!("{} ({})", line.trim(), output.status))
+    let line: String = line.trim().chars().take(300).collect();
+    Err(format!("{line} ({})", output.status))
 }
 
 #[cfg(test)]

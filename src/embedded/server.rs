@@ -62,7 +62,7 @@ pub struct Kept {
 }
 
 /// Generous: the machine may be busy with everything at once.
-pub(super) const READY_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const READY_WITHIN: Duration = Duration::from_mins(1);
 const STOPPED_WITHIN: Duration = Duration::from_secs(10);
 /// Room that is worth calling room: a container's `/dev/shm` often has 64 MB.
 const ROOM_BYTES: u64 = 2 << 30;

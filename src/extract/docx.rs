@@ -148,7 +148,7 @@ fn inline(content: &[InlineContent]) -> String {
             InlineContent::Text(span) => text.push_str(&span.text),
             InlineContent::LineBreak => text.push('\n'),
             InlineContent::FootnoteRef(note) | InlineContent::EndnoteRef(note) => {
-                text.push_str(&format!("[{}]", mark(note.marker.as_deref(), note.note_id)));
+                text.extend(["[", &mark(note.marker.as_deref(), note.note_id), "]"]);
             }
             _ => {}
         }
@@ -173,7 +173,7 @@ impl Link {
         if let Some(address) = self.address.take()
             && is_worth_saying(&address, text.get(self.start..).unwrap_or_default().trim())
         {
-            text.push_str(&format!(" ({address})"));
+            text.extend([" (", &address, ")"]);
         }
         self.address = next;
         self.start = text.len();

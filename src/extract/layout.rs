@@ -118,7 +118,7 @@ fn is_full(lines: &[Line], index: usize) -> bool {
     let overlaps = |other: &&Line| other.left < line.right && line.left < other.right;
     let right = near.iter().filter(overlaps).map(|other| other.right).fold(line.right, f32::max);
     let left = near.iter().filter(overlaps).map(|other| other.left).fold(line.left, f32::min);
-    let next_word = lines.get(index + 1).map_or(0.0, |next| first_word_width(next));
+    let next_word = lines.get(index + 1).map_or(0.0, first_word_width);
     // A line is full where the next line's first word would not have fitted.
     right - line.right < (next_word + 0.5 * line.size).min(0.3 * (right - left))
 }
@@ -253,7 +253,9 @@ fn repeated(pages: &[Vec<Paragraph>]) -> HashMap<String, usize> {
         let mut keys: Vec<String> = page.iter().map(|paragraph| key(&paragraph.text)).collect();
         keys.sort();
         keys.dedup();
-        keys.into_iter().for_each(|key| *counts.entry(key).or_default() += 1);
+        for key in keys {
+            *counts.entry(key).or_default() += 1;
+        }
     }
     counts
 }

@@ -58,7 +58,7 @@ impl Walk {
             Event::Html(html) => self.text.push_str(&without_tags(&html)),
             Event::InlineHtml(html) if html.starts_with("<br") => self.text.push('\n'),
             Event::InlineHtml(_) | Event::Rule => {}
-            Event::FootnoteReference(label) => self.text.push_str(&format!("[{label}]")),
+            Event::FootnoteReference(label) => self.text.extend(["[", &label, "]"]),
             Event::SoftBreak => self.text.push(' '),
             Event::HardBreak => self.text.push('\n'),
             Event::TaskListMarker(done) => self.text.push_str(if done { "[x] " } else { "[ ] " }),
@@ -80,7 +80,7 @@ impl Walk {
                 self.cells += 1;
             }
             Tag::Link { dest_url, .. } => self.link = Some((dest_url.into_string(), self.text.len())),
-            Tag::FootnoteDefinition(label) => self.text.push_str(&format!("[{label}] ")),
+            Tag::FootnoteDefinition(label) => self.text.extend(["[", &label, "] "]),
             Tag::MetadataBlock(_) => self.front = Some(String::new()),
             _ => {}
         }
@@ -93,8 +93,12 @@ impl Walk {
                 let title = std::mem::take(&mut self.text);
                 self.builder.heading(number(level), &title)?;
             }
-            TagEnd::Paragraph | TagEnd::CodeBlock | TagEnd::HtmlBlock | TagEnd::Heading(_) => self.end_of_block()?,
-            TagEnd::Table | TagEnd::FootnoteDefinition => self.end_of_block()?,
+            TagEnd::Paragraph
+            | TagEnd::CodeBlock
+            | TagEnd::HtmlBlock
+            | TagEnd::Heading(_)
+            | TagEnd::Table
+            | TagEnd::FootnoteDefinition => self.end_of_block()?,
             TagEnd::Item => self.new_line(),
             TagEnd::List(_) => {
                 self.lists.pop();
@@ -125,7 +129,7 @@ impl Walk {
         self.text.push_str(&"  ".repeat(self.lists.len().saturating_sub(1).min(8)));
         match self.lists.last_mut() {
             Some(Some(number)) => {
-                self.text.push_str(&format!("{number}. "));
+                self.text.extend([&number.to_string(), ". "]);
                 *number += 1;
             }
             _ => self.text.push_str("- "),
@@ -136,7 +140,7 @@ impl Walk {
         let Some((address, start)) = self.link.take() else { return };
         let said = self.text.get(start..).unwrap_or_default().trim();
         if self.links == Links::Say && is_worth_saying(&address, said) {
-            self.text.push_str(&format!(" ({address})"));
+            self.text.extend([" (", &address, ")"]);
         }
     }
 

@@ -29,6 +29,7 @@ mod text;
 mod unpdf;
 mod wire;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,7 +79,7 @@ pub enum ExtractError {
     Crashed(String),
     /// The child could not be started; nothing is known about the file.
     #[error("the parser process could not be started")]
-    Start(#[source] std::io::Error),
+    Start(#[source] io::Error),
 }
 
 impl Extractor {
@@ -118,7 +119,7 @@ impl Extractor {
         if input.bytes.is_empty() {
             return Ok(Document { reader: "empty".to_owned(), ..Document::default() });
         }
-        let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        let _slot = self.slots.acquire().await.map_err(|closed| ExtractError::Start(io::Error::other(closed)))?;
         let first = self.read_with(&input, self.settings.pdf).await;
         if !self.has_second_reader(&input) {
             return first.map(Read::document);
@@ -126,7 +127,8 @@ impl Extractor {
         match first {
             Ok(Read::Well(document)) => Ok(document),
             Ok(Read::Poorly(document)) => match self.read_with(&input, PdfReader::Unpdf).await {
-                Ok(other) if other.text_length() > document.text.len() => Ok(other.document()),
+                // pdfium's order of reading is better, so what unpdf adds must be worth it.
+                Ok(other) if other.text_length() * 5 > document.text.len() * 6 => Ok(other.document()),
                 _ => Ok(document),
             },
             Err(error @ (ExtractError::Crashed(_) | ExtractError::Broken { .. })) => {

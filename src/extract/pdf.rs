@@ -36,7 +36,9 @@ pub(super) fn read(
     let mut length = 0;
     for index in 0..document.pages().len() {
         // A page that cannot be opened stays in the count, so that the others keep their numbers.
-        let lines = document.pages().get(index).map(|page| lines(&page, &mut sight)).unwrap_or_default();
+        let page = document.pages().get(index).ok();
+        sight.closed_pages += usize::from(page.is_none());
+        let lines = page.map(|page| lines(&page, &mut sight)).unwrap_or_default();
         length += lines.iter().map(|line| line.text.len()).sum::<usize>();
         builder.has_room_for(length)?;
         pages.push(layout::paragraphs(&lines));
@@ -52,6 +54,7 @@ pub(super) fn read(
 /// What was drawn against what could be read.
 #[derive(Default)]
 struct Sight {
+    closed_pages: usize,
     objects: usize,
     readable: usize,
     unreadable: usize,
@@ -60,7 +63,7 @@ struct Sight {
 impl Sight {
     /// Every text object draws at least a character. Where fonts are missing, whole objects come without one.
     fn is_poor(&self) -> bool {
-        self.readable < self.objects || self.unreadable > self.readable
+        self.closed_pages > 0 || self.readable < self.objects || self.unreadable > self.readable
     }
 }
 
@@ -78,11 +81,10 @@ fn lines(page: &PdfPage, sight: &mut Sight) -> Vec<Line> {
         if text.is_empty() {
             sight.unreadable += units[start..end].iter().filter(|&&unit| !is_blank(unit)).count();
         } else {
-            sight.readable += text.chars().filter(|character| !character.is_whitespace()).count();
-            let mut line = measure(&characters, &units, start, end);
-            line.text = text.to_owned();
-            line.glued = units.get(end) == Some(&HYPHEN);
-            lines.push(line);
+            // Blanks count: some writers draw each as an object of its own.
+            sight.readable += end - start;
+            let glued = units.get(end) == Some(&HYPHEN);
+            lines.push(Line { text: text.to_owned(), glued, ..measure(&characters, &units, start, end) });
         }
         start = end + 1;
     }

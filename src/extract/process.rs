@@ -36,8 +36,8 @@ pub(super) async fn ask(
         drop(child.kill().await);
         return Err(ExtractError::Limit(format!("{} s", settings.time.as_secs())));
     };
-    let talk = talk.map_err(ExtractError::Start)?;
-    if talk.answer.len() as u64 > most {
+    let heard = talk.map_err(ExtractError::Start)?;
+    if heard.answer.len() as u64 > most {
         drop(child.kill().await);
         return Err(ExtractError::Limit("its answer's length".to_owned()));
     }
@@ -46,9 +46,9 @@ pub(super) async fn ask(
         Err(_) => return Err(ExtractError::Limit(format!("{} s", settings.time.as_secs()))),
     };
     if !status.success() {
-        return Err(death::cause(status, &talk.errors, request));
+        return Err(death::cause(status, &heard.errors, request));
     }
-    serde_json::from_slice(&talk.answer).map_err(|_| ExtractError::Crashed("it gave no proper answer".to_owned()))
+    serde_json::from_slice(&heard.answer).map_err(|_| ExtractError::Crashed("it gave no proper answer".to_owned()))
 }
 
 fn spawn(program: &Path, probe: bool) -> io::Result<Child> {
@@ -72,19 +72,19 @@ async fn converse(child: &mut Child, request: &Request, file: &[u8], most: u64) 
     let mut input = child.stdin.take().ok_or_else(pipe)?;
     let mut output = child.stdout.take().ok_or_else(pipe)?.take(most + 1);
     let mut errors = child.stderr.take().ok_or_else(pipe)?;
-    let mut head = serde_json::to_vec(request)?;
-    head.push(b'\n');
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
     let mut talk = Talk { answer: Vec::new(), errors: Vec::new() };
     let say = async {
         // A child that died early does not listen; how it ended says why.
-        drop(input.write_all(&head).await);
+        drop(input.write_all(&line).await);
         drop(input.write_all(file).await);
     };
     let complain = async {
         (&mut errors).take(STDERR_KEPT).read_to_end(&mut talk.errors).await?;
         tokio::io::copy(&mut errors, &mut tokio::io::sink()).await
     };
-    let (_, heard, complained) = tokio::join!(say, output.read_to_end(&mut talk.answer), complain);
+    let ((), heard, complained) = tokio::join!(say, output.read_to_end(&mut talk.answer), complain);
     heard.and(complained)?;
     drop(input);
     Ok(talk)
@@ -118,7 +118,7 @@ mod tests {
 
     fn check(document: Document, believed: bool) {
         let request = Request::new(&settings(), &Input::default(), PdfReader::Unpdf);
-        assert_eq!(checked(document.clone(), &request).is_ok(), believed, "{document:?}");
+        assert_eq!(checked(document, &request).is_ok(), believed);
     }
 
     #[test]

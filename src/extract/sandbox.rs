@@ -125,8 +125,7 @@ mod linux {
         apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
     }
 
-    #[expect(clippy::cast_sign_loss, reason = "a flag")]
-    const THREAD: u64 = libc::CLONE_THREAD as u64;
+    const THREAD: u64 = libc::CLONE_THREAD.unsigned_abs() as u64;
 
     fn only_where(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, Error> {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value);

@@ -118,9 +118,6 @@ impl Objects {
         let result = self.store.get_opts(&location, GetOptions::default()).await.map_err(|error| of_store(&error))?;
         let media_type = result.attributes.get(&Attribute::ContentType).map(|value| value.as_ref().to_owned());
         let expected = result.meta.size;
-        if expected > limit {
-            return Err(Trouble::TooLarge);
-        }
         let body = gather(result.into_stream(), Some(expected), limit).await.map_err(|error| match error {
             GatherError::TooLarge => Trouble::TooLarge,
             GatherError::Short { expected, received } => {

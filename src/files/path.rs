@@ -59,6 +59,7 @@ impl StorePath {
         Ok(Self(path.to_owned()))
     }
 
+    /// The path as the row gave it.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -13,6 +13,7 @@ use reqwest::{Client, Request, Url};
 pub struct StoreConnector(Client);
 
 impl StoreConnector {
+    /// A connector over a client that [`super::trusted`] made.
     pub fn new(client: Client) -> Self {
         Self(client)
     }

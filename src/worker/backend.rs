@@ -6,11 +6,12 @@ use std::task::{Context, Poll};
 use apalis::layers::WorkerBuilderExt as _;
 use apalis_core::backend::finalize::Ephemeral;
 use apalis_core::backend::{Backend, BackendConfig};
+use apalis_core::error::WorkerError;
 use apalis_core::task::Task;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_core::worker::context::WorkerContext;
-use apalis_core::worker::ext::parallelize::ParallelizeExt as _;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::ClaimedJob;
 
@@ -19,6 +20,8 @@ use super::{Engine, EngineError, attempt};
 /// Claimed jobs as apalis wants them.
 struct Claimed {
     jobs: mpsc::Receiver<ClaimedJob>,
+    /// Cancelled when the claimer has stopped and its last job is taken: apalis ends only when it is told to.
+    drained: CancellationToken,
 }
 
 impl Backend for Claimed {
@@ -35,7 +38,11 @@ impl Backend for Claimed {
         _worker: &WorkerContext,
     ) -> Poll<Option<Result<Self::Task, Self::Error>>> {
         // The receiver registers the waker itself; none comes once the claimer has stopped.
-        self.jobs.poll_recv(cx).map(|job| job.map(|job| Ok(Task::new(job))))
+        let job = self.jobs.poll_recv(cx);
+        if let Poll::Ready(None) = job {
+            self.drained.cancel();
+        }
+        job.map(|job| job.map(|job| Ok(Task::new(job))))
     }
 
     fn poll_close(&mut self, _cx: &mut Context<'_>, _worker: &WorkerContext) -> Poll<Result<(), Self::Error>> {
@@ -63,21 +70,17 @@ impl BackendConfig for Claimed {
 pub(super) async fn run_worker(engine: Arc<Engine>, jobs: mpsc::Receiver<ClaimedJob>) -> Result<(), EngineError> {
     let slots = engine.settings.slots;
     let name = engine.name.clone();
-    let stop = engine.stop.clone();
-    let worker = WorkerBuilder::new(name).backend(Claimed { jobs }).concurrency(slots).parallelize(tokio::spawn).build(
+    let drained = CancellationToken::new();
+    let worker = WorkerBuilder::new(name).backend(Claimed { jobs, drained: drained.clone() }).concurrency(slots).build(
         move |job: ClaimedJob| {
             let engine = Arc::clone(&engine);
-            async move {
-                attempt::run(&engine, job).await;
-                Ok::<(), std::convert::Infallible>(())
-            }
+            // apalis polls every handler in one task; each attempt gets its own, so that they run in parallel.
+            async move { tokio::spawn(async move { attempt::run(&engine, job).await }).await }
         },
     );
-    let outcome = worker.run().await;
-    match outcome {
-        Ok(()) => Ok(()),
-        // The end of the channel is how we stop it.
-        Err(_) if stop.is_cancelled() => Ok(()),
-        Err(error) => Err(EngineError::Runner(error.to_string())),
-    }
+    let told = async move {
+        drained.cancelled().await;
+        Ok::<(), WorkerError>(())
+    };
+    worker.run_until(told).await.map_err(|error| EngineError::Runner(error.to_string()))
 }

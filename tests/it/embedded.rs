@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gristmill::embedded::{self, Options, PrivatePostgres};
+use gristmill::embedded::{self, Artifact, Options, PrivatePostgres};
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
@@ -117,6 +117,22 @@ async fn a_kept_server_outlives_its_owner_until_it_is_stopped() -> Outcome {
 
     Command::new("sh").args(["-c", &stop]).status()?;
     owner.nothing_is_left();
+    Ok(())
+}
+
+#[test]
+#[ignore = "downloads 110 MB"]
+fn every_artifact_can_be_fetched() -> Outcome {
+    let cache = tempfile::tempdir()?;
+    for artifact in Artifact::ALL {
+        let started = Instant::now();
+        let path = embedded::ensure_in(cache.path(), artifact, &|progress| println!("{progress}"), None)?;
+        println!("{artifact}: {:.1} s", started.elapsed().as_secs_f64());
+
+        assert!(path.exists(), "{} is missing", path.display());
+        let silent = |progress| panic!("it is in the cache, but: {progress}");
+        assert_eq!(embedded::ensure_in(cache.path(), artifact, &silent, None)?, path);
+    }
     Ok(())
 }
 

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::io::{Cursor, Write as _};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -100,7 +101,7 @@ impl Pdf {
         let count = self.offsets.len() + 1;
         write!(self.bytes, "xref\n0 {count}\n0000000000 65535 f \n").unwrap();
         for offset in &self.offsets {
-            write!(self.bytes, "{offset:010} 00000 n \n").unwrap();
+            writeln!(self.bytes, "{offset:010} 00000 n ").unwrap();
         }
         let trailer = &self.trailer;
         write!(self.bytes, "trailer\n<< /Size {count} /Root 1 0 R {trailer} >>\nstartxref\n{start}\n%%EOF\n").unwrap();
@@ -129,7 +130,7 @@ fn pdf(pages: &[&[(f32, bool, &str)]], outline: &[(&str, usize)], trailer: &str)
         let mut drawn = String::from("BT 1 0 0 1 72 740 Tm\n");
         for (size, bold, text) in *lines {
             let font = u8::from(*bold);
-            drawn.push_str(&format!("/F{font} {size} Tf 0 -{} Td ({text}) Tj\n", size * 1.2));
+            writeln!(drawn, "/F{font} {size} Tf 0 -{} Td ({text}) Tj", size * 1.2).unwrap();
         }
         pdf.stream(&(drawn + "ET"));
     }
@@ -269,6 +270,19 @@ async fn a_pdf_is_read_page_by_page() {
 }
 
 #[tokio::test]
+async fn a_word_hyphenated_over_lines_is_whole() {
+    let page: &[(f32, bool, &str)] = &[
+        (10.0, false, "A long sentence ends its line in the middle of an uncom-"),
+        (10.0, false, "mon word and goes on."),
+    ];
+    let document = read("a.pdf", pdf(&[page], &[], "")).await;
+
+    // unpdf keeps the hyphen.
+    let whole = if document.reader == "pdfium" { "an uncommon word" } else { "an uncom- mon word" };
+    assert!(document.text.contains(whole), "{}: {}", document.reader, document.text);
+}
+
+#[tokio::test]
 async fn an_outline_names_the_headings() {
     let page: &[(f32, bool, &str)] = &[(10.0, false, "Chapter one"), BODY, (10.0, false, "1.1 Grain"), BODY];
     let outline = [("Chapter one", 0), ("Grain", 0), ("Elsewhere", 1)];
@@ -367,6 +381,8 @@ async fn the_sandbox_stops_whatever_a_parser_must_not_do() {
 
     assert!(report.seccomp, "{report:?}");
     assert!(report.is_closed(), "{report:?}");
+    let fonts = settings().fonts.iter().filter(|folder| folder.is_dir()).count();
+    assert_eq!(report.fonts, if report.landlock { fonts } else { 0 }, "{report:?}");
     assert_eq!(report.pdfium, settings().pdfium.map(|_| true));
 }
 

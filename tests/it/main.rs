@@ -7,4 +7,6 @@ mod fake_openai;
 mod files;
 mod postgres;
 mod providers;
+mod spine;
 mod stores;
+mod world;

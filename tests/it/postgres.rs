@@ -7,7 +7,9 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{LazyLock, Mutex};
 use std::thread::{self, JoinHandle};
 
+use gristmill::db::migrate::{Set, run};
 use gristmill::embedded::{self, Options, PrivatePostgres};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::sync::OnceCell;
 use url::Url;
@@ -16,6 +18,15 @@ use uuid::Uuid;
 /// What every test's database starts with.
 async fn prepare(template: &mut PgConnection) -> sqlx::Result<()> {
     template.execute("create extension vector").await?;
+    Ok(())
+}
+
+/// Our own tables and the starter schema.
+async fn migrate(url: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let pool = PgPoolOptions::new().max_connections(1).connect(url).await?;
+    run(&pool, Set::Ours).await?;
+    run(&pool, Set::Starter).await?;
+    pool.close().await;
     Ok(())
 }
 
@@ -48,11 +59,6 @@ pub async fn fresh_database() -> TestDatabase {
     let copy = format!(r#"create database "{name}" template "{}" strategy file_copy"#, SERVER.template);
     admin.execute(AssertSqlSafe(copy)).await.expect("the template can be copied");
     TestDatabase { url: SERVER.url_for(&name), name }
-}
-
-/// The address of the server's own database, for tests that create roles or databases.
-pub fn server_url() -> String {
-    SERVER.url_for(&SERVER.admin_database)
 }
 
 static SERVER: LazyLock<Server> = LazyLock::new(Server::find);
@@ -120,6 +126,7 @@ async fn make_template() -> sqlx::Result<()> {
     let mut connection = PgConnection::connect(&SERVER.url_for(template)).await?;
     prepare(&mut connection).await?;
     connection.close().await?;
+    migrate(&SERVER.url_for(template)).await.expect("the migrations run");
 
     let finished = format!(r#"alter database "{template}" is_template true allow_connections false"#);
     admin.execute(AssertSqlSafe(finished)).await?;
@@ -139,15 +146,17 @@ impl Janitor {
         let is_given = matches!(server.place, Place::Given(_));
         let template = is_given.then(|| server.template.clone());
         if is_given {
-            // SAFETY: the function is `extern "C"`, takes nothing and does not unwind.
-            #[expect(unsafe_code, reason = "the C library offers no safe way to hear of the end of the process")]
-            unsafe {
-                libc::atexit(dismiss_janitor)
-            };
+            at_exit();
         }
         let thread = thread::spawn(move || sweep(&admin, databases, template));
         Self { done, thread }
     }
+}
+
+#[expect(unsafe_code, reason = "the test harness offers no other hook for the end of all tests")]
+fn at_exit() {
+    // SAFETY: the function takes nothing and does not unwind.
+    unsafe { libc::atexit(dismiss_janitor) };
 }
 
 /// A given server outlives the tests: wait until nothing of theirs is left there.

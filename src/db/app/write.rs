@@ -17,7 +17,7 @@ use super::{asked, by_column};
 /// The database is away.
 pub async fn set_writer(connection: &mut PgConnection, pipeline: &str) -> sqlx::Result<String> {
     sqlx::query_scalar(
-        "select now()::text from set_config('gristmill.writer', $1, true), set_config('lock_timeout', '3s', true)",
+        "select now()::text from set_config('gristmill.writer', $1, true) as writer, set_config('lock_timeout', '3s', true) as patience",
     )
     .bind(pipeline)
     .fetch_one(connection)

@@ -1,0 +1,34 @@
+//! The path of a job from the inserted row to the committed vectors.
+
+use insta::assert_snapshot;
+
+use crate::world::World;
+
+#[tokio::test]
+async fn an_inserted_row_becomes_vectors() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "The mill grinds what the river brings.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"note completed | completed attempt=1 chunks=1");
+}
+
+#[tokio::test]
+async fn a_change_embeds_again_and_an_unchanged_row_costs_nothing() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "First words.").await;
+    world.work().await;
+    world.work().await;
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.provider_calls").await, 1);
+
+    world.sql("update public.documents set content = 'Other words.'").await;
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"note completed | completed attempt=1 chunks=1");
+    let contents = world.list("select content from public.document_chunks").await;
+    assert_eq!(contents, ["Other words."]);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.usage_events where meter = 'tokens'").await, 2);
+}
