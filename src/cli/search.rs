@@ -43,7 +43,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let (config, pool, plan) = session.plan(&name).await?;
     let model = app::open_model(&config, &plan.model).await?;
     let hits = nearest(&pool, &plan, model.as_ref(), &args.text, args.limit).await?;
-    session.print(&Found { text: &args.text, hits: &hits }, |found| table(found.hits, &|hit| hit.key.to_string()))
+    session.print(&Found { text: &args.text, hits: &hits }, |found| list(found.hits, &|hit| hit.key.to_string()))
 }
 
 /// The chunks nearest to a text, which the same model embeds.
@@ -62,20 +62,16 @@ pub(super) async fn nearest(
     Ok(search(&mut *pool.acquire().await?, plan, vector, limit).await?)
 }
 
-/// Hits as a table; `name` says what people call the row.
-pub(super) fn table(hits: &[Hit], name: &dyn Fn(&Hit) -> String) -> String {
+/// Hits for people, nearest first; `name` says what they call the row.
+pub(super) fn list(hits: &[Hit], name: &dyn Fn(&Hit) -> String) -> String {
     if hits.is_empty() {
         return "nothing has vectors yet".to_owned();
     }
-    let rows = hits.iter().map(|hit| {
-        let section = hit.section.as_ref().map(|section| show::line(section, 40));
-        vec![
-            format!("{:.3}", hit.similarity),
-            name(hit),
-            show::maybe(hit.page.as_ref()),
-            show::maybe(section),
-            hit.text.as_ref().map(|text| show::line(text, 160)).unwrap_or_default(),
-        ]
-    });
-    show::table(&["near", "row", "page", "heading", "text"], &["near", "page"], rows.collect())
+    let one = |hit: &Hit| {
+        let page = hit.page.as_ref().map(|page| format!(", page {page}")).unwrap_or_default();
+        let section = hit.section.as_ref().map(|section| format!(", \"{}\"", show::line(section, 60)));
+        let text = hit.text.as_ref().map(|text| format!("\n       {}", show::line(text, 110))).unwrap_or_default();
+        format!("{:.3}  {}{page}{}{text}", hit.similarity, name(hit), section.unwrap_or_default())
+    };
+    hits.iter().map(one).collect::<Vec<_>>().join("\n")
 }

@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long)]
     keep: bool,
     /// What to look for at the end
-    #[arg(long, value_name = "TEXT", default_value = "When is SQLite not the right choice?")]
+    #[arg(long, value_name = "TEXT", default_value = "Who designed the Gentium typeface, and why?")]
     query: String,
 }
 
@@ -188,7 +188,7 @@ fn people(shown: &Shown, ledger: &str) -> String {
         "\n{documents}\n\nThe chunks nearest to \"{}\":\n{}\n\nThe ledger (a model on this machine costs nothing):\n{ledger}\n\n\
          done in {:.1} s",
         shown.query,
-        search::table(shown.hits, &name),
+        search::list(shown.hits, &name),
         shown.seconds
     )
 }
