@@ -82,7 +82,7 @@ fn people(verified: &Verified) -> String {
         lines.push(format!("{name}: no worker has started with it yet, so there is nothing to hold against"));
     }
     if verified.findings.is_empty() {
-        lines.push("every row has its vectors".to_owned());
+        lines.push("nothing is wrong: every completed row has its vectors".to_owned());
         return lines.join("\n");
     }
     let rows = verified.findings.iter().take(SHOWN).map(|finding| {
