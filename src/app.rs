@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader};
 use crate::chunk::{Rules, Tokenizer};
 use crate::config::{Config, Existing, Meter, Model, Provider, ProviderKind, TokenizerKind};
+use crate::console::Watched;
 use crate::db;
 use crate::db::app::{Misfit, Plan};
 use crate::db::migrate::{self, Set};
@@ -23,6 +24,7 @@ use crate::files::{Files, FilesError};
 use crate::jobs::{Deps, MEMORY_UNIT};
 use crate::net::{self, Patience};
 use crate::providers::{Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel};
+use crate::telemetry::Metrics;
 use crate::worker::Engine;
 
 /// Why nothing can start.
@@ -195,6 +197,8 @@ async fn has_rows(pool: &PgPool, plan: &Plan) -> sqlx::Result<bool> {
 pub struct Running {
     pub engine: Arc<Engine>,
     pub lanes: Vec<Batcher>,
+    /// What makes the vectors, by the model's label: a search asks the same model.
+    pub embedders: BTreeMap<String, Arc<dyn Embedder>>,
     pub refused: Vec<(String, String)>,
 }
 
@@ -202,6 +206,20 @@ impl Running {
     /// How each lane is.
     pub fn lane_status(&self) -> Vec<LaneStatus> {
         self.lanes.iter().map(Batcher::status).collect()
+    }
+
+    /// What the console shows of it.
+    pub fn watched(&self, metrics: Metrics) -> Watched {
+        let (lanes, engine) = (self.lanes.clone(), Arc::clone(&self.engine));
+        let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
+        Watched {
+            pool: self.engine.pool.clone(),
+            metrics,
+            refused: self.refused.clone(),
+            pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
+            lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
+            hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
+        }
     }
 }
 
@@ -271,12 +289,15 @@ async fn wire(
     let memory = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX)));
     let prices = set_prices(config, pool).await?;
     let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
+    let mut embedders = BTreeMap::new();
     let mut pipelines = Vec::new();
     for plan in plans {
         let model = &plan.model;
         if !lanes.contains_key(&model.label) {
             let price = prices.get(&(model.provider.clone(), model.name.clone())).copied();
-            lanes.insert(model.label.clone(), lane(config, pool, owner, model, price).await?);
+            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, price).await?;
+            lanes.insert(model.label.clone(), (batcher, tokenizer));
+            embedders.insert(model.label.clone(), embedder);
         }
         let Some((batcher, tokenizer)) = lanes.get(&model.label) else { continue };
         pipelines.push(Deps {
@@ -293,7 +314,7 @@ async fn wire(
         });
     }
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, stop);
-    Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), refused })
+    Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), embedders, refused })
 }
 
 /// The parser's settings with libpdfium found: configured, cached, or none (then unpdf reads PDF).
@@ -344,7 +365,7 @@ async fn lane(
     owner: OwnerId,
     model: &Model,
     price: Option<(i64, Decimal)>,
-) -> Result<(Batcher, Tokenizer), StartError> {
+) -> Result<(Batcher, Tokenizer, Arc<dyn Embedder>), StartError> {
     let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
     let provider =
         config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
@@ -367,7 +388,32 @@ async fn lane(
         linger: config.worker.linger,
         price,
     };
-    Ok((Batcher::start(pool.clone(), owner, settings, embedder), tokenizer))
+    Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder)), tokenizer, embedder))
+}
+
+/// What makes vectors of a model, without its lane: for a search, or to see whether it loads.
+///
+/// # Errors
+/// [`StartError::Model`]
+pub async fn open_model(config: &Config, model: &Model) -> Result<Arc<dyn Embedder>, StartError> {
+    let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
+    let provider =
+        config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
+    embedder(provider, model).await.map(|(embedder, _)| embedder).map_err(refuse)
+}
+
+/// The price of one token of a model, as configured for today. What runs here costs nothing; none: nobody knows.
+pub fn token_price(config: &Config, model: &Model) -> Option<Decimal> {
+    let now = time::OffsetDateTime::now_utc();
+    let of_model = config
+        .prices
+        .iter()
+        .filter(|price| price.model == model.label && price.meter == Meter::Tokens && price.from <= now);
+    let here = config
+        .providers
+        .get(&model.provider)
+        .is_some_and(|provider| !matches!(provider.kind, ProviderKind::OpenAi { .. }));
+    of_model.max_by_key(|price| price.from).map(|price| price.usd).or(here.then_some(Decimal::ZERO))
 }
 
 async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<dyn Embedder>, Tokenizer), String> {

@@ -1,8 +1,10 @@
-//! Floor 1: every metric and log field in one place.
+//! Floor 1: every metric and log field in one place, and where both go.
 
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
 
 /// A request to a provider came back.
 pub fn provider_request(provider: &str, model: &str, inputs: usize, ok: bool, took: Duration) {
@@ -36,4 +38,82 @@ pub fn backlog(pipeline: &str, state: &str, jobs: i64, oldest_seconds: Option<f6
 /// A model's price is not known: an alarm, never 0.
 pub fn unknown_price(provider: &str, model: &str) {
     gauge!("gristmill_unknown_price", "provider" => provider.to_owned(), "model" => model.to_owned()).set(1.0);
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Pretty,
+}
+
+/// Sends logs to standard error. `GRISTMILL_LOG`, else `RUST_LOG`, says which; else `filter` does.
+pub fn init_logs(format: LogFormat, filter: &str) {
+    let asked = ["GRISTMILL_LOG", "RUST_LOG"].into_iter().filter_map(|name| std::env::var(name).ok());
+    let asked = asked.filter(|filter| !filter.is_empty()).find_map(|filter| EnvFilter::try_new(filter).ok());
+    let filter = asked.unwrap_or_else(|| EnvFilter::new(filter));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An error says that an embedding program has its own.
+    let _ = match format {
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+        LogFormat::Pretty => {
+            let colours =
+                std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+            builder.compact().with_ansi(colours).with_target(false).try_init()
+        }
+    };
+}
+
+/// Where metrics are kept until somebody reads them.
+#[derive(Clone)]
+pub struct Metrics(PrometheusHandle);
+
+impl Metrics {
+    /// Starts collecting; none where another recorder collects already.
+    pub fn install() -> Option<Self> {
+        let buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+        let handle = PrometheusBuilder::new().set_buckets(&buckets).ok()?.install_recorder().ok()?;
+        describe_all();
+        Some(Self(handle))
+    }
+
+    /// Everything collected, as Prometheus reads it.
+    pub fn render(&self) -> String {
+        self.0.run_upkeep();
+        self.0.render()
+    }
+
+    /// Folds what was observed into its buckets; memory grows with the observations until somebody does.
+    pub fn upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
+fn describe_all() {
+    describe_counter!("gristmill_provider_requests_total", "Requests to providers that came back");
+    describe_counter!("gristmill_provider_inputs_total", "Texts in requests to providers");
+    describe_histogram!("gristmill_provider_request_seconds", "How long requests to providers took");
+    describe_counter!("gristmill_claimed_total", "Jobs claimed by this process");
+    describe_counter!("gristmill_attempts_total", "Attempts of this process by how they ended");
+    describe_histogram!("gristmill_attempt_seconds", "How long attempts took");
+    describe_gauge!("gristmill_jobs", "Jobs in the database by pipeline and state");
+    describe_gauge!("gristmill_oldest_seconds", "Age of the oldest job that is due, by pipeline and state");
+    describe_gauge!("gristmill_lag_seconds", "Age of a pipeline's oldest job that nobody has finished");
+    describe_gauge!("gristmill_unknown_price", "1 where a model has no price: usage is booked without a cost");
+    describe_gauge!("gristmill_slots", "Jobs that this process may have in hand at once");
+    describe_gauge!("gristmill_in_hand", "Jobs that this process has in hand");
+}
+
+/// The age of a pipeline's oldest job that is due and unfinished.
+pub fn lag(pipeline: &str, seconds: f64) {
+    gauge!("gristmill_lag_seconds", "pipeline" => pipeline.to_owned()).set(seconds);
+}
+
+/// How many jobs this process has in hand, of how many it may.
+pub fn hands(in_hand: usize, slots: usize) {
+    let float = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    gauge!("gristmill_in_hand").set(float(in_hand));
+    gauge!("gristmill_slots").set(float(slots));
 }

@@ -20,7 +20,10 @@ const SIZES: [(&str, u64); 7] = [
 ];
 
 /// `"500ms"`, `"60s"`, `"5m"`, `"2h"`, `"30d"`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What is wrong, as the end of a sentence that begins with the text.
+pub fn duration(text: &str) -> Result<Duration, String> {
     measure(text, &DURATIONS, "60s").map(Duration::from_millis)
 }
 
@@ -51,7 +54,10 @@ pub(super) fn amount(text: &str) -> Result<Decimal, String> {
 }
 
 /// A date, or a date and time; UTC where nothing else is said.
-pub(super) fn moment(text: &str) -> Result<OffsetDateTime, String> {
+///
+/// # Errors
+/// What is wrong, as the end of a sentence that begins with the text.
+pub fn moment(text: &str) -> Result<OffsetDateTime, String> {
     let date_alone = text.len() == "2026-01-01".len();
     let offset = text.ends_with(['Z', 'z'])
         || text.len() > 6 && text[text.floor_char_boundary(text.len() - 6)..].starts_with(['+', '-']);

@@ -91,11 +91,20 @@ pub async fn applied(db: impl PgExecutor<'_> + Copy, set: Set) -> sqlx::Result<O
     sqlx::query_scalar(query).fetch_one(db).await
 }
 
-/// Creates the pgvector extension where it is missing and may be created.
+/// Creates the pgvector extension where it is missing and may be created: beside others in `extensions` where an application has
+/// that schema, else in `public`.
 ///
 /// # Errors
 /// The server has no pgvector, or this role may not create extensions.
 pub async fn ensure_vector(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::query("create extension if not exists vector").execute(connection).await?;
+    sqlx::raw_sql(
+        "do $$ begin \
+             if exists (select from pg_catalog.pg_extension where extname = 'vector') then return; end if; \
+             if exists (select from pg_catalog.pg_namespace where nspname = 'extensions') \
+             then create extension vector schema extensions; else create extension vector schema public; end if; \
+         end $$",
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }

@@ -5,12 +5,14 @@ pub mod app;
 pub mod attempts;
 pub mod cache;
 pub mod calls;
+pub mod demo;
 pub mod jobs;
 pub mod listen;
 pub mod migrate;
 pub mod operate;
 pub mod pipelines;
 pub mod prices;
+pub mod server;
 pub mod usage;
 pub mod workers;
 
@@ -70,6 +72,16 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         .map_err(ConnectError::Away)
 }
 
+/// One plain connection, for what is done before there is a pool: creating a database or pgvector.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect_once(url: &str) -> Result<PgConnection, ConnectError> {
+    let options: PgConnectOptions = url.parse().map_err(|_| ConnectError::Address)?;
+    let options = options.application_name("gristmill").disable_statement_logging();
+    PgConnection::connect_with(&options).await.map_err(ConnectError::Away)
+}
+
 /// Two clients that ask for their backend in turn share one, or change theirs, behind a transaction pooler and nowhere else.
 async fn is_transaction_pooled(options: &PgConnectOptions, first: &mut PgConnection) -> sqlx::Result<bool> {
     let mut second = PgConnection::connect_with(options).await?;
@@ -125,4 +137,15 @@ pub fn describe(error: &sqlx::Error) -> String {
         sqlx::Error::Io(error) => format!("the database connection broke: {error}"),
         other => other.to_string(),
     }
+}
+
+/// What Postgres advises besides, where it does: for people at a terminal, never for a reason that is stored.
+pub fn hint(error: &sqlx::Error) -> Option<&str> {
+    let sqlx::Error::Database(error) = error else { return None };
+    error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(sqlx::postgres::PgDatabaseError::hint)
+}
+
+/// Whether Postgres refused for want of a right.
+pub fn is_forbidden(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("42501"))
 }

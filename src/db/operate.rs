@@ -107,6 +107,30 @@ pub async fn count(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Mat
     .await
 }
 
+/// Numbers of up to `limit` matching jobs that a retry would open, beyond `after`.
+pub async fn retriable(db: impl PgExecutor<'_>, filter: &Filter, after: i64, limit: i64) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"select id from gristmill.embedding_jobs
+           where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
+             and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
+             and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
+             and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
+             and state in ('completed', 'skipped', 'failed', 'cancelled', 'waiting') and id > $8
+           order by id limit $9"#,
+        filter.ids.as_deref(),
+        filter.pipeline,
+        filter.tenant,
+        filter.states.as_deref(),
+        filter.error_kind,
+        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
+        filter.since,
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Opens up to `limit` matching jobs again; returns those opened. Call until it returns none.
 pub async fn retry(db: impl PgExecutor<'_>, filter: &Filter, fresh: bool, limit: i64) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(

@@ -195,6 +195,18 @@ pub async fn is_at_home(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
     .await
 }
 
+/// As [`is_at_home`], without noting anything: a database where nothing was noted is home.
+pub async fn is_noted_here(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select not exists (
+               select from gristmill.installation
+               where identity <> (select system_identifier::text from pg_control_system()) || '/' || current_database()
+           ) as "home!""#,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// A person's word that workers may run in this copy.
 pub async fn settle_here(db: impl PgExecutor<'_>) -> sqlx::Result<()> {
     sqlx::query!(

@@ -153,10 +153,10 @@ pub async fn estimate(connection: &mut PgConnection, plan: &Plan) -> sqlx::Resul
         "with held as materialized ( \
              select source_key from gristmill.embedding_jobs \
              where pipeline = $1 and ((state = 'waiting' and error_kind = 'unaccepted') or (state = 'completed' and generation is distinct from $2)) \
-         ), some as materialized (select source_key from held limit 1000), \
+         ), sampled as materialized (select source_key from held limit 1000), \
          measured as ( \
              select {is_file} as is_file, case when {is_file} then 0 else {lengths} end as characters \
-             from some as held join {source} as source on {matches}{lateral} \
+             from sampled as held join {source} as source on {matches}{lateral} \
          ) \
          select (select count(*) from held) as rows, \
                 coalesce((select ceil(avg(characters) / 4.0 * (select count(*) from held)) from measured), 0)::bigint as tokens, \

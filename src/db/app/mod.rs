@@ -7,6 +7,7 @@ mod census;
 mod check;
 mod load;
 mod plan;
+mod search;
 mod sweep;
 mod triggers;
 mod vector;
@@ -19,8 +20,9 @@ pub use census::{Census, Estimate, census, estimate, has_rows};
 pub use check::Misfit;
 pub use load::{Existing, LoadedRow, existing_chunks, load};
 pub use plan::{Plan, TargetPlan, resolve};
+pub use search::{Hit, search};
 pub use sweep::{Slice, sweep_leavers, sweep_set};
-pub use triggers::{TriggerSet, install, installed, remove};
+pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{VectorKind, VectorType};
 pub use verify::{Finding, FindingKind, orphans, reopen, verify};
 pub use write::{

@@ -136,6 +136,19 @@ fn update_body(plan: &Plan, name: &str) -> String {
     announce(name, &joined, "asked", "true")
 }
 
+/// Plans what the triggers would read, under the empty search path they run with: as they swallow their own errors, a wrong
+/// expression would never show.
+///
+/// # Errors
+/// The expression that does not hold there, or the database is away.
+pub async fn try_out(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<()> {
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    sqlx::raw_sql("set local search_path = ''").execute(&mut *transaction).await?;
+    let statement = format!("explain {}", rows_of(plan, &plan.source));
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *transaction).await?;
+    transaction.rollback().await
+}
+
 /// Installs a pipeline's triggers, in one transaction.
 ///
 /// # Errors

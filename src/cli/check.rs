@@ -1,0 +1,301 @@
+//! `gristmill check`
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::app;
+use crate::config::{Config, Model, ProviderKind};
+use crate::db;
+use crate::db::app::{Misfit, Plan, TargetPlan};
+use crate::embedded::{self, Artifact};
+use crate::extract::Extractor;
+use crate::files::Files;
+
+use super::failure::Failure;
+use super::session::Session;
+use super::show;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  gristmill check --offline       in CI, without secrets or a database\n  \
+                        gristmill check --fix-sql       only the SQL that would mend what does not fit")]
+pub(super) struct Args {
+    /// Only the configuration; what the environment lacks is stood in for
+    #[arg(long)]
+    offline: bool,
+    /// Print only the SQL that would mend what does not fit
+    #[arg(long, conflicts_with = "offline")]
+    fix_sql: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warning,
+    /// The pipeline or the whole worker does not run.
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    level: Level,
+    about: String,
+    message: String,
+    /// SQL that would mend it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn new(level: Level, about: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { level, about: about.into(), message: message.into(), fix: None }
+    }
+
+    fn of(about: &str, misfit: &Misfit, level: Level) -> Self {
+        let message = format!("{}: {}", misfit.place, misfit.message);
+        Self { level, about: about.to_owned(), message, fix: misfit.fix.clone() }
+    }
+}
+
+pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
+    let (config, missing) =
+        if args.offline { session.config_without_secrets()? } else { (session.config()?, BTreeSet::new()) };
+    let mut findings = vec![of_config(&config, &missing)];
+    if !args.offline {
+        findings.extend(of_machine(&config).await);
+        match db::connect(&config.database).await {
+            Ok(pool) => findings.extend(of_database(&pool, &config).await?),
+            Err(error) => findings.push(Finding::new(Level::Error, "database", said(&error))),
+        }
+    }
+    if args.fix_sql {
+        let fixes: BTreeSet<&str> = findings.iter().filter_map(|finding| finding.fix.as_deref()).collect();
+        show::out(&fixes.into_iter().collect::<Vec<_>>().join("\n"))?;
+    } else {
+        session.print(&findings, |findings| findings.iter().map(line).collect::<Vec<_>>().join("\n"))?;
+    }
+    let fits = findings.iter().all(|finding| finding.level != Level::Error);
+    if fits { Ok(()) } else { Err(Failure::Said) }
+}
+
+fn line(finding: &Finding) -> String {
+    let word = match finding.level {
+        Level::Ok => "ok",
+        Level::Warning => "warning",
+        Level::Error => "ERROR",
+    };
+    let fix = finding.fix.as_ref().map(|fix| format!("\n{:9}to mend it: {fix}", "")).unwrap_or_default();
+    format!("{word:9}{}: {}{fix}", finding.about, finding.message)
+}
+
+fn said(error: &dyn std::error::Error) -> String {
+    match Failure::of(error) {
+        Failure::Usage(text) | Failure::Failed(text) => text,
+        Failure::Said => String::new(),
+    }
+}
+
+fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {
+    let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+    let counted = show::count(names.len() as u64, "pipeline");
+    let mut message = format!("{}: {counted} ({})", config.file, names.join(", "));
+    if !missing.is_empty() {
+        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+        message = format!("{message}; the environment lacks {}", missing.join(", "));
+    }
+    Finding::new(Level::Ok, "configuration", message)
+}
+
+async fn of_machine(config: &Config) -> Vec<Finding> {
+    let mut findings = of_parser(config).await;
+    findings.extend(of_stores(config).await);
+    findings.extend(config.models.values().filter_map(|model| of_model(config, model)));
+    findings
+}
+
+async fn of_parser(config: &Config) -> Vec<Finding> {
+    if let Err(message) = Extractor::check(&config.parser) {
+        return vec![Finding::new(Level::Error, "parser", message)];
+    }
+    let settings = app::parser_settings(config);
+    let library = settings.pdfium.clone();
+    let report = match Extractor::new(settings).probe().await {
+        Ok(report) => report,
+        Err(error) => return vec![Finding::new(Level::Error, "parser", said(&error))],
+    };
+    let pdf = match (library, report.pdfium) {
+        (Some(path), Some(true)) => Finding::new(Level::Ok, "parser", format!("libpdfium: {}", path.display())),
+        (Some(path), _) => {
+            let message = format!("libpdfium at {} does not load: PDF is read by unpdf", path.display());
+            Finding::new(Level::Warning, "parser", message)
+        }
+        (None, _) => {
+            let way = "no libpdfium: PDF is read by unpdf; run `gristmill fetch pdfium` or set parser.pdfium";
+            Finding::new(Level::Warning, "parser", way)
+        }
+    };
+    let layers = [("landlock", report.landlock), ("seccomp", report.seccomp)];
+    let active: Vec<&str> = layers.iter().filter(|layer| layer.1).map(|layer| layer.0).collect();
+    let active = if active.is_empty() { "limits only".to_owned() } else { format!("{} and limits", active.join(", ")) };
+    let open: Vec<&str> =
+        report.attempts.iter().filter(|attempt| !attempt.stopped).map(|attempt| attempt.what.as_str()).collect();
+    let sandbox = if open.is_empty() {
+        Finding::new(Level::Ok, "sandbox", format!("{active}; nothing that was tried went through"))
+    } else {
+        Finding::new(Level::Warning, "sandbox", format!("{active}; a parser could {}", open.join(", ")))
+    };
+    let fonts = if report.fonts == 0 {
+        Finding::new(
+            Level::Warning,
+            "fonts",
+            "none of parser.fonts is there: PDFs that do not embed their fonts lose text",
+        )
+    } else {
+        Finding::new(Level::Ok, "fonts", format!("{} to read", show::count(report.fonts as u64, "folder")))
+    };
+    vec![pdf, sandbox, fonts]
+}
+
+/// Only stores that a pipeline reads must be there.
+async fn of_stores(config: &Config) -> Vec<Finding> {
+    let used: BTreeSet<&str> =
+        config.pipelines.iter().filter_map(|pipeline| Some(pipeline.file.as_ref()?.store.as_str())).collect();
+    let files = match Files::open(&config.stores) {
+        Ok(files) => files,
+        Err(error) => return vec![Finding::new(Level::Error, "stores", said(&error))],
+    };
+    let mut findings = Vec::new();
+    for name in config.stores.keys() {
+        let about = format!("store {name}");
+        findings.push(match files.probe(name).await {
+            Ok(found) => Finding::new(Level::Ok, about, found),
+            Err(error) if used.contains(name.as_str()) => Finding::new(Level::Error, about, said(&error)),
+            Err(error) => Finding::new(Level::Warning, about, format!("{} (no pipeline reads it)", said(&error))),
+        });
+    }
+    findings
+}
+
+fn of_model(config: &Config, model: &Model) -> Option<Finding> {
+    let about = format!("model {}", model.label);
+    let provider = config.providers.get(&model.provider)?;
+    let finding = match &provider.kind {
+        ProviderKind::OpenAi { .. } if app::token_price(config, model).is_none() => {
+            let message = "no price is known: usage is booked without a cost; add it under [[prices]]";
+            Finding::new(Level::Warning, about, message)
+        }
+        ProviderKind::OpenAi { url, .. } => {
+            Finding::new(Level::Ok, about, format!("{} at {}", model.name, url.host_str().unwrap_or_default()))
+        }
+        ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
+        ProviderKind::Local { folder, .. } => {
+            let place = folder.clone().or_else(|| embedded::cached(Artifact::MiniLm));
+            let files = ["config.json", "tokenizer.json", "model.safetensors"];
+            match place {
+                None => {
+                    let message = "not fetched yet: the first run fetches it, or `gristmill fetch minilm`";
+                    Finding::new(Level::Warning, about, message)
+                }
+                Some(place) => match files.into_iter().find(|file| !place.join(file).is_file()) {
+                    Some(file) => {
+                        Finding::new(Level::Error, about, format!("{} is not there", place.join(file).display()))
+                    }
+                    None => Finding::new(Level::Ok, about, place.display().to_string()),
+                },
+            }
+        }
+    };
+    Some(finding)
+}
+
+async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Failure> {
+    let mut findings = vec![of_versions(pool).await?];
+    let mut connection = pool.acquire().await?;
+    findings.push(match db::app::vector_version(&mut connection).await? {
+        None => {
+            let mut finding = Finding::new(Level::Error, "pgvector", "is not in this database");
+            finding.fix = Some("create extension vector;".to_owned());
+            finding
+        }
+        Some(version) if is_older(&version, [0, 8, 7]) => {
+            let message =
+                format!("{version} has known faults in its HNSW and IVFFlat indexes: update to 0.8.7 or newer");
+            Finding::new(Level::Warning, "pgvector", message)
+        }
+        Some(version) => Finding::new(Level::Ok, "pgvector", version),
+    });
+    drop(connection);
+    match app::check_schema(pool).await {
+        Ok(()) => {
+            if !db::pipelines::is_noted_here(pool).await? {
+                findings.push(Finding::new(Level::Error, "database", app::StartError::Copied.to_string()));
+            }
+        }
+        Err(app::StartError::Database(error)) => return Err(error.into()),
+        Err(error) => findings.push(Finding::new(Level::Error, "schema", error.to_string())),
+    }
+    let resolved = app::resolve(pool, config).await?;
+    for plan in &resolved.plans {
+        findings.push(Finding::new(Level::Ok, about(&plan.pipeline.name), choices(plan)));
+    }
+    findings.extend(resolved.warnings.iter().map(|warning| Finding::of("configuration", warning, Level::Warning)));
+    for (level, unfit) in [(Level::Error, &resolved.refused), (Level::Warning, &resolved.left_out)] {
+        for (name, misfits) in unfit {
+            findings.extend(misfits.iter().map(|misfit| Finding::of(&about(name), misfit, level)));
+        }
+    }
+    Ok(findings)
+}
+
+fn about(pipeline: &str) -> String {
+    format!("pipeline {pipeline}")
+}
+
+async fn of_versions(pool: &PgPool) -> sqlx::Result<Finding> {
+    Ok(Finding::new(Level::Ok, "database", format!("Postgres {}", db::server::version(pool).await?)))
+}
+
+/// Every choice that the database decided: a typo among several candidates must not go unseen.
+fn choices(plan: &Plan) -> String {
+    let target = match &plan.target {
+        TargetPlan::Chunks { table, .. } => table.clone(),
+        TargetPlan::Row { .. } => format!("{} itself", plan.source),
+    };
+    let names = |columns: &[db::app::ColumnWrite]| {
+        columns.iter().map(|write| write.column.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let mut text = format!(
+        "{} to {target} by model {} ({} dimensions); columns {}",
+        plan.source,
+        plan.model.label,
+        plan.model.dimensions,
+        names(plan.target.columns())
+    );
+    if !plan.write.is_empty() {
+        text = format!("{text}; on the row {}", names(&plan.write));
+    }
+    if let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) {
+        text = format!("{text}; status in {}", column.name);
+    }
+    text
+}
+
+fn is_older(version: &str, than: [u32; 3]) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    let parsed: [u32; 3] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
+    parsed < than
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert!(is_older("0.8.5", [0, 8, 7]) && is_older("0.7", [0, 8, 7]));
+        assert!(!is_older("0.8.7", [0, 8, 7]) && !is_older("0.10.0", [0, 8, 7]) && !is_older("1.0", [0, 8, 7]));
+    }
+}

@@ -1,0 +1,114 @@
+//! Where the demo's tables go: a private Postgres, or a database of its own on the server that DATABASE_URL names.
+
+use url::Url;
+use uuid::Uuid;
+
+use crate::config::{Database, Secret};
+use crate::db;
+use crate::embedded::{self, Artifact, Kept, Options, PrivatePostgres};
+
+use super::super::failure::Failure;
+use super::super::fetch;
+use super::progress::Steps;
+
+/// A database for the demo.
+pub(super) struct Ground {
+    url: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Private(PrivatePostgres),
+    /// Made on a given server; `admin` is that server's address.
+    Own {
+        admin: String,
+        name: String,
+    },
+    /// The given database itself, where no other may be made.
+    Given,
+}
+
+impl Ground {
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Takes everything away again, or says how to reach and end what is left.
+    pub(super) async fn leave(self, keep: bool) -> Result<Option<String>, Failure> {
+        match self.kind {
+            Kind::Private(server) if keep => {
+                let Kept { url, stop, .. } = server.leave_running()?;
+                Ok(Some(format!("the database stays up:\n  {url}\nto end it and remove its folder:\n  {stop}")))
+            }
+            Kind::Private(server) => {
+                tokio::task::spawn_blocking(move || server.stop()).await.map_err(|error| Failure::of(&error))?;
+                Ok(None)
+            }
+            Kind::Own { name, .. } if keep => Ok(Some(format!(
+                "the database {name} stays on your server; to remove it: drop database {}",
+                db::app::quote(&name)
+            ))),
+            Kind::Own { admin, name } => {
+                let mut connection = db::connect_once(&admin).await?;
+                db::server::drop_database(&mut connection, &name).await?;
+                Ok(None)
+            }
+            Kind::Given => Ok(Some(
+                "schema gristmill, public.documents and public.document_chunks stay in your database, because this role may \
+                 not create one for the demo alone"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+pub(super) async fn obtain(steps: &Steps, keep: bool) -> Result<Ground, Failure> {
+    match std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty()) {
+        Some(url) => on_given(steps, &url).await,
+        None => on_private(steps, keep).await,
+    }
+}
+
+async fn on_private(steps: &Steps, keep: bool) -> Result<Ground, Failure> {
+    steps.say("starting a private Postgres");
+    // The downloader without pip needs a runtime, so a second way in goes through `fetch`.
+    let found = tokio::task::spawn_blocking(|| embedded::installation(&fetch::say));
+    let installation = match found.await.map_err(|error| Failure::of(&error))? {
+        Ok(installation) => installation,
+        Err(_) => {
+            let programs = fetch::obtain(Artifact::Postgres).await?.join("bin");
+            embedded::Installation { programs, version: 18, origin: embedded::Origin::Pinned }
+        }
+    };
+    let options = Options { durable: keep, keep, within: None };
+    let started = tokio::task::spawn_blocking(move || PrivatePostgres::start(&installation, &options));
+    let server = started.await.map_err(|error| Failure::of(&error))?.map_err(|error| match Failure::of(&error) {
+        Failure::Failed(text) => Failure::Failed(format!("{text}; or set DATABASE_URL to a Postgres with pgvector")),
+        other => other,
+    })?;
+    Ok(Ground { url: server.url(), kind: Kind::Private(server) })
+}
+
+async fn on_given(steps: &Steps, url: &str) -> Result<Ground, Failure> {
+    let mut admin = db::connect_once(url).await?;
+    if db::server::may_create_databases(&mut admin).await? {
+        let name = format!("gristmill_demo_{}", &Uuid::new_v4().simple().to_string()[..8]);
+        let mut own = Url::parse(url).map_err(|_| db::ConnectError::Address)?;
+        own.set_path(&name);
+        steps.say(&format!("creating database {name} on the server of DATABASE_URL"));
+        db::server::create_database(&mut admin, &name).await?;
+        return Ok(Ground { url: own.into(), kind: Kind::Own { admin: url.to_owned(), name } });
+    }
+    steps.say("using the database of DATABASE_URL itself: this role may not create another");
+    let pool = db::connect(&Database { url: Secret::new(url), connections: 2 }).await?;
+    let ground = db::demo::ground(&pool).await?;
+    pool.close().await;
+    match ground {
+        db::demo::Ground::Free | db::demo::Ground::Starter => Ok(Ground { url: url.to_owned(), kind: Kind::Given }),
+        db::demo::Ground::Taken => Err(Failure::Failed(
+            "the database of DATABASE_URL has documents of its own, and this role may not create another database: the demo \
+             will not touch them; unset DATABASE_URL for a private Postgres, or name an empty database"
+                .to_owned(),
+        )),
+    }
+}

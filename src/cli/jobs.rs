@@ -1,0 +1,248 @@
+//! `gristmill jobs`
+
+use serde::Serialize;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use crate::db::attempts;
+use crate::db::operate::{self, Filter, Job};
+use crate::domain::JobId;
+
+use super::ask::Which;
+use super::failure::Failure;
+use super::session::Session;
+use super::{cost, show};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  gristmill jobs list --state failed --since 2h\n  \
+                        gristmill jobs retry --kind rate_limited --dry-run\n  gristmill jobs show 42")]
+pub(super) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// List jobs, newest first
+    List(List),
+    /// Everything about one job, its attempts included
+    Show(Show),
+    /// Open finished jobs again, and let waiting ones go at once
+    Retry(Retry),
+    /// Cancel jobs that are not through; only a person opens them again
+    Cancel(Cancel),
+}
+
+#[derive(Debug, clap::Args)]
+struct List {
+    #[command(flatten)]
+    which: Which,
+    /// Most jobs to list
+    #[arg(long, default_value_t = 50)]
+    limit: i64,
+}
+
+#[derive(Debug, clap::Args)]
+struct Show {
+    /// The job's number
+    id: i64,
+}
+
+#[derive(Debug, clap::Args)]
+struct Retry {
+    #[command(flatten)]
+    which: Which,
+    /// Only say how many jobs there are and what they would cost
+    #[arg(long)]
+    dry_run: bool,
+    /// Embed everything again, not only what changed
+    #[arg(long)]
+    fresh: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Cancel {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Jobs that one statement opens.
+const SLICE: i64 = 500;
+
+pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
+    match args.what {
+        What::List(list) => self::list(session, &list).await,
+        What::Show(show) => self::show(session, show.id).await,
+        What::Retry(retry) => self::retry(session, &retry).await,
+        What::Cancel(cancel) => self::cancel(session, &cancel).await,
+    }
+}
+
+async fn list(session: &Session, list: &List) -> Result<(), Failure> {
+    let pool = session.database().await?;
+    let jobs = operate::list(&pool, &list.which.filter(), list.limit).await?;
+    session.print(&jobs, |jobs| {
+        let header = ["id", "pipeline", "key", "tenant", "state", "attempt", "chunks", "tokens", "ms", "when", "why"];
+        let rows = jobs.iter().map(|job| {
+            vec![
+                job.id.to_string(),
+                job.pipeline.clone(),
+                job.key.0.to_string(),
+                job.tenant.clone(),
+                job.state.clone(),
+                format!("{}/{}", job.attempt, job.max_attempts),
+                show::maybe(job.chunks),
+                show::maybe(job.tokens),
+                show::maybe(job.ms),
+                show::moment(job.finished_at.unwrap_or(job.opened_at)),
+                why(job),
+            ]
+        });
+        show::table(&header, &["id", "attempt", "chunks", "tokens", "ms"], rows.collect())
+    })
+}
+
+fn why(job: &Job) -> String {
+    match (&job.error_kind, &job.reason) {
+        (Some(kind), Some(reason)) => format!("{kind}: {reason}"),
+        (kind, reason) => kind.clone().or_else(|| reason.clone()).unwrap_or_default(),
+    }
+}
+
+/// A job with its timeline.
+#[derive(Debug, Serialize)]
+struct Story {
+    #[serde(flatten)]
+    job: Job,
+    attempts: Vec<Attempt>,
+}
+
+#[derive(Debug, Serialize)]
+struct Attempt {
+    revision: i64,
+    attempt: i16,
+    #[serde(with = "time::serde::rfc3339::option")]
+    started_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339")]
+    ended_at: OffsetDateTime,
+    outcome: String,
+    error_kind: Option<String>,
+    reason: Option<String>,
+}
+
+async fn show(session: &Session, id: i64) -> Result<(), Failure> {
+    let pool = session.database().await?;
+    let filter = Filter { ids: Some(vec![id]), ..Filter::default() };
+    let job = operate::list(&pool, &filter, 1).await?.into_iter().next();
+    let job = job.ok_or_else(|| Failure::Failed(format!("there is no job {id}")))?;
+    let attempts = attempts::of(&pool, JobId(id)).await?.into_iter().map(|attempt| Attempt {
+        revision: attempt.revision,
+        attempt: attempt.attempt,
+        started_at: attempt.started_at,
+        ended_at: attempt.ended_at,
+        outcome: attempt.outcome,
+        error_kind: attempt.error_kind,
+        reason: attempt.reason,
+    });
+    let story = Story { attempts: attempts.collect(), job };
+    session.print(&story, people)
+}
+
+fn people(story: &Story) -> String {
+    let job = &story.job;
+    let facts: [(&str, String); 16] = [
+        ("job", format!("{} of pipeline {}", job.id, job.pipeline)),
+        ("key", job.key.0.to_string()),
+        ("tenant", job.tenant.clone()),
+        ("state", job.state.clone()),
+        ("why", why(job)),
+        ("stage", show::maybe(job.stage.as_ref())),
+        ("mirror", show::maybe(job.mirror_error.as_ref())),
+        ("revision", job.revision.to_string()),
+        ("attempts burnt", format!("{} of {}", job.attempt, job.max_attempts)),
+        ("crashes", job.crashes.to_string()),
+        (
+            "pages, chunks, tokens",
+            [show::maybe(job.pages), show::maybe(job.chunks), show::maybe(job.tokens)].join(", "),
+        ),
+        ("reader", show::maybe(job.reader.as_ref())),
+        ("milliseconds", show::maybe(job.ms)),
+        ("due", job.run_at.map(show::moment).unwrap_or_default()),
+        ("opened", show::moment(job.opened_at)),
+        ("finished", job.finished_at.map(show::moment).unwrap_or_default()),
+    ];
+    let said = facts.into_iter().filter(|(_, value)| !value.is_empty() && value != ", , ");
+    let rows = said.map(|(name, value)| vec![name.to_owned(), value]).collect();
+    let mut text = show::table(&["what", "value"], &[], rows);
+    if story.attempts.is_empty() {
+        return format!("{text}\nno attempt is on record: a first one that ends well is on the job alone");
+    }
+    let rows = story.attempts.iter().map(|attempt| {
+        vec![
+            attempt.revision.to_string(),
+            attempt.attempt.to_string(),
+            attempt.started_at.map(show::moment).unwrap_or_default(),
+            show::moment(attempt.ended_at),
+            attempt.outcome.clone(),
+            show::maybe(attempt.error_kind.as_ref()),
+            show::maybe(attempt.reason.as_ref()),
+        ]
+    });
+    let header = ["revision", "attempt", "started", "ended", "outcome", "kind", "why"];
+    text.push('\n');
+    text.push_str(&show::table(&header, &["revision", "attempt"], rows.collect()));
+    text
+}
+
+#[derive(Debug, Serialize)]
+struct Retried {
+    would_open: Vec<cost::Share>,
+    opened: usize,
+}
+
+async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
+    let filter = retry.which.some()?;
+    let config = session.config_for_database()?;
+    let pool = crate::app::connect(&config).await?;
+    if retry.dry_run {
+        let shares = cost::of_retry(&pool, &config, &filter).await?;
+        return session.print(&Retried { would_open: shares, opened: 0 }, |retried| {
+            if retried.would_open.is_empty() {
+                return "no job matches that could be opened".to_owned();
+            }
+            let note =
+                if retry.fresh { "everything is paid again" } else { "chunks that did not change are not paid again" };
+            format!("{}\n{note}", cost::table(&retried.would_open))
+        });
+    }
+    let opened = open(&pool, &filter, retry.fresh).await?;
+    session.print(&Retried { would_open: Vec::new(), opened }, |retried| {
+        format!("{} opened", show::count(retried.opened as u64, "job"))
+    })
+}
+
+/// Opens what matches, slice by slice. What was opened may match again, so the slices go by what is asked for now: the jobs
+/// that match at the beginning.
+async fn open(pool: &PgPool, filter: &Filter, fresh: bool) -> sqlx::Result<usize> {
+    let mut opened = 0;
+    let mut after = 0;
+    loop {
+        let ids = operate::retriable(pool, filter, after, SLICE).await?;
+        let Some(last) = ids.last() else { return Ok(opened) };
+        after = *last;
+        let slice = Filter { ids: Some(ids), ..Filter::default() };
+        opened += operate::retry(pool, &slice, fresh, SLICE).await?.len();
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Cancelled {
+    cancelled: Vec<i64>,
+}
+
+async fn cancel(session: &Session, cancel: &Cancel) -> Result<(), Failure> {
+    let filter = cancel.which.some()?;
+    let pool = session.database().await?;
+    let cancelled = Cancelled { cancelled: operate::cancel(&pool, &filter).await? };
+    session.print(&cancelled, |done| format!("{} cancelled", show::count(done.cancelled.len() as u64, "job")))
+}

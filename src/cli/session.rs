@@ -1,0 +1,200 @@
+//! What every command starts from: the configuration, the database, and how results are printed.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::app;
+use crate::config::{self, Config, ConfigError};
+use crate::db::app::Plan;
+
+use super::failure::Failure;
+use super::show;
+
+/// The global options.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub config: Option<PathBuf>,
+    pub json: bool,
+}
+
+type Environment<'e> = &'e dyn Fn(&str) -> Option<String>;
+
+/// Marks a value that the environment did not bring.
+const UNSET: &str = "unset.invalid";
+
+/// What a missing variable may be for: a secret or an address, a number, a time, a size, an address to listen on.
+const STAND_INS: [&str; 6] =
+    ["https://unset.invalid", "postgres://unset@unset.invalid/unset", "1", "1s", "1 MiB", "127.0.0.1:1"];
+
+impl Session {
+    /// The configuration, with everything it asks of the environment.
+    pub(super) fn config(&self) -> Result<Config, Failure> {
+        let (file, text) = self.file()?;
+        Config::read(&file, &text, &environment).map_err(|misfits| Failure::of_config(&misfits))
+    }
+
+    /// The configuration with stand-ins for what the environment lacks, and the names of the variables it lacks.
+    pub(super) fn config_without_secrets(&self) -> Result<(Config, BTreeSet<String>), Failure> {
+        let (file, text) = self.file()?;
+        read_without_secrets(&file, &text, &environment).map_err(|misfits| Failure::of_config(&misfits))
+    }
+
+    /// The configuration for commands that only need the database: secrets of providers and stores may be missing.
+    pub(super) fn config_for_database(&self) -> Result<Config, Failure> {
+        match self.config() {
+            Ok(config) => Ok(config),
+            Err(strict) => match self.config_without_secrets() {
+                Ok((config, _)) if !config.database.url.expose().contains(UNSET) => Ok(config),
+                _ => Err(strict),
+            },
+        }
+    }
+
+    fn file(&self) -> Result<(String, String), Failure> {
+        let found = match &self.config {
+            Some(path) => Some(path.as_path()),
+            None => Some(Path::new("workers.toml")).filter(|path| path.exists()),
+        };
+        let Some(path) = found else {
+            eprintln!("note: there is no workers.toml here; the built-in one is used (--config FILE names another)");
+            return Ok(("the built-in workers.toml".to_owned(), config::DEFAULT.to_owned()));
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::Usage(format!("{}: {error}; --config names the configuration", path.display()))
+        })?;
+        Ok((path.display().to_string(), text))
+    }
+
+    /// The pool of a command that needs only the database.
+    pub(super) async fn database(&self) -> Result<PgPool, Failure> {
+        Ok(app::connect(&self.config_for_database()?).await?)
+    }
+
+    /// The whole configuration, the pool, and the plans that were asked for (all, where no name is given).
+    pub(super) async fn plans(&self, names: &[String]) -> Result<(Config, PgPool, Vec<Arc<Plan>>), Failure> {
+        let config = self.config()?;
+        for name in names {
+            known(&config, name)?;
+        }
+        let pool = app::connect(&config).await?;
+        let resolved = app::resolve(&pool, &config).await?;
+        let wanted = |name: &str| names.is_empty() || names.iter().any(|asked| asked == name);
+        let unfit: Vec<String> = resolved
+            .refused
+            .iter()
+            .chain(&resolved.left_out)
+            .filter(|(name, _)| wanted(name))
+            .flat_map(|(_, misfits)| misfits.iter().map(ToString::to_string))
+            .collect();
+        let plans: Vec<_> = resolved.plans.into_iter().filter(|plan| wanted(&plan.pipeline.name)).collect();
+        if !unfit.is_empty() && (plans.is_empty() || !names.is_empty()) {
+            return Err(Failure::Failed(format!(
+                "the configuration does not fit this database:\n{}",
+                unfit.join("\n")
+            )));
+        }
+        for line in unfit {
+            eprintln!("warning: left out: {line}");
+        }
+        Ok((config, pool, plans))
+    }
+
+    /// The plan of one pipeline.
+    pub(super) async fn plan(&self, name: &str) -> Result<(Config, PgPool, Arc<Plan>), Failure> {
+        let (config, pool, plans) = self.plans(&[name.to_owned()]).await?;
+        let plan = plans.into_iter().next();
+        let plan = plan.ok_or_else(|| Failure::Failed(format!("pipeline {name} does not fit this database")))?;
+        Ok((config, pool, plan))
+    }
+
+    /// Prints a result: JSON where that was asked for, else what `people` makes of it.
+    pub(super) fn print<T: Serialize + ?Sized>(
+        &self,
+        result: &T,
+        people: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        if self.json {
+            let json = serde_json::to_string_pretty(result).map_err(|error| Failure::of(&error))?;
+            show::out(&json)
+        } else {
+            show::out(&people(result))
+        }
+    }
+}
+
+/// Refuses a pipeline that the configuration does not know.
+pub(super) fn known(config: &Config, name: &str) -> Result<(), Failure> {
+    if config.pipeline(name).is_some() {
+        return Ok(());
+    }
+    let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+    Err(Failure::Usage(format!("{} has no pipeline {name}; it has {}", config.file, names.join(", "))))
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Fills each missing variable with the stand-in that leaves the fewest misfits.
+fn read_without_secrets(
+    file: &str,
+    text: &str,
+    environment: Environment,
+) -> Result<(Config, BTreeSet<String>), Vec<ConfigError>> {
+    let missing = RefCell::new(BTreeSet::new());
+    let noting = |name: &str| {
+        let value = environment(name);
+        // Settings of the form GRISTMILL__X are asked for whether anybody meant to set them or not.
+        if value.is_none() && !name.starts_with("GRISTMILL__") && text.contains(&format!("${{{name}}}")) {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    };
+    let first = Config::read(file, text, &noting);
+    let missing = missing.into_inner();
+    if missing.is_empty() {
+        return first.map(|config| (config, missing));
+    }
+    let mut filled: BTreeMap<&str, &str> = missing.iter().map(|name| (name.as_str(), STAND_INS[0])).collect();
+    let read = |filled: &BTreeMap<&str, &str>| {
+        let with = |name: &str| environment(name).or_else(|| filled.get(name).map(|&value| value.to_owned()));
+        Config::read(file, text, &with)
+    };
+    let misfits = |filled: &BTreeMap<&str, &str>| read(filled).err().map_or(0, |misfits| misfits.len());
+    for name in &missing {
+        let best = STAND_INS.into_iter().min_by_key(|stand_in| {
+            let mut tried = filled.clone();
+            tried.insert(name, stand_in);
+            misfits(&tried)
+        });
+        filled.insert(name, best.unwrap_or(STAND_INS[0]));
+    }
+    read(&filled).map(|config| (config, missing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_variables_are_stood_in_for_whatever_they_are() {
+        let text = config::DEFAULT.replace("slots = 32", "slots = \"${SLOTS}\"").replace("\"60s\"", "\"${TIME}\"");
+        let (config, missing) = read_without_secrets("x.toml", &text, &|_| None).expect("stand-ins hold");
+        assert_eq!(missing.into_iter().collect::<Vec<_>>(), ["DATABASE_URL", "SLOTS", "TIME"]);
+        assert!(config.database.url.expose().contains(UNSET));
+        assert_eq!(config.worker.slots, 1);
+    }
+
+    #[test]
+    fn real_mistakes_stay_mistakes() {
+        let text = config::DEFAULT.replace("slots = 32", "slots = \"many\"");
+        let misfits = read_without_secrets("x.toml", &text, &|_| None).expect_err("`many` is no number");
+        assert_eq!(misfits.len(), 1);
+        assert_eq!(misfits[0].place.key, "worker.slots");
+    }
+}

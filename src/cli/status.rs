@@ -1,0 +1,178 @@
+//! `gristmill status`
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::app;
+use crate::db;
+use crate::domain::JobState;
+
+use super::failure::Failure;
+use super::session::Session;
+use super::show;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    pipelines: Vec<Pipeline>,
+    workers: Vec<Worker>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Pipeline {
+    name: String,
+    /// `ready`, `paused`, `counting`, `new generation`, `unregistered` or `does not fit`.
+    standing: &'static str,
+    why: Option<String>,
+    jobs: BTreeMap<&'static str, i64>,
+    /// Rows that wait for `gristmill accept`; also counted as waiting.
+    held: i64,
+    /// Age of the oldest job that is due.
+    oldest_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Worker {
+    name: String,
+    version: String,
+    slots: i32,
+    in_hand: i64,
+    seen_seconds: f64,
+}
+
+pub(super) async fn run(session: &Session, _args: &Args) -> Result<(), Failure> {
+    let pool = session.database().await?;
+    let mut status = Status { pipelines: registered(&pool).await?, workers: workers(&pool).await?, notes: Vec::new() };
+    compare(session, &pool, &mut status).await?;
+    session.print(&status, people)
+}
+
+async fn registered(pool: &PgPool) -> Result<Vec<Pipeline>, Failure> {
+    let backlog = db::jobs::backlog(pool).await?;
+    let mut pipelines = Vec::new();
+    for found in db::pipelines::all(pool).await? {
+        let lines: Vec<_> = backlog.iter().filter(|line| line.pipeline == found.name).collect();
+        let of = |state: JobState| lines.iter().find(|line| line.state == state.word()).map_or(0, |line| line.jobs);
+        let oldest = lines
+            .iter()
+            .filter_map(|line| line.oldest_seconds)
+            .fold(None, |oldest: Option<f64>, age| Some(oldest.map_or(age, |oldest| oldest.max(age))));
+        let (standing, why) = if found.paused_at.is_some() {
+            ("paused", found.paused_reason)
+        } else if found.census_done {
+            ("ready", None)
+        } else {
+            ("counting", Some("rows that were there before are being counted".to_owned()))
+        };
+        pipelines.push(Pipeline {
+            standing,
+            why,
+            jobs: JobState::ALL.into_iter().map(|state| (state.word(), of(state))).collect(),
+            held: db::pipelines::unpaid(pool, &found.name, &found.generation).await?.held,
+            oldest_seconds: oldest,
+            name: found.name,
+        });
+    }
+    Ok(pipelines)
+}
+
+async fn workers(pool: &PgPool) -> sqlx::Result<Vec<Worker>> {
+    let alive = db::workers::alive(pool).await?.into_iter();
+    let worker = |worker: db::workers::Alive| Worker {
+        name: worker.name,
+        version: worker.version,
+        slots: worker.slots,
+        in_hand: worker.in_hand,
+        seen_seconds: worker.seen_seconds,
+    };
+    Ok(alive.map(worker).collect())
+}
+
+/// Holds what is registered against the configuration, where that one is complete here.
+async fn compare(session: &Session, pool: &PgPool, status: &mut Status) -> Result<(), Failure> {
+    let Ok(config) = session.config() else {
+        status.notes.push(
+            "the configuration lacks something here, so nothing is said of generations; see `gristmill check`"
+                .to_owned(),
+        );
+        return Ok(());
+    };
+    let resolved = app::resolve(pool, &config).await?;
+    let known = db::pipelines::all(pool).await?;
+    let mut set =
+        |name: &str, standing, why: Option<String>| match status.pipelines.iter_mut().find(|one| one.name == name) {
+            // Paused is what a person said, and stays.
+            Some(pipeline) if pipeline.standing != "paused" => (pipeline.standing, pipeline.why) = (standing, why),
+            Some(_) => {}
+            None => status.pipelines.push(Pipeline {
+                name: name.to_owned(),
+                standing,
+                why,
+                jobs: JobState::ALL.into_iter().map(|state| (state.word(), 0)).collect(),
+                held: 0,
+                oldest_seconds: None,
+            }),
+        };
+    for plan in &resolved.plans {
+        let name = &plan.pipeline.name;
+        match known.iter().find(|registered| registered.name == *name) {
+            None => set(name, "unregistered", Some("no worker has started with it yet".to_owned())),
+            Some(registered) if registered.generation != plan.generation => {
+                set(
+                    name,
+                    "new generation",
+                    Some(format!("its vectors are of another one: see `gristmill accept {name}`")),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    for (name, misfits) in &resolved.refused {
+        let why = misfits.iter().map(|misfit| misfit.message.clone()).collect::<Vec<_>>().join("; ");
+        set(name, "does not fit", Some(why));
+    }
+    Ok(())
+}
+
+fn people(status: &Status) -> String {
+    let states = JobState::ALL.map(JobState::word);
+    let mut header = vec!["pipeline", "standing"];
+    header.extend(states);
+    header.extend(["held", "oldest due"]);
+    let rows = status.pipelines.iter().map(|pipeline| {
+        let standing = match &pipeline.why {
+            Some(why) => format!("{}: {why}", pipeline.standing),
+            None => pipeline.standing.to_owned(),
+        };
+        let mut row = vec![pipeline.name.clone(), standing];
+        row.extend(states.map(|state| show::maybe(pipeline.jobs.get(state))));
+        row.extend([pipeline.held.to_string(), pipeline.oldest_seconds.map_or_else(String::new, show::seconds)]);
+        row
+    });
+    let numbers: Vec<&str> = header[2..].to_vec();
+    let mut text = show::table(&header, &numbers, rows.collect());
+    let workers = status.workers.iter().map(|worker| {
+        vec![
+            worker.name.clone(),
+            worker.version.clone(),
+            format!("{} of {}", worker.in_hand, worker.slots),
+            format!("{} ago", show::seconds(worker.seen_seconds)),
+        ]
+    });
+    text.push('\n');
+    if status.workers.is_empty() {
+        text.push_str("no worker is alive: start one with `gristmill run`");
+    } else {
+        text.push_str(&show::table(&["worker", "version", "in hand", "seen"], &["in hand", "seen"], workers.collect()));
+    }
+    for note in &status.notes {
+        text = format!("{text}\nnote: {note}");
+    }
+    text
+}

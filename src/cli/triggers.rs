@@ -1,0 +1,126 @@
+//! `gristmill triggers`
+
+use serde::Serialize;
+
+use crate::db;
+use crate::db::app::TriggerSet;
+
+use super::failure::Failure;
+use super::session::Session;
+use super::show;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Install or renew them; safe to repeat, for example after the configuration changed
+    Install(Pipelines),
+    /// Remove them
+    Remove(Pipelines),
+    /// Print the statements that install them (and those that remove them)
+    Sql(Sql),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Pipelines {
+    /// Names of pipelines; default: all
+    #[arg(value_name = "PIPELINE")]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Sql {
+    #[command(flatten)]
+    pipelines: Pipelines,
+    /// The statements that remove them
+    #[arg(long)]
+    remove: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Done {
+    pipeline: String,
+    table: String,
+    done: &'static str,
+}
+
+pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
+    match args.what {
+        What::Install(pipelines) => install(session, &pipelines.names).await,
+        What::Remove(pipelines) => remove(session, &pipelines.names).await,
+        What::Sql(sql) => print(session, &sql).await,
+    }
+}
+
+fn tell(session: &Session, done: &[Done]) -> Result<(), Failure> {
+    session.print(done, |done| {
+        let line = |one: &Done| format!("{}: triggers on {} {}", one.pipeline, one.table, one.done);
+        done.iter().map(line).collect::<Vec<_>>().join("\n")
+    })
+}
+
+async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
+    let (_, pool, plans) = session.plans(names).await?;
+    let mut done = Vec::new();
+    for plan in plans {
+        let name = &plan.pipeline.name;
+        let mut connection = pool.acquire().await?;
+        db::app::try_out(&mut connection, &plan).await.map_err(|error| {
+            let said = db::describe(&error);
+            Failure::Failed(format!(
+                "{name}: an expression of its source does not hold in a trigger, where every table and function needs its schema: {said}"
+            ))
+        })?;
+        let set = TriggerSet::of(&plan);
+        match db::app::install(&mut connection, &set).await {
+            Ok(()) => done.push(Done { pipeline: name.clone(), table: plan.source.clone(), done: "installed" }),
+            Err(error) if db::is_forbidden(&error) => {
+                return Err(by_owner(name, "install", &TriggerSet::script(&set.install), &error));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    tell(session, &done)
+}
+
+async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
+    let (_, pool, plans) = session.plans(names).await?;
+    let mut done = Vec::new();
+    for plan in plans {
+        let name = &plan.pipeline.name;
+        let mut connection = pool.acquire().await?;
+        let set = TriggerSet::of(&plan);
+        match db::app::remove(&mut connection, &set).await {
+            Ok(()) => done.push(Done { pipeline: name.clone(), table: plan.source.clone(), done: "removed" }),
+            Err(error) if db::is_forbidden(&error) => {
+                return Err(by_owner(name, "remove", &TriggerSet::script(&set.remove), &error));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    tell(session, &done)
+}
+
+/// Prints the statements for whoever may run them.
+fn by_owner(pipeline: &str, verb: &str, script: &str, error: &sqlx::Error) -> Failure {
+    if let Err(failure) = show::out(script) {
+        return failure;
+    }
+    let said = db::describe(error);
+    Failure::Failed(format!(
+        "{pipeline}: this role may not {verb} them ({said}); let the table's owner run the statements above"
+    ))
+}
+
+async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
+    let (_, _, plans) = session.plans(&sql.pipelines.names).await?;
+    let script = |plan| {
+        let set = TriggerSet::of(plan);
+        TriggerSet::script(if sql.remove { &set.remove } else { &set.install })
+    };
+    show::out(&plans.iter().map(|plan| script(plan)).collect::<Vec<_>>().join("\n"))
+}

@@ -1,0 +1,100 @@
+//! `gristmill verify`
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::app;
+use crate::db;
+use crate::db::app::{Finding, Plan};
+
+use super::failure::Failure;
+use super::session::Session;
+use super::show;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exits with 1 where something is found and not opened.")]
+pub(super) struct Args {
+    /// Only this pipeline
+    pipeline: Option<String>,
+    /// Open the jobs of what is found; workers then mend it
+    #[arg(long)]
+    fix: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Verified {
+    findings: Vec<Finding>,
+    /// Pipelines that no worker has started with.
+    unregistered: Vec<String>,
+    opened: bool,
+}
+
+const SLICE: i64 = 2_000;
+/// Orphans of one look.
+const ORPHANS: i64 = 10_000;
+/// Findings that a table shows; `--json` shows all.
+const SHOWN: usize = 200;
+
+pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
+    let names: Vec<String> = args.pipeline.iter().cloned().collect();
+    let (_, pool, plans) = session.plans(&names).await?;
+    let mut verified = Verified { findings: Vec::new(), unregistered: Vec::new(), opened: false };
+    for plan in plans {
+        if db::pipelines::find(&pool, &plan.pipeline.name).await?.is_none() {
+            verified.unregistered.push(plan.pipeline.name.clone());
+            continue;
+        }
+        verified.findings.extend(look(&pool, &plan).await?);
+    }
+    if args.fix && !verified.findings.is_empty() {
+        if !db::pipelines::is_at_home(&pool).await? {
+            return Err(app::StartError::Copied.into());
+        }
+        for slice in verified.findings.chunks(500) {
+            db::app::reopen(&mut *pool.acquire().await?, slice).await?;
+        }
+        verified.opened = true;
+    }
+    session.print(&verified, people)?;
+    if verified.findings.is_empty() || verified.opened { Ok(()) } else { Err(Failure::Said) }
+}
+
+async fn look(pool: &PgPool, plan: &Plan) -> sqlx::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut after = None;
+    loop {
+        // A connection for each slice: workers need theirs.
+        let mut connection = pool.acquire().await?;
+        let (found, next) = db::app::verify(&mut connection, plan, after.as_ref(), SLICE).await?;
+        findings.extend(found);
+        after = next;
+        if after.is_none() {
+            break;
+        }
+    }
+    findings.extend(db::app::orphans(&mut *pool.acquire().await?, plan, ORPHANS).await?);
+    Ok(findings)
+}
+
+fn people(verified: &Verified) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for name in &verified.unregistered {
+        lines.push(format!("{name}: no worker has started with it yet, so there is nothing to hold against"));
+    }
+    if verified.findings.is_empty() {
+        lines.push("nothing is wrong: every completed row has its vectors".to_owned());
+        return lines.join("\n");
+    }
+    let rows = verified.findings.iter().take(SHOWN).map(|finding| {
+        let kind = format!("{:?}", finding.kind).to_lowercase();
+        vec![finding.pipeline.clone(), finding.key.to_string(), kind]
+    });
+    lines.push(show::table(&["pipeline", "key", "what"], &[], rows.collect()));
+    if verified.findings.len() > SHOWN {
+        lines.push(format!("and {} more (--json shows all)", verified.findings.len() - SHOWN));
+    }
+    let found = show::count(verified.findings.len() as u64, "finding");
+    let what = if verified.opened { "opened; a worker mends them" } else { "not opened; --fix opens their jobs" };
+    lines.push(format!("{found}, {what}"));
+    lines.join("\n")
+}

@@ -1,0 +1,79 @@
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::batch::LaneStatus;
+use crate::db;
+use crate::db::migrate::{self, Set};
+
+use super::Watched;
+
+/// Whether everything that was configured works.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    pub ready: bool,
+    /// What does not, each named.
+    pub problems: Vec<Problem>,
+    pub pipelines: Vec<String>,
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// One thing that does not work.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+pub struct Problem {
+    /// `database`, `schema`, `pipeline` or `lane`.
+    pub what: &'static str,
+    pub name: String,
+    pub why: String,
+}
+
+/// Asks everything once; a database that does not answer within `patience` is away.
+pub(super) async fn look(watched: &Watched, patience: Duration) -> Readiness {
+    let mut problems = match tokio::time::timeout(patience, of_database(watched)).await {
+        Ok(Ok(problems)) => problems,
+        Ok(Err(error)) => vec![problem("database", "", db::describe(&error))],
+        Err(_) => vec![problem("database", "", "does not answer".to_owned())],
+    };
+    problems.extend(watched.refused.iter().map(|(name, why)| problem("pipeline", name, why.clone())));
+    let lanes = (watched.lanes)();
+    for lane in &lanes {
+        if let Some((why, seconds)) = &lane.paused {
+            let name = format!("{}/{}", lane.provider, lane.model);
+            problems.push(problem("lane", &name, format!("{why}; tried again in {seconds} s")));
+        }
+    }
+    Readiness {
+        ready: problems.is_empty(),
+        problems,
+        pipelines: watched.pipelines.iter().map(|(name, _)| name.clone()).collect(),
+        lanes,
+    }
+}
+
+fn problem(what: &'static str, name: &str, why: String) -> Problem {
+    Problem { what, name: name.to_owned(), why }
+}
+
+async fn of_database(watched: &Watched) -> sqlx::Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    let (found, known) = (migrate::applied(&watched.pool, Set::Ours).await?, Set::Ours.newest());
+    if found != Some(known) {
+        let found = found.map_or_else(|| "missing".to_owned(), |version| format!("at version {version}"));
+        let why = format!("schema gristmill is {found}, this binary knows version {known}: run `gristmill migrate`");
+        problems.push(problem("schema", "gristmill", why));
+        return Ok(problems);
+    }
+    for pipeline in db::pipelines::all(&watched.pool).await? {
+        let Some((_, generation)) = watched.pipelines.iter().find(|(name, _)| *name == pipeline.name) else { continue };
+        if *generation != pipeline.generation {
+            let why =
+                "another generation was accepted: this worker claims nothing of it; give it the new configuration";
+            problems.push(problem("pipeline", &pipeline.name, why.to_owned()));
+        }
+        if pipeline.paused_at.is_some() {
+            let why = pipeline.paused_reason.unwrap_or_else(|| "no reason was given".to_owned());
+            problems.push(problem("pipeline", &pipeline.name, format!("paused: {why}")));
+        }
+    }
+    Ok(problems)
+}

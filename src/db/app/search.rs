@@ -1,0 +1,97 @@
+//! The rows or chunks nearest to a vector, in whatever table a pipeline writes.
+
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use crate::config::ChunkFact;
+use crate::domain::SourceKey;
+
+use super::assign::ColumnWrite;
+use super::census::parent_of_source;
+use super::plan::{Plan, TargetPlan};
+use super::{literal, quote};
+
+/// A chunk that was found.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Hit {
+    pub key: SourceKey,
+    /// Cosine similarity, 1 the nearest.
+    pub similarity: f64,
+    pub text: Option<String>,
+    pub page: Option<String>,
+    pub section: Option<String>,
+}
+
+/// More candidates than asked for: some may be of rows that have left the set.
+const CANDIDATES: i64 = 4;
+
+/// The `limit` chunks of a pipeline nearest to a vector.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], limit: i64) -> sqlx::Result<Vec<Hit>> {
+    let statement = match &plan.target {
+        TargetPlan::Chunks { table, version, columns, vector: column, .. } => {
+            let chosen = |fact| said_by(columns, fact).map(|name| format!("chunk.{name}"));
+            let ours = version.as_ref().map_or_else(
+                || "true".to_owned(),
+                |(column, word)| format!("chunk.{} = {}::{}", column.sql(), literal(word), column.type_sql()),
+            );
+            format!(
+                "select {key} as key, 1 - chunk.gm_distance as similarity, {text} as text, {page} as page, {section} as section \
+                 from (select chunk.*, {distance} as gm_distance from {table} as chunk where {ours} order by gm_distance limit $3) as chunk \
+                 join {from} on {parent} where {when} order by chunk.gm_distance limit $2",
+                key = plan.key_json("source"),
+                text = or_null(chosen(ChunkFact::Text)),
+                page = or_null(chosen(ChunkFact::Page)),
+                section = or_null(chosen(ChunkFact::Section)),
+                distance = distance(plan, &format!("chunk.{}", column.sql())),
+                from = plan.from(&plan.source),
+                parent = parent_of_source(plan),
+                when = plan.when,
+            )
+        }
+        TargetPlan::Row { columns, vector: column } => {
+            let chosen = |fact| said_by(columns, fact).map(|name| format!("source.{name}"));
+            format!(
+                "select {key} as key, 1 - ({distance}) as similarity, {text} as text, null::text as page, null::text as section \
+                 from {from} where {when} and source.{column} is not null and $3::bigint > 0 order by {distance} limit $2",
+                key = plan.key_json("source"),
+                text = or_null(chosen(ChunkFact::Text)),
+                distance = distance(plan, &format!("source.{}", column.sql())),
+                column = column.sql(),
+                from = plan.from(&plan.source),
+                when = plan.when,
+            )
+        }
+    };
+    let numbers: Vec<String> = vector.iter().map(ToString::to_string).collect();
+    let query = sqlx::query(AssertSqlSafe(statement)).bind(format!("[{}]", numbers.join(",")));
+    let rows = query.bind(limit).bind(limit * CANDIDATES).fetch_all(connection).await?;
+    rows.iter()
+        .map(|row| {
+            let key: Json<SourceKey> = row.try_get("key")?;
+            Ok(Hit {
+                key: key.0,
+                similarity: row.try_get("similarity")?,
+                text: row.try_get("text")?,
+                page: row.try_get("page")?,
+                section: row.try_get("section")?,
+            })
+        })
+        .collect()
+}
+
+fn said_by(columns: &[ColumnWrite], fact: ChunkFact) -> Option<String> {
+    columns.iter().find(|write| write.uses_chunk(fact)).map(|write| write.column.sql())
+}
+
+fn or_null(column: Option<String>) -> String {
+    column.map_or_else(|| "null::text".to_owned(), |column| format!("{column}::text"))
+}
+
+/// The cosine distance of a column to the vector asked for.
+fn distance(plan: &Plan, column: &str) -> String {
+    let schema = quote(&plan.vector.schema);
+    format!("{column} operator({schema}.<=>) ($1::text)::{}", plan.target.vector().type_sql())
+}
