@@ -46,6 +46,7 @@ impl Releases {
         let release = Release {
             id: job.id,
             lease: job.lease,
+            revision: job.revision,
             kind: ReleaseKind::Again,
             outcome: "handback",
             reason: None,
@@ -88,16 +89,17 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     }
 }
 
-/// Tries until it is written, or until the leases have run out and the jobs are the rescuer's.
+/// Tries until it is written; a worker that has to stop tries for the length of a lease, and then the jobs are the rescuer's.
 async fn write(engine: &Engine, batch: &[Entry]) {
     mirror_pending(engine, batch).await;
     let releases: Vec<Release> = batch.iter().map(|entry| entry.release.clone()).collect();
+    let held: Vec<_> = releases.iter().map(|release| (release.id, release.lease)).collect();
     let end = tokio::time::Instant::now() + engine.settings.lease;
     let mut wait = Duration::from_millis(100);
     loop {
         match db::jobs::release(&engine.pool, &releases).await {
             Ok(_) => return,
-            Err(error) if tokio::time::Instant::now() < end => {
+            Err(error) if !engine.stop.is_cancelled() || tokio::time::Instant::now() < end => {
                 tracing::warn!(
                     jobs = releases.len(),
                     error = db::describe(&error),
@@ -105,6 +107,8 @@ async fn write(engine: &Engine, batch: &[Entry]) {
                 );
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
+                // The leases may have run out while the database was away; what nobody took is still ours.
+                db::jobs::heartbeat(&engine.pool, &held, engine.settings.lease).await.ok();
             }
             Err(error) => {
                 tracing::error!(
@@ -125,18 +129,31 @@ async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
         by_pipeline.entry(&entry.pipeline).or_default().push(&entry.key);
     }
     for (pipeline, keys) in by_pipeline {
-        let Some(deps) = engine.deps(pipeline) else { continue };
-        if let Some(status) = &deps.plan.pipeline.status {
-            mirror(engine, deps, &keys, &status.words.pending).await;
+        if let Some(deps) = engine.deps(pipeline) {
+            mirror(engine, deps, &keys, Mirrored::Released).await;
         }
     }
 }
 
+/// What is mirrored on source rows while their jobs have no end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mirrored {
+    Processing,
+    /// The word for `processing` is taken back.
+    Released,
+}
+
 /// Sets a status word on source rows; best effort, since nothing depends on it.
-pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], word: &str) {
+pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) {
+    let Some(status) = &deps.plan.pipeline.status else { return };
+    let words = &status.words;
+    let (word, instead_of) = match what {
+        Mirrored::Processing => (&words.processing, None),
+        Mirrored::Released => (&words.pending, Some(words.processing.as_str())),
+    };
     let written = async {
         let mut connection = engine.pool.acquire().await?;
-        db::app::mirror(&mut connection, &deps.plan, keys, word).await
+        db::app::mirror(&mut connection, &deps.plan, keys, word, instead_of).await
     };
     // A pool that is drained or a key that does not fit must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {
