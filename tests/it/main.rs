@@ -2,9 +2,11 @@
 
 mod architecture;
 mod embedded;
+mod engine;
 mod extract;
 mod fake_openai;
 mod files;
+mod outcomes;
 mod postgres;
 mod providers;
 mod spine;
