@@ -14,6 +14,7 @@ mod models;
 mod pipelines;
 mod raw;
 mod settings;
+mod shape;
 mod stores;
 mod targets;
 mod template;
@@ -35,6 +36,10 @@ use url::Url;
 
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
+pub use shape::{
+    Assignment, ChunkSize, Chunking, Existing, FileRule, Longer, OnLeave, Pipeline, Skip, Source, Status, StatusWords,
+    Target, TenantRule, TextRule, Value,
+};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
 pub use units::{duration, moment};
 
@@ -195,8 +200,6 @@ pub struct Provider {
     pub concurrency: usize,
     /// The longest one request may take.
     pub timeout: Duration,
-    pub requests_per_minute: Option<u32>,
-    pub tokens_per_minute: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -289,200 +292,6 @@ impl std::fmt::Display for TableName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.schema, self.table)
     }
-}
-
-/// `[pipelines.x]`
-#[derive(Debug, Clone)]
-pub struct Pipeline {
-    pub name: String,
-    pub place: Place,
-    /// Labels of models; the first whose dimensions fit the target is taken.
-    pub models: Vec<String>,
-    pub existing: Option<Existing>,
-    pub on_leave: OnLeave,
-    pub max_attempts: i16,
-    /// Left out, said once, where its tables do not fit.
-    pub optional: bool,
-    /// Whether announcing wakes idle workers by NOTIFY.
-    pub notify: bool,
-    pub source: Source,
-    pub file: Option<FileRule>,
-    pub skip: Skip,
-    pub chunks: Chunking,
-    pub target: Target,
-    /// Columns of the source row set with the commit.
-    pub write: Vec<Assignment>,
-    pub status: Option<Status>,
-}
-
-/// What happens with rows that were there before the pipeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Existing {
-    /// Rows whose every vector is valid are done, unpaid; the rest wait for `accept`.
-    Adopt,
-    /// All wait for `accept`.
-    Backfill,
-    /// A skipped job for each.
-    Ignore,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnLeave {
-    Delete,
-    Keep,
-}
-
-/// `source`
-#[derive(Debug, Clone)]
-pub struct Source {
-    pub table: TableName,
-    pub place: Place,
-    pub key: Vec<String>,
-    pub tenant: Option<TenantRule>,
-    /// The set; none: every row.
-    pub when: Option<Sql>,
-    /// The row asks itself.
-    pub needs: Option<Sql>,
-    /// Whether a change of content opens the job again.
-    pub reopen_on_change: bool,
-    /// A column that grows with every change, for the sweep.
-    pub changed_at: Option<String>,
-    /// Counted from the opening.
-    pub grace: Duration,
-    /// A column by which older rows go first.
-    pub order: Option<String>,
-    /// None only where a file gives the content.
-    pub text: Option<TextRule>,
-    /// Named SQL expressions over the row, whose alias is `source`.
-    pub values: BTreeMap<String, Sql>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TenantRule {
-    /// A column of the source row or one of its `values`.
-    Name(String),
-    /// The same for every row.
-    Constant(String),
-    /// An SQL expression over the row.
-    Expression(Sql),
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum TextRule {
-    One(Template),
-    /// A template per value of a column; `otherwise` where none is named.
-    By {
-        column: String,
-        variants: BTreeMap<String, Template>,
-        otherwise: Option<Template>,
-    },
-}
-
-/// `file`
-#[derive(Debug, Clone)]
-pub struct FileRule {
-    pub store: String,
-    pub path: Template,
-    /// What a path must lie below.
-    pub within: Option<Template>,
-    /// The row's content is a file only where this holds; none: always.
-    pub when: Option<Sql>,
-    /// A hint of the type: a media type or an extension. The bytes decide.
-    pub media_type: Option<Template>,
-    /// The name people know the file by.
-    pub name: Option<Template>,
-    /// The upload may come after the row.
-    pub wait_for_missing: bool,
-}
-
-/// `skip`
-#[derive(Debug, Clone, Default)]
-pub struct Skip {
-    /// In characters.
-    pub shorter_than: usize,
-    pub when: Option<Sql>,
-}
-
-/// `chunks`
-#[derive(Debug, Clone, PartialEq)]
-pub struct Chunking {
-    pub size: ChunkSize,
-    /// In the unit of `size`.
-    pub overlap: usize,
-    /// The text is one chunk, whatever its length.
-    pub whole: bool,
-    /// A text up to this many tokens is one chunk.
-    pub whole_up_to: usize,
-    /// What happens with a whole text that exceeds the model.
-    pub longer: Longer,
-    /// What is embedded, where it differs from what is stored; may name `{chunk.text}`, `{chunk.section}` and the row's values.
-    pub embed: Option<Template>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChunkSize {
-    Tokens(usize),
-    Characters(usize),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Longer {
-    Fail,
-    Cut,
-    /// The mean of its parts' vectors, weighted by their tokens and normalised.
-    Mean,
-}
-
-/// `target`
-#[derive(Debug, Clone)]
-pub struct Target {
-    pub place: Place,
-    /// None: the columns are the source row's own, and there is one chunk.
-    pub table: Option<TableName>,
-    /// Columns of the chunk table that say which source row a chunk is of, with their values.
-    pub parent: Vec<Assignment>,
-    /// A column that tells versions of vectors apart, with this pipeline's word.
-    pub version: Option<(String, String)>,
-    pub columns: Vec<Assignment>,
-}
-
-/// One entry of a column map: `column = "{value}"`, or a nested table that merges into a jsonb column.
-#[derive(Debug, Clone)]
-pub struct Assignment {
-    pub column: ColumnChoice,
-    pub value: Value,
-    pub place: Place,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum Value {
-    /// A template; one that is a single name keeps that name's type.
-    Template(Template),
-    /// Keys merged into a jsonb column.
-    Merge(BTreeMap<String, Template>),
-}
-
-/// `status`: our words on the source row.
-#[derive(Debug, Clone)]
-pub struct Status {
-    pub place: Place,
-    pub column: ColumnChoice,
-    pub words: StatusWords,
-    /// Errors and times, set with the status.
-    pub columns: Vec<Assignment>,
-}
-
-/// The application's words for our states. `skipped` must be said where the set can skip; none: not mirrored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StatusWords {
-    pub pending: String,
-    pub processing: String,
-    pub completed: String,
-    pub failed: String,
-    pub skipped: Option<String>,
 }
 
 impl Config {

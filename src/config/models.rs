@@ -24,8 +24,6 @@ enum Kind {
 pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
     let concurrency = section.or("concurrency", whole(1..=10_000), 8_usize);
     let timeout = section.or("timeout", some_time, Duration::from_mins(1));
-    let requests_per_minute = section.optional("requests_per_minute", at_least(1));
-    let tokens_per_minute = section.optional("tokens_per_minute", at_least(1));
     let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hash", Kind::Hash)];
     // Without a kind nobody knows which keys belong here.
     let kind = match section.need("kind", word(&kinds), "\"openai\"")? {
@@ -38,7 +36,7 @@ pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
         Kind::Hash => Some(ProviderKind::Hash),
     };
     section.finish();
-    Some(Provider { name, kind: kind?, concurrency, timeout, requests_per_minute, tokens_per_minute })
+    Some(Provider { name, kind: kind?, concurrency, timeout })
 }
 
 fn open_ai(section: &mut Section) -> Option<ProviderKind> {

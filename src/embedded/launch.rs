@@ -109,6 +109,7 @@ impl Launch<'_> {
         Ok(server)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a start and a stop block their caller, by contract")]
     fn wait_until_ready(&self, server: &mut Child) -> Result<(), StartError> {
         let deadline = Instant::now() + READY_WITHIN;
         while !self.is_ready() {

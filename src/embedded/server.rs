@@ -109,6 +109,7 @@ impl PrivatePostgres {
     }
 
     /// Ends the server in good order and removes its folder.
+    #[expect(clippy::disallowed_methods, reason = "a start and a stop block their caller, by contract")]
     pub fn stop(mut self) {
         system::signal(self.server.id(), "INT");
         let deadline = Instant::now() + STOPPED_WITHIN;

@@ -18,6 +18,7 @@ const STACK: usize = 32 << 20;
 const LONGEST_REQUEST: u64 = 64 << 10;
 
 /// Runs the child. Call it first thing in `main`, before any thread exists: limits and sandbox hold for later threads only.
+#[expect(clippy::disallowed_methods, reason = "the child's exit code is its answer where it can give no other")]
 pub fn main() -> ! {
     sandbox::cut_off();
     // A panic's message may hold the file's text.

@@ -91,6 +91,8 @@ fn check_vectors(vectors: &[Vec<f32>], texts: usize, dimensions: usize) -> Resul
 fn normalize(vector: &mut [f32]) {
     let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
     if length > 0.0 {
-        vector.iter_mut().for_each(|value| *value /= length);
+        for value in vector {
+            *value /= length;
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::{Engine, pause};
 const PROMOTE: i64 = 5_000;
 const RESCUE: i64 = 500;
 const PRUNE: i64 = 5_000;
-const TIDY_EVERY: Duration = Duration::from_secs(60);
+const TIDY_EVERY: Duration = Duration::from_mins(1);
 
 /// Once a second promotes; five times a lease rescues; once a minute tidies. Until `stop`.
 pub(super) async fn run(engine: Arc<Engine>) {

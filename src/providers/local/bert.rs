@@ -52,7 +52,9 @@ impl Bert {
         let hidden = self.model.forward(&ids, &ids.zeros_like()?, Some(&mask))?;
 
         let mut vectors = self.pool(&hidden, &mask)?.to_vec2::<f32>()?;
-        vectors.iter_mut().for_each(|vector| normalize(vector));
+        for vector in &mut vectors {
+            normalize(vector);
+        }
         Ok(vectors)
     }
 

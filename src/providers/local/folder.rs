@@ -43,6 +43,7 @@ const MINIMUM: usize = 3;
 /// `1_Pooling/config.json` of sentence-transformers, whose newer versions say it in one word.
 #[derive(Default, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the file's own names")]
 struct PoolingFile {
     pooling_mode: Option<String>,
     pooling_mode_cls_token: bool,
