@@ -4,10 +4,9 @@ use std::process::{Command, Output};
 
 use gristmill::db;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
-use uuid::Uuid;
+use sqlx::Executor as _;
 
-use crate::postgres::{TestDatabase, server_url};
+use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::World;
 
 /// What a command left behind.
@@ -60,14 +59,13 @@ async fn gristmill(world: &World, arguments: &[&str]) -> Ran {
     run(command).await
 }
 
-/// A database without anything of ours.
+/// A database without anything of ours, pgvector included.
 async fn empty_database() -> TestDatabase {
-    let name = format!("empty_{}", Uuid::new_v4().simple());
-    let mut admin = PgConnection::connect(&server_url()).await.expect("the server is up");
-    admin.execute(AssertSqlSafe(format!("create database {name}"))).await.expect("a database can be made");
-    let mut url = url::Url::parse(&server_url()).expect("an address");
-    url.set_path(&name);
-    TestDatabase { url: url.into(), name }
+    let database = fresh_database().await;
+    let ours = "drop schema gristmill cascade; drop table public.document_chunks, public.documents; \
+                drop function public.documents_touch(); drop extension vector";
+    database.connect().await.execute(ours).await.expect("everything of ours can go");
+    database
 }
 
 #[tokio::test]
