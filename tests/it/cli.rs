@@ -326,3 +326,59 @@ async fn a_tenant_is_forgotten_only_when_its_rows_are_gone() {
     let tenants = world.list("select distinct tenant from gristmill.usage_events").await;
     assert!(tenants.len() == 1 && tenants[0].starts_with("forgotten-"), "{tenants:?}");
 }
+
+/// A free port of this machine.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+/// Asks a page until it answers with this code.
+async fn wait_for_health(world: &World, arguments: &[&str], code: i32) -> Ran {
+    let asked = async {
+        loop {
+            let ran = gristmill(world, &[&["health"], arguments].concat()).await;
+            if ran.code == code {
+                return ran;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), asked).await.expect("it answers so within 30 s")
+}
+
+#[tokio::test]
+async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
+    let address = free_address();
+    let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    assert_eq!(gristmill(&world, &["health"]).await.code, 1, "nobody is there yet");
+    let mut worker = command(&["run"]);
+    worker.arg("--config").arg(world.config_file());
+    let worker = worker.stderr(std::process::Stdio::piped()).spawn().expect("the binary runs");
+
+    wait_for_health(&world, &["--ready"], 0).await;
+    let key = world.insert("note", "Grain in, flour out.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    gristmill(&world, &["wait", "documents", &key]).await.ok();
+    let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
+    let sample = "gristmill_jobs{pipeline=\"documents\",state=\"completed\"} 1";
+    assert!(metrics.lines().any(|line| line == sample), "{metrics}");
+
+    // A second process cannot listen there, and says so at once.
+    let second = gristmill(&world, &["run"]).await;
+    assert!(second.code == 1 && second.err.contains(&address), "{}", second.err);
+    gristmill(&world, &["pause", "documents", "--reason", "flood"]).await.ok();
+    let unready = wait_for_health(&world, &["--ready"], 1).await;
+    assert!(unready.out.contains("paused: flood"), "{}", unready.out);
+    gristmill(&world, &["health"]).await.ok();
+
+    let pid = worker.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    let ended: Ran =
+        tokio::task::spawn_blocking(move || worker.wait_with_output()).await.expect("it ends").expect("it ran").into();
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
+    let done: Vec<_> = lines.iter().filter(|line| line["message"] == "done").collect();
+    assert_eq!((done.len(), &done[0]["job.key"]), (1, &Value::from(key)), "one line per attempt");
+}
