@@ -151,7 +151,10 @@ impl World {
     /// Writes the configuration to a file, for commands.
     pub fn config_file(&self) -> std::path::PathBuf {
         let path = self.files.path().join("workers.toml");
-        std::fs::write(&path, &self.toml).expect("the file can be written");
+        // In one step: a worker that starts meanwhile must not read half of it.
+        let half = self.files.path().join(format!("{}.toml", Uuid::new_v4()));
+        std::fs::write(&half, &self.toml).expect("the file can be written");
+        std::fs::rename(half, &path).expect("the file can be moved");
         path
     }
 
