@@ -371,7 +371,9 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
     let (tenant, reason, holds) = match &work.end {
         End::Done(done) => {
             let digests: Vec<Digest> = done.chunks.iter().map(crate::domain::Chunk::digest).collect();
-            let tokens = i64::try_from(work.facts.tokens_of_text.unwrap_or_default()).unwrap_or(i64::MAX);
+            // Those of what is embedded: embedding the row again would cost so many.
+            let tokens = done.chunks.iter().map(|chunk| chunk.tokens).sum::<usize>();
+            let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
             (done.row.tenant.clone(), None, Some(Holds { generation: plan.generation.clone(), digests, tokens }))
         }
         End::Skip { row, reason } => (row.tenant.clone(), Some(reason.clone()), Some(emptied)),

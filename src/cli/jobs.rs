@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use crate::db::attempts;
 use crate::db::operate::{self, Filter, Job};
-use crate::domain::JobId;
+use crate::domain::{JobId, JobState};
 
 use super::ask::Which;
 use super::failure::Failure;
@@ -150,28 +150,27 @@ async fn show(session: &Session, id: i64) -> Result<(), Failure> {
 
 fn people(story: &Story) -> String {
     let job = &story.job;
-    let facts: [(&str, String); 16] = [
+    let facts = [
         ("job", format!("{} of pipeline {}", job.id, job.pipeline)),
         ("key", job.key.0.to_string()),
         ("tenant", job.tenant.clone()),
         ("state", job.state.clone()),
         ("why", why(job)),
         ("stage", show::maybe(job.stage.as_ref())),
-        ("mirror", show::maybe(job.mirror_error.as_ref())),
+        ("status on the row", show::maybe(job.mirror_error.as_ref())),
         ("revision", job.revision.to_string()),
         ("attempts burnt", format!("{} of {}", job.attempt, job.max_attempts)),
         ("crashes", job.crashes.to_string()),
-        (
-            "pages, chunks, tokens",
-            [show::maybe(job.pages), show::maybe(job.chunks), show::maybe(job.tokens)].join(", "),
-        ),
+        ("pages", show::maybe(job.pages)),
+        ("chunks", show::maybe(job.chunks)),
+        ("tokens", show::maybe(job.tokens)),
         ("reader", show::maybe(job.reader.as_ref())),
         ("milliseconds", show::maybe(job.ms)),
-        ("due", job.run_at.map(show::moment).unwrap_or_default()),
+        ("due", job.run_at.filter(|_| job.state == JobState::Waiting.word()).map(show::moment).unwrap_or_default()),
         ("opened", show::moment(job.opened_at)),
         ("finished", job.finished_at.map(show::moment).unwrap_or_default()),
     ];
-    let said = facts.into_iter().filter(|(_, value)| !value.is_empty() && value != ", , ");
+    let said = facts.into_iter().filter(|(_, value)| !value.is_empty());
     let rows = said.map(|(name, value)| vec![name.to_owned(), value]).collect();
     let mut text = show::table(&["what", "value"], &[], rows);
     if story.attempts.is_empty() {

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that one private server serves them all.
 
 mod architecture;
+mod cli;
 mod embedded;
 mod extract;
 mod fake_openai;

@@ -81,7 +81,7 @@ pub(super) async fn watch(pool: &PgPool, running: &Running, steps: &Steps) -> Re
             .map(|document| document.name.as_str())
             .collect();
         let now = format!(
-            "{:4.1} s  {} of {} documents through; in hand: {}",
+            "{:.1} s: {} of {} documents through; in hand: {}",
             began.elapsed().as_secs_f64(),
             told.len(),
             documents.len(),
