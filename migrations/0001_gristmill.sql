@@ -92,6 +92,9 @@ create table gristmill.embedding_jobs (
 
 create index embedding_jobs_claim on gristmill.embedding_jobs (pipeline, tenant, (-priority), run_at, id)
     where state = 'pending';
+-- Jobs whose workers died are few, and looked for every second.
+create index embedding_jobs_crashed on gristmill.embedding_jobs (pipeline, crashes, run_at, id)
+    where state = 'pending' and crashes > 0;
 create index embedding_jobs_due on gristmill.embedding_jobs (run_at) where state = 'waiting';
 create index embedding_jobs_leases on gristmill.embedding_jobs (lease_until) where state = 'processing';
 create index embedding_jobs_failed on gristmill.embedding_jobs (pipeline, finished_at) where state = 'failed';

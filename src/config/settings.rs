@@ -36,7 +36,7 @@ pub(super) fn worker(mut section: Section) -> Worker {
         sweep: section.or("sweep", some_time, 30 * SECOND),
         sweep_rows: section.or("sweep_rows", at_least(1), 2_000),
         grace: section.or("grace", duration, 20 * SECOND),
-        deadline: section.or("deadline", some_time, 10 * MINUTE),
+        deadline: section.or("deadline", some_time, 60 * MINUTE),
         retry_first: section.or("retry_first", some_time, 5 * SECOND),
         retry_longest: section.or("retry_longest", some_time, HOUR),
         snooze_total: section.or("snooze_total", some_time, 7 * DAY),

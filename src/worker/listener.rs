@@ -3,17 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+
 use crate::db;
 use crate::db::listen::Announcements;
 
 use super::{Engine, pause};
 
+const FIRST: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// Listens until `stop`, connecting again as often as it takes.
 pub(super) async fn run(engine: Arc<Engine>) {
-    let mut wait = Duration::from_millis(200);
+    let pauses =
+        ExponentialBuilder::default().with_min_delay(FIRST).with_max_delay(LONGEST).with_jitter().without_max_times();
+    let mut waits = pauses.build();
     loop {
         let heard = async {
             let mut announcements = Announcements::listen(&engine.pool).await?;
+            waits = pauses.build();
             // Whatever was announced before we listened.
             engine.wake.notify_waiters();
             loop {
@@ -28,9 +36,8 @@ pub(super) async fn run(engine: Arc<Engine>) {
         if let Err(error) = broke {
             tracing::warn!(error = db::describe(&error), "announcements are not heard; polling goes on");
         }
-        if pause(wait, &engine.stop).await {
+        if pause(waits.next().unwrap_or(LONGEST), &engine.stop).await {
             return;
         }
-        wait = (wait * 2).min(Duration::from_secs(30));
     }
 }

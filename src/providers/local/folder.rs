@@ -45,13 +45,20 @@ const MINIMUM: usize = 3;
 #[serde(default)]
 #[expect(clippy::struct_field_names, reason = "the file's own names")]
 struct PoolingFile {
-    pooling_mode: Option<String>,
-    pooling_mode_cls_token: bool,
-    pooling_mode_mean_tokens: bool,
-    pooling_mode_max_tokens: bool,
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    pooling_mode_weightedmean_tokens: bool,
-    pooling_mode_lasttoken: bool,
+    #[serde(rename = "pooling_mode")]
+    mode: Option<String>,
+    #[serde(rename = "pooling_mode_cls_token")]
+    cls: bool,
+    #[serde(rename = "pooling_mode_mean_tokens")]
+    mean: bool,
+    #[serde(rename = "pooling_mode_max_tokens")]
+    max: bool,
+    #[serde(rename = "pooling_mode_mean_sqrt_len_tokens")]
+    mean_of_root: bool,
+    #[serde(rename = "pooling_mode_weightedmean_tokens")]
+    weighted_mean: bool,
+    #[serde(rename = "pooling_mode_lasttoken")]
+    last: bool,
 }
 
 /// One step of `modules.json`.
@@ -103,11 +110,8 @@ fn check_modules(path: &Path) -> Result<(), LocalError> {
 /// Mean where nothing is said, as sentence-transformers has it.
 fn pooling(path: &Path) -> Result<Pooling, LocalError> {
     let Some(file) = optional_json::<PoolingFile>(path)? else { return Ok(Pooling::Mean) };
-    let others = file.pooling_mode_max_tokens
-        || file.pooling_mode_mean_sqrt_len_tokens
-        || file.pooling_mode_weightedmean_tokens
-        || file.pooling_mode_lasttoken;
-    match (file.pooling_mode.as_deref(), file.pooling_mode_cls_token, file.pooling_mode_mean_tokens) {
+    let others = file.max || file.mean_of_root || file.weighted_mean || file.last;
+    match (file.mode.as_deref(), file.cls, file.mean) {
         (Some("mean"), ..) | (None, false, true) if !others => Ok(Pooling::Mean),
         (Some("cls"), ..) | (None, true, false) if !others => Ok(Pooling::Cls),
         _ => Err(LocalError::Unsupported { path: path.to_owned(), what: "another pooling".to_owned() }),

@@ -1,4 +1,8 @@
 //! Models that run inside this process, on candle: MiniLM, and any BERT whose folder has the usual files.
+//!
+//! The batches of a request go over our threads, and each thread works alone. What candle would share out within a batch it
+//! shares out through one lock and threads that spin: start the process with `CANDLE_NUM_THREADS=1`, or a third of the
+//! processor's time is spent waiting.
 
 mod bert;
 mod folder;

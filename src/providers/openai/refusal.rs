@@ -29,7 +29,6 @@ const TOO_LARGE: [&str; 12] = [
 const CONFIGURED: [&str; 3] = ["model", "dimensions", "encoding_format"];
 
 /// What the service says in the body, of which `error`'s fields are OpenAI's; others put them at the top or write `detail`.
-#[derive(Debug, Default)]
 struct Complaint {
     code: String,
     kind: String,

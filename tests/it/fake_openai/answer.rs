@@ -70,7 +70,7 @@ impl Answer {
         Self::vectors(Spoilt::OneShort)
     }
 
-    /// The last vector holds a NaN.
+    /// The last vector holds a `NaN`.
     pub fn not_finite() -> Self {
         Self::vectors(Spoilt::OneNotFinite)
     }
@@ -92,30 +92,30 @@ impl Answer {
 
     /// An error of this status, in the vendor's words.
     pub fn status(status: u16) -> Self {
-        Self::error(status, "The server had an error processing your request.", "server_error", Value::Null)
+        Self::error(status, "The server had an error processing your request.", "server_error", None)
     }
 
     /// 400 about the input, with this message.
     pub fn refused(message: &str) -> Self {
-        Self::error(400, message, "invalid_request_error", Value::Null)
+        Self::error(400, message, "invalid_request_error", None)
     }
 
     /// 429 that waiting does not cure.
     pub fn insufficient_quota() -> Self {
         let message = "You exceeded your current quota, please check your plan and billing details.";
-        Self::error(429, message, "insufficient_quota", json!("insufficient_quota"))
+        Self::error(429, message, "insufficient_quota", Some("insufficient_quota"))
     }
 
     /// 401, quoting the key.
     pub fn unauthorized(key: &str) -> Self {
         let message = format!("Incorrect API key provided: {key}.");
-        Self::error(401, &message, "invalid_request_error", json!("invalid_api_key"))
+        Self::error(401, &message, "invalid_request_error", Some("invalid_api_key"))
     }
 
     /// 404 for a model that does not exist.
     pub fn unknown_model(model: &str) -> Self {
         let message = format!("The model `{model}` does not exist or you do not have access to it.");
-        Self::error(404, &message, "invalid_request_error", json!("model_not_found"))
+        Self::error(404, &message, "invalid_request_error", Some("model_not_found"))
     }
 
     /// 200 with a proxy's web page.
@@ -149,7 +149,7 @@ impl Answer {
         Self { kind: Kind::Fixed(status, content_type, body.to_owned()), headers: Vec::new() }
     }
 
-    fn error(status: u16, message: &str, kind: &str, code: Value) -> Self {
+    fn error(status: u16, message: &str, kind: &str, code: Option<&str>) -> Self {
         let body = json!({"error": {"message": message, "type": kind, "param": null, "code": code}});
         Self::fixed(status, "application/json", &body.to_string())
     }
@@ -233,7 +233,7 @@ fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt) {
     }
 }
 
-/// As base64 of little-endian numbers or as a list, where JSON has `null` for a NaN.
+/// As base64 of little-endian numbers or as a list, where JSON has `null` for a `NaN`.
 fn written(vector: &[f32], base64: bool) -> Value {
     if base64 {
         let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();

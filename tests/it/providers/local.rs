@@ -21,7 +21,7 @@ impl Folder {
         let folder = Self(TempDir::new().unwrap());
         folder.write("config.json", &config());
         folder.write("tokenizer.json", &tokenizer());
-        folder.save(weights());
+        folder.save(&weights());
         folder
     }
 
@@ -35,8 +35,8 @@ impl Folder {
         std::fs::write(path, content.to_string()).unwrap();
     }
 
-    fn save(&self, weights: HashMap<String, Tensor>) {
-        candle_core::safetensors::save(&weights, self.path().join("model.safetensors")).unwrap();
+    fn save(&self, weights: &HashMap<String, Tensor>) {
+        candle_core::safetensors::save(weights, self.path().join("model.safetensors")).unwrap();
     }
 
     fn load(&self) -> Local {
@@ -179,7 +179,7 @@ async fn weights_that_are_not_numbers_are_found_out() {
     let mut broken = weights();
     let name = "encoder.layer.1.output.dense.bias".to_owned();
     broken.insert(name, Tensor::full(f32::NAN, DIMENSIONS, &Device::Cpu).unwrap());
-    folder.save(broken);
+    folder.save(&broken);
     let error = folder.load().embed(&["the".to_owned(), "cat".to_owned()]).await.unwrap_err();
     assert_eq!(error, ProviderError::Garbled("the vector of input 1 of 2 has a value that is not finite".to_owned()));
 }
@@ -217,7 +217,7 @@ fn weights_of_another_shape_are_refused() {
     let folder = Folder::new();
     let mut other = weights();
     other.insert("embeddings.LayerNorm.bias".to_owned(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());
-    folder.save(other);
+    folder.save(&other);
     let error = Local::load(folder.path(), TINY, 1).map(|_| ()).unwrap_err();
     assert!(matches!(error, LocalError::Broken { .. }), "{error}");
 }
@@ -272,10 +272,10 @@ async fn minilm_gives_the_reference_vectors() {
     let embedded = local.embed(&texts.map(str::to_owned)).await.unwrap();
 
     let want = [
-        [0.134177, -0.0329, -0.024804, 0.041439, -0.036348, 0.041814, 0.031217, 0.037202],
-        [0.075804, 0.024783, 0.036869, 0.115968, -0.047693, 0.065733, 0.024609, 0.004398],
-        [0.089042, 0.002117, -0.052243, -0.066734, -0.014047, -0.014082, -0.026275, 0.009938],
-        [-0.008124, -0.095586, -0.038673, 0.049662, -0.043794, 0.02372, -0.018142, -0.020207],
+        [0.134_177, -0.032_9, -0.024_804, 0.041_439, -0.036_348, 0.041_814, 0.031_217, 0.037_202],
+        [0.075_804, 0.024_783, 0.036_869, 0.115_968, -0.047_693, 0.065_733, 0.024_609, 0.004_398],
+        [0.089_042, 0.002_117, -0.052_243, -0.066_734, -0.014_047, -0.014_082, -0.026_275, 0.009_938],
+        [-0.008_124, -0.095_586, -0.038_673, 0.049_662, -0.043_794, 0.023_72, -0.018_142, -0.020_207],
     ];
     for (vector, want) in embedded.vectors.iter().zip(want) {
         assert!(close(&vector[..8], &want), "{:?} {want:?}", &vector[..8]);
@@ -283,5 +283,5 @@ async fn minilm_gives_the_reference_vectors() {
     assert_eq!(embedded.input_tokens, Some(9 + 10 + 9 + 256));
     let near = likeness(&embedded.vectors[0], &embedded.vectors[1]);
     let far = likeness(&embedded.vectors[0], &embedded.vectors[2]);
-    assert!((near - 0.544837).abs() < 1e-5 && (far + 0.016183).abs() < 1e-5, "{near} {far}");
+    assert!((near - 0.544_837).abs() < 1e-5 && (far + 0.016_183).abs() < 1e-5, "{near} {far}");
 }
