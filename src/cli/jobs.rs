@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 
 use crate::db::attempts;
 use crate::db::operate::{self, Filter, Job};
@@ -114,20 +113,7 @@ fn why(job: &Job) -> String {
 struct Story {
     #[serde(flatten)]
     job: Job,
-    attempts: Vec<Attempt>,
-}
-
-#[derive(Debug, Serialize)]
-struct Attempt {
-    revision: i64,
-    attempt: i16,
-    #[serde(with = "time::serde::rfc3339::option")]
-    started_at: Option<OffsetDateTime>,
-    #[serde(with = "time::serde::rfc3339")]
-    ended_at: OffsetDateTime,
-    outcome: String,
-    error_kind: Option<String>,
-    reason: Option<String>,
+    attempts: Vec<attempts::Attempt>,
 }
 
 async fn show(session: &Session, id: i64) -> Result<(), Failure> {
@@ -135,16 +121,7 @@ async fn show(session: &Session, id: i64) -> Result<(), Failure> {
     let filter = Filter { ids: Some(vec![id]), ..Filter::default() };
     let job = operate::list(&pool, &filter, 1).await?.into_iter().next();
     let job = job.ok_or_else(|| Failure::Failed(format!("there is no job {id}")))?;
-    let attempts = attempts::of(&pool, JobId(id)).await?.into_iter().map(|attempt| Attempt {
-        revision: attempt.revision,
-        attempt: attempt.attempt,
-        started_at: attempt.started_at,
-        ended_at: attempt.ended_at,
-        outcome: attempt.outcome,
-        error_kind: attempt.error_kind,
-        reason: attempt.reason,
-    });
-    let story = Story { attempts: attempts.collect(), job };
+    let story = Story { attempts: attempts::of(&pool, JobId(id)).await?, job };
     session.print(&story, people)
 }
 

@@ -355,7 +355,8 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     assert_eq!(gristmill(&world, &["health"]).await.code, 1, "nobody is there yet");
     let mut worker = command(&["run"]);
     worker.arg("--config").arg(world.config_file());
-    let worker = worker.stderr(std::process::Stdio::piped()).spawn().expect("the binary runs");
+    worker.stderr(std::process::Stdio::piped());
+    let worker = tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs");
 
     wait_for_health(&world, &["--ready"], 0).await;
     let key = world.insert("note", "Grain in, flour out.").await.to_string();
@@ -373,10 +374,9 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     assert!(unready.out.contains("paused: flood"), "{}", unready.out);
     gristmill(&world, &["health"]).await.ok();
 
-    let pid = worker.id().to_string();
+    let pid = worker.id().expect("it still runs").to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-    let ended: Ran =
-        tokio::task::spawn_blocking(move || worker.wait_with_output()).await.expect("it ends").expect("it ran").into();
+    let ended: Ran = worker.wait_with_output().await.expect("it ends").into();
     assert_eq!(ended.code, 0, "{}", ended.err);
     let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
     let done: Vec<_> = lines.iter().filter(|line| line["message"] == "done").collect();

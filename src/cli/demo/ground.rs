@@ -1,4 +1,4 @@
-//! Where the demo's tables go: a private Postgres, or a database of its own on the server that DATABASE_URL names.
+//! Where the demo's tables go: a private Postgres, or a database of its own on the server that `DATABASE_URL` names.
 
 use std::path::Path;
 
@@ -81,14 +81,13 @@ pub(super) async fn obtain(steps: &Steps, keep: bool) -> Result<Ground, Failure>
 
 async fn on_private(steps: &Steps, keep: bool) -> Result<Ground, Failure> {
     steps.say("starting a private Postgres");
-    // The downloader without pip needs a runtime, so a second way in goes through `fetch`.
     let found = tokio::task::spawn_blocking(|| embedded::installation(&fetch::say));
-    let installation = match found.await.map_err(|error| Failure::of(&error))? {
-        Ok(installation) => installation,
-        Err(_) => {
-            let programs = fetch::obtain(Artifact::Postgres).await?.join("bin");
-            embedded::Installation { programs, version: 18, origin: embedded::Origin::Pinned }
-        }
+    let installation = if let Ok(installation) = found.await.map_err(|error| Failure::of(&error))? {
+        installation
+    } else {
+        // Without pip and uv: over HTTPS, whose client is lent by `fetch`.
+        let programs = fetch::obtain(Artifact::Postgres).await?.join("bin");
+        embedded::Installation { programs, version: 18, origin: embedded::Origin::Pinned }
     };
     let options = Options { durable: keep, keep, within: None };
     let started = tokio::task::spawn_blocking(move || PrivatePostgres::start(&installation, &options));

@@ -25,7 +25,7 @@ pub(super) struct Steps {
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Longer than any machine needs for nine small documents.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 const WIDTH: usize = 110;
 
 impl Steps {
