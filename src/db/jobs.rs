@@ -318,7 +318,8 @@ pub enum ReleaseKind {
     Burnt(Duration),
 }
 
-/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns the jobs written.
+/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns those that somebody else holds
+/// at the moment: they are not waited for, since an application's transaction may hold one of them and want another.
 pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Result<Vec<JobId>> {
     let (ids, leases) = columns(&releases.iter().map(|release| (release.id, release.lease)).collect::<Vec<_>>());
     let waits: Vec<Option<f64>> = releases.iter().map(|release| release.kind.wait()).collect();
@@ -338,7 +339,7 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
                select job.id, job.worker, job.started_at, job.attempt, job.revision
                from given join gristmill.embedding_jobs as job using (id, lease_id)
                where job.lease_until > clock_timestamp()
-               order by job.id for update of job
+               order by job.id for update of job skip locked
            ),
            noted as (
                insert into gristmill.job_attempts
@@ -346,19 +347,22 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
                select ours.id, ours.revision, ours.attempt + 1, ours.worker, ours.started_at,
                       given.outcome, given.kind, given.reason, given.stages
                from ours join given using (id)
+           ),
+           released as (
+               update gristmill.embedding_jobs as job
+               set state = case when given.wait is null then 'pending' else 'waiting' end,
+                   run_at = case when given.wait is null then job.run_at
+                            else clock_timestamp() + make_interval(secs => given.wait * case when given.burnt then 0.75 + random() / 2 else 1 end) end,
+                   attempt = job.attempt + given.burnt::int::smallint,
+                   snoozed_since = case when given.wait is null or given.burnt then job.snoozed_since
+                                   else coalesce(job.snoozed_since, clock_timestamp()) end,
+                   error_kind = given.kind, reason = given.reason,
+                   lease_id = null, lease_until = null, worker = null, stage = null, alone = false
+               from ours join given using (id)
+               where job.id = ours.id
            )
-           update gristmill.embedding_jobs as job
-           set state = case when given.wait is null then 'pending' else 'waiting' end,
-               run_at = case when given.wait is null then job.run_at
-                        else clock_timestamp() + make_interval(secs => given.wait * case when given.burnt then 0.75 + random() / 2 else 1 end) end,
-               attempt = job.attempt + given.burnt::int::smallint,
-               snoozed_since = case when given.wait is null or given.burnt then job.snoozed_since
-                               else coalesce(job.snoozed_since, clock_timestamp()) end,
-               error_kind = given.kind, reason = given.reason,
-               lease_id = null, lease_until = null, worker = null, stage = null, alone = false
-           from ours join given using (id)
-           where job.id = ours.id
-           returning job.id as "id: JobId""#,
+           select given.id as "id!: JobId" from given join gristmill.embedding_jobs as job using (id, lease_id)
+           where job.lease_until > clock_timestamp() and given.id not in (select id from ours)"#,
         &ids,
         &leases,
         &waits as &[Option<f64>],

@@ -1,13 +1,17 @@
 //! The integration tests: one binary, so that one private server serves them all.
 
+mod announcing;
+mod applications;
 mod architecture;
 mod cli;
 mod embedded;
+mod existing;
 mod extract;
 mod fake_openai;
 mod files;
 mod postgres;
 mod providers;
+mod schema;
 mod spine;
 mod stores;
 mod world;
