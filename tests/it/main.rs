@@ -3,12 +3,16 @@
 mod announcing;
 mod applications;
 mod architecture;
+mod batching;
 mod cli;
+mod commit;
+mod documents;
 mod embedded;
 mod existing;
 mod extract;
 mod fake_openai;
 mod files;
+mod ledger;
 mod postgres;
 mod providers;
 mod schema;
