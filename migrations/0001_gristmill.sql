@@ -204,14 +204,18 @@ end
 $$;
 create trigger usage_events_append_only before update or delete on gristmill.usage_events
     for each row execute function gristmill.refuse_change();
+create trigger usage_events_stay before truncate on gristmill.usage_events
+    for each statement execute function gristmill.refuse_change();
 
--- A pipeline's key, from whatever a caller has: a JSON array as it is, anything else as the text of one column.
+-- A pipeline's key, from whatever a caller has: a JSON array is one part for each column, anything else the text of the only one.
 create function gristmill.key_of(value anyelement) returns jsonb
 language sql stable set search_path = '' set timezone = 'UTC' set datestyle = 'ISO, MDY' as $$
     select case
         when to_jsonb(value) is null or jsonb_typeof(to_jsonb(value)) = 'null' then null
         when pg_typeof(value) in ('jsonb'::regtype, 'json'::regtype) and jsonb_typeof(to_jsonb(value)) = 'array'
             then (select jsonb_agg(part order by nth) from jsonb_array_elements_text(to_jsonb(value)) with ordinality as p (part, nth))
+        -- A JSON string without its quotes.
+        when pg_typeof(value) in ('jsonb'::regtype, 'json'::regtype) then jsonb_build_array(to_jsonb(value) #>> '{}')
         else jsonb_build_array(value::text)
     end
 $$;
@@ -335,6 +339,8 @@ create function gristmill.forget_jobs(p_jobs bigint[], p_tenant text)
 returns bigint language plpgsql security definer set search_path = '' as $$
 declare
     gone bigint;
+    -- One for all of its lines, so that they still add up.
+    pseudonym text := 'forgotten-' || left(encode(sha256(convert_to(gen_random_uuid()::text, 'UTF8')), 'hex'), 12);
 begin
     if exists (select 1 from gristmill.embedding_jobs j where j.id = any (p_jobs)
                and (j.state <> 'cancelled' or j.error_kind is distinct from 'left')) then
@@ -346,10 +352,8 @@ begin
     if p_tenant is not null and p_tenant <> '' then
         delete from gristmill.vector_cache c where c.tenant = p_tenant;
         perform set_config('gristmill.forgetting', 'on', true);
-        update gristmill.usage_events u
-        set tenant = 'forgotten-' || left(encode(sha256(convert_to(p_tenant || gen_random_uuid()::text, 'UTF8')), 'hex'), 12)
-        where u.tenant = p_tenant;
-        update gristmill.provider_call_jobs s set tenant = 'forgotten' where s.tenant = p_tenant;
+        update gristmill.usage_events u set tenant = pseudonym where u.tenant = p_tenant;
+        update gristmill.provider_call_jobs s set tenant = pseudonym where s.tenant = p_tenant;
         perform set_config('gristmill.forgetting', '', true);
     end if;
     return gone;
@@ -360,6 +364,12 @@ create function gristmill.forget(tenant text)
 returns bigint language sql security definer set search_path = '' as $$
     select gristmill.forget_jobs(
         coalesce((select array_agg(j.id) from gristmill.embedding_jobs j where j.tenant = $1), '{}'), $1)
+$$;
+create function gristmill.forget(pipeline text, key anyelement)
+returns bigint language sql security definer set search_path = '' as $$
+    select gristmill.forget_jobs(
+        coalesce((select array_agg(j.id) from gristmill.embedding_jobs j
+                  where j.pipeline = $1 and j.source_key = gristmill.key_of($2)), '{}'), null)
 $$;
 create function gristmill.forget(pipeline text, key text)
 returns bigint language sql security definer set search_path = '' as $$
@@ -390,7 +400,7 @@ begin
             gristmill.backlog, gristmill.usage_by_day to service_role;
         grant execute on function gristmill.enqueue(text, anyelement, int, text), gristmill.enqueue(text, text, int, text),
             gristmill.retry(bigint, boolean), gristmill.cancel(bigint), gristmill.pause(text, text), gristmill.resume(text),
-            gristmill.forget(text), gristmill.forget(text, text) to service_role;
+            gristmill.forget(text), gristmill.forget(text, anyelement), gristmill.forget(text, text) to service_role;
     end if;
 end
 $$;

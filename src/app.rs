@@ -17,7 +17,7 @@ use crate::db;
 use crate::db::app::{Misfit, Plan};
 use crate::db::migrate::{self, Set};
 use crate::db::pipelines::Registration;
-use crate::domain::OwnerId;
+use crate::domain::{OwnerId, SourceKey};
 use crate::embedded::{self, Artifact};
 use crate::extract::Extractor;
 use crate::files::{Files, FilesError};
@@ -164,20 +164,33 @@ pub async fn register(
         // Nothing was embedded yet: there is nothing to ask a person about.
         db::pipelines::accept_generation(pool, &pipeline.name, &plan.generation).await?;
     }
-    if !registered.census_done {
-        let mut after = registered.census_after.map(|key| key.0);
-        loop {
-            let mut connection = pool.acquire().await?;
-            let existing = pipeline.existing.unwrap_or(Existing::Backfill);
-            let census = db::app::census(&mut connection, plan, existing, after.as_ref(), slice).await?;
-            after = census.slice.after;
-            db::pipelines::census(&mut *connection, &pipeline.name, after.as_ref(), after.is_none()).await?;
-            if after.is_none() || stopped() {
-                break;
-            }
+    match pipeline.existing {
+        Some(existing) if !registered.census_done => {
+            take_census(pool, plan, existing, registered.census_after.map(|key| key.0), slice, stopped).await?;
         }
+        // Nothing was said because no row was there: whatever came since is new.
+        None if !registered.census_done => db::pipelines::census(pool, &pipeline.name, None, true).await?,
+        Some(_) | None => {}
     }
     Ok(Readiness::Ready)
+}
+
+async fn take_census(
+    pool: &PgPool,
+    plan: &Plan,
+    existing: Existing,
+    mut after: Option<SourceKey>,
+    slice: i64,
+    stopped: &(dyn Fn() -> bool + Sync),
+) -> sqlx::Result<()> {
+    loop {
+        let mut connection = pool.acquire().await?;
+        after = db::app::census(&mut connection, plan, existing, after.as_ref(), slice).await?.slice.after;
+        db::pipelines::census(&mut *connection, &plan.pipeline.name, after.as_ref(), after.is_none()).await?;
+        if after.is_none() || stopped() {
+            return Ok(());
+        }
+    }
 }
 
 fn word(existing: Existing) -> &'static str {

@@ -11,7 +11,11 @@ fn main() -> ExitCode {
 
 /// candle's own thread pool spins and takes a lock for every small operation, a third of the processor time of a small model
 /// (9.8 CPU seconds against 6.4 for 288 texts). The local driver has threads of its own, and only the environment turns it off.
-#[expect(unsafe_code, clippy::disallowed_methods, reason = "no other thread exists yet, so nobody reads the environment")]
+#[expect(
+    unsafe_code,
+    clippy::disallowed_methods,
+    reason = "no other thread exists yet, so nobody reads the environment"
+)]
 fn calm_candle() {
     const NAME: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(NAME).is_none() {

@@ -65,6 +65,13 @@ struct Gate {
     opened: u32,
 }
 
+impl Gate {
+    /// How long it stays shut, if it is.
+    fn left(&self) -> Option<Duration> {
+        self.until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+}
+
 pub(super) struct Lane {
     pub pool: PgPool,
     pub settings: LaneSettings,
@@ -117,7 +124,12 @@ impl Lane {
     /// Sends a batch, and its halves where it is refused, until every text has an answer.
     async fn send(&self, batch: Vec<Item>) {
         let mut stack = vec![(batch, 0)];
-        while let Some((batch, tries)) = stack.pop() {
+        while let Some((mut batch, tries)) = stack.pop() {
+            // Nobody waits for these any more: a job that failed, lost its lease or was handed back pays for nothing further.
+            batch.retain(|item| !item.call.reply.is_closed());
+            if batch.is_empty() {
+                continue;
+            }
             if let Err(failure) = self.pass_gate().await {
                 fail(batch, &failure);
                 continue;
@@ -145,7 +157,8 @@ impl Lane {
                     fail(batch, &EmbedFailure::RateLimited { after: pause });
                 }
             }
-            ProviderError::Unavailable(text) => {
+            // A proxy's page or an empty body says nothing about the texts, so halving would only multiply the requests.
+            ProviderError::Unavailable(text) | ProviderError::NoAnswer(text) => {
                 let opened = self.failed(&text);
                 if tries + 1 < TRIES && opened.is_none() {
                     tokio::time::sleep(Duration::from_millis(250 << tries)).await;
@@ -236,6 +249,7 @@ impl Lane {
             // An answer came, so it is paid, even if it is of no use.
             Err(ProviderError::Garbled(_)) => ("paid", Some("garbled")),
             Err(ProviderError::Unavailable(_)) => ("failed", Some("unavailable")),
+            Err(ProviderError::NoAnswer(_)) => ("unknown", Some("garbled")),
         };
         let paid = outcome == "paid";
         let estimated: u64 = batch.iter().map(|item| widen(item.tokens)).sum();
@@ -257,7 +271,7 @@ impl Lane {
             outcome,
             error_kind,
             request_id: answer.as_ref().ok().and_then(|embedded| embedded.request_id.clone()),
-            tokens: Some(i64::try_from(total).unwrap_or(i64::MAX)),
+            tokens: (outcome != "unknown").then(|| i64::try_from(total).unwrap_or(i64::MAX)),
             price: self.settings.price.map(|(id, _)| id).filter(|_| paid),
             cost: cost(total),
             parts: parts.collect(),
@@ -299,15 +313,11 @@ impl Lane {
     /// Waits out a short pause; a longer one is the jobs' to wait for.
     async fn pass_gate(&self) -> Result<(), EmbedFailure> {
         loop {
-            let (until, failure) = {
+            let (left, failure) = {
                 let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-                (gate.until, gate.failure.clone())
+                (gate.left(), gate.failure.clone())
             };
-            let Some(left) =
-                until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
-            else {
-                return Ok(());
-            };
+            let Some(left) = left else { return Ok(()) };
             if left > PATIENCE {
                 return Err(
                     failure.map_or_else(|| EmbedFailure::RateLimited { after: left }, |failure| failure.waiting(left))
@@ -317,15 +327,22 @@ impl Lane {
         }
     }
 
+    /// Shuts the lane; of two pauses the longer one holds.
     fn shut(&self, pause: Duration, failure: EmbedFailure) {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        gate.until = Some(Instant::now() + pause);
-        gate.failure = Some(failure);
+        if gate.left().is_none_or(|left| left < pause) {
+            gate.until = Some(Instant::now() + pause);
+            gate.failure = Some(failure);
+        }
     }
 
     /// Counts a failure against the breaker; says for how long it opened, if it did.
     fn failed(&self, text: &str) -> Option<Duration> {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        // Requests that were under way when it opened tell of the same outage, not of another.
+        if let (Some(left), Some(EmbedFailure::Unavailable { .. })) = (gate.left(), &gate.failure) {
+            return Some(left);
+        }
         gate.failures += 1;
         // A lane that was shut before is shut again at its first failure.
         if gate.failures < FAILURES && gate.opened == 0 {
@@ -339,18 +356,23 @@ impl Lane {
         Some(pause)
     }
 
+    /// Closes the breaker. A pause that the vendor asked for, or a refused credential, outlives the answers that were under way.
     fn succeeded(&self) {
-        *self.gate.lock().unwrap_or_else(PoisonError::into_inner) = Gate::default();
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = gate.left().is_some() && !matches!(gate.failure, Some(EmbedFailure::Unavailable { .. }));
+        if asked {
+            (gate.failures, gate.opened) = (0, 0);
+        } else {
+            *gate = Gate::default();
+        }
     }
 
     pub fn status(&self) -> LaneStatus {
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let left =
-            gate.until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero());
         LaneStatus {
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
-            paused: left.zip(gate.failure.as_ref()).map(|(left, failure)| (failure.to_string(), left.as_secs())),
+            paused: gate.left().zip(gate.failure.as_ref()).map(|(left, failure)| (failure.to_string(), left.as_secs())),
         }
     }
 }

@@ -371,14 +371,20 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
     let (tenant, reason, holds) = match &work.end {
         End::Done(done) => {
             let digests: Vec<Digest> = done.chunks.iter().map(crate::domain::Chunk::digest).collect();
-            let tokens = i64::try_from(work.facts.tokens_of_text.unwrap_or_default()).unwrap_or(i64::MAX);
+            // Those of what is embedded: embedding the row again would cost so many.
+            let tokens = done.chunks.iter().map(|chunk| chunk.tokens).sum::<usize>();
+            let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
             (done.row.tenant.clone(), None, Some(Holds { generation: plan.generation.clone(), digests, tokens }))
         }
         End::Skip { row, reason } => (row.tenant.clone(), Some(reason.clone()), Some(emptied)),
         End::Fail { row, reason } => {
             (row.as_ref().map_or_else(|| work.job.tenant.clone(), |row| row.tenant.clone()), Some(reason.clone()), None)
         }
-        End::Leave { reason } => (work.job.tenant.clone(), Some(reason.clone()), Some(emptied)),
+        // Vectors that are kept are remembered, for when the row comes back.
+        End::Leave { reason } => {
+            let holds = (plan.pipeline.on_leave == OnLeave::Delete).then_some(emptied);
+            (work.job.tenant.clone(), Some(reason.clone()), holds)
+        }
     };
     Finish {
         id: work.job.id,
@@ -407,13 +413,19 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
     if row.revision != work.job.revision {
         return Ok(Committed::Stale);
     }
+    let loaded = match &work.end {
+        End::Fail { row, .. } => row.as_deref(),
+        End::Skip { row, .. } => Some(&**row),
+        End::Done(_) | End::Leave { .. } => None,
+    };
     let end = Finish {
         id: work.job.id,
         state: if skipped { "skipped" } else { "failed" },
         tenant: work.job.tenant.clone(),
         reason: Some(reason.clone()),
         holds: None,
-        fingerprint: None,
+        // The content that this end is about: only other content asks again.
+        fingerprint: loaded.map(|row| row.fingerprint.clone()),
         need_stands: true,
         mirror_error: work.facts.cause.clone(),
         pages: None,

@@ -28,7 +28,7 @@ pub(super) struct Which {
     /// With this kind of error
     #[arg(long, value_parser = PossibleValuesParser::new(ErrorKind::ALL.map(ErrorKind::word)))]
     pub kind: Option<String>,
-    /// Of the row with this key; of several columns a JSON array: '["a","b"]'
+    /// Of the row with this key; of several columns a JSON array of strings
     #[arg(long, value_parser = key)]
     pub key: Option<SourceKey>,
     /// Finished (or opened) since: a length of time like 2h or 30d, or a moment like 2026-01-01T12:00:00Z

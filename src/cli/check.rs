@@ -217,7 +217,7 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
     findings.push(match db::app::vector_version(&mut connection).await? {
         None => {
             let mut finding = Finding::new(Level::Error, "pgvector", "is not in this database");
-            finding.fix = Some("create extension vector;".to_owned());
+            finding.fix = Some(db::migrate::CREATE_VECTOR.to_owned());
             finding
         }
         Some(version) if is_older(&version, [0, 8, 7]) => {

@@ -55,6 +55,17 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The same, with a way out.
+    pub(super) fn and(self, way_out: &str) -> Self {
+        match self {
+            Self::Usage(text) => Self::Usage(format!("{text}; {way_out}")),
+            Self::Failed(text) => Self::Failed(format!("{text}; {way_out}")),
+            Self::Said => Self::Said,
+        }
+    }
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         let hint = db::hint(&error).map(|hint| format!("; {hint}")).unwrap_or_default();

@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 use sqlx::PgPool;
-use time::OffsetDateTime;
 
 use crate::db::attempts;
 use crate::db::operate::{self, Filter, Job};
-use crate::domain::JobId;
+use crate::domain::{JobId, JobState};
 
 use super::ask::Which;
 use super::failure::Failure;
@@ -114,20 +113,7 @@ fn why(job: &Job) -> String {
 struct Story {
     #[serde(flatten)]
     job: Job,
-    attempts: Vec<Attempt>,
-}
-
-#[derive(Debug, Serialize)]
-struct Attempt {
-    revision: i64,
-    attempt: i16,
-    #[serde(with = "time::serde::rfc3339::option")]
-    started_at: Option<OffsetDateTime>,
-    #[serde(with = "time::serde::rfc3339")]
-    ended_at: OffsetDateTime,
-    outcome: String,
-    error_kind: Option<String>,
-    reason: Option<String>,
+    attempts: Vec<attempts::Attempt>,
 }
 
 async fn show(session: &Session, id: i64) -> Result<(), Failure> {
@@ -135,43 +121,33 @@ async fn show(session: &Session, id: i64) -> Result<(), Failure> {
     let filter = Filter { ids: Some(vec![id]), ..Filter::default() };
     let job = operate::list(&pool, &filter, 1).await?.into_iter().next();
     let job = job.ok_or_else(|| Failure::Failed(format!("there is no job {id}")))?;
-    let attempts = attempts::of(&pool, JobId(id)).await?.into_iter().map(|attempt| Attempt {
-        revision: attempt.revision,
-        attempt: attempt.attempt,
-        started_at: attempt.started_at,
-        ended_at: attempt.ended_at,
-        outcome: attempt.outcome,
-        error_kind: attempt.error_kind,
-        reason: attempt.reason,
-    });
-    let story = Story { attempts: attempts.collect(), job };
+    let story = Story { attempts: attempts::of(&pool, JobId(id)).await?, job };
     session.print(&story, people)
 }
 
 fn people(story: &Story) -> String {
     let job = &story.job;
-    let facts: [(&str, String); 16] = [
+    let facts = [
         ("job", format!("{} of pipeline {}", job.id, job.pipeline)),
         ("key", job.key.0.to_string()),
         ("tenant", job.tenant.clone()),
         ("state", job.state.clone()),
         ("why", why(job)),
         ("stage", show::maybe(job.stage.as_ref())),
-        ("mirror", show::maybe(job.mirror_error.as_ref())),
+        ("status on the row", show::maybe(job.mirror_error.as_ref())),
         ("revision", job.revision.to_string()),
         ("attempts burnt", format!("{} of {}", job.attempt, job.max_attempts)),
         ("crashes", job.crashes.to_string()),
-        (
-            "pages, chunks, tokens",
-            [show::maybe(job.pages), show::maybe(job.chunks), show::maybe(job.tokens)].join(", "),
-        ),
+        ("pages", show::maybe(job.pages)),
+        ("chunks", show::maybe(job.chunks)),
+        ("tokens", show::maybe(job.tokens)),
         ("reader", show::maybe(job.reader.as_ref())),
         ("milliseconds", show::maybe(job.ms)),
-        ("due", job.run_at.map(show::moment).unwrap_or_default()),
+        ("due", job.run_at.filter(|_| job.state == JobState::Waiting.word()).map(show::moment).unwrap_or_default()),
         ("opened", show::moment(job.opened_at)),
         ("finished", job.finished_at.map(show::moment).unwrap_or_default()),
     ];
-    let said = facts.into_iter().filter(|(_, value)| !value.is_empty() && value != ", , ");
+    let said = facts.into_iter().filter(|(_, value)| !value.is_empty());
     let rows = said.map(|(name, value)| vec![name.to_owned(), value]).collect();
     let mut text = show::table(&["what", "value"], &[], rows);
     if story.attempts.is_empty() {

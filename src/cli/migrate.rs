@@ -21,7 +21,7 @@ pub(super) struct Args {
     /// Print the statements instead of running them; needs no database
     #[arg(long)]
     sql: bool,
-    /// Also public.documents and public.document_chunks, for applications that have no tables of their own
+    /// Also the tables documents and chunks go to, for applications that have no tables of their own
     #[arg(long)]
     starter: bool,
 }

@@ -181,20 +181,22 @@ fn read_without_secrets(
 mod tests {
     use super::*;
 
+    const TOML: &str = "[database]\nurl = \"${DATABASE_URL}\"\n[worker]\nslots = \"${SLOTS}\"\npoll = \"${POLL:-3s}\"\n\
+                        sweep = \"${SWEEP}\"\n[stores.web]\nkind = \"supabase\"\nurl = \"${WEB}\"\nkey = \"${KEY}\"\nbucket = \"b\"\n";
+
     #[test]
     fn missing_variables_are_stood_in_for_whatever_they_are() {
-        let text = config::DEFAULT.replace("slots = 32", "slots = \"${SLOTS}\"").replace("\"60s\"", "\"${TIME}\"");
-        let (config, missing) = read_without_secrets("x.toml", &text, &|_| None).expect("stand-ins hold");
-        assert_eq!(missing.into_iter().collect::<Vec<_>>(), ["DATABASE_URL", "SLOTS", "TIME"]);
+        let (config, missing) = read_without_secrets("x.toml", TOML, &|_| None).expect("stand-ins hold");
+        assert_eq!(missing.into_iter().collect::<Vec<_>>(), ["DATABASE_URL", "KEY", "SLOTS", "SWEEP", "WEB"]);
         assert!(config.database.url.expose().contains(UNSET));
-        assert_eq!(config.worker.slots, 1);
+        assert_eq!((config.worker.slots, config.worker.poll.as_secs()), (1, 3));
     }
 
     #[test]
     fn real_mistakes_stay_mistakes() {
-        let text = config::DEFAULT.replace("slots = 32", "slots = \"many\"");
-        let misfits = read_without_secrets("x.toml", &text, &|_| None).expect_err("`many` is no number");
-        assert_eq!(misfits.len(), 1);
-        assert_eq!(misfits[0].place.key, "worker.slots");
+        let text = TOML.replace("\"b\"", "7");
+        let misfits = read_without_secrets("x.toml", &text, &|_| None).expect_err("7 is no name");
+        let places: Vec<&str> = misfits.iter().map(|misfit| misfit.place.key.as_str()).collect();
+        assert_eq!(places, ["stores.web.bucket"]);
     }
 }

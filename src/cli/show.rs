@@ -27,10 +27,8 @@ pub(super) fn table(header: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns.unwrap_or(120));
     }
     for (nth, name) in header.iter().enumerate() {
-        if numbers.contains(name) {
-            if let Some(column) = table.column_mut(nth) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
+        if let Some(column) = table.column_mut(nth).filter(|_| numbers.contains(name)) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table.trim_fmt()

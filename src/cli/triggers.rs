@@ -42,10 +42,10 @@ struct Sql {
 }
 
 #[derive(Debug, Serialize)]
-struct Done {
+struct Changed {
     pipeline: String,
     table: String,
-    done: &'static str,
+    now: &'static str,
 }
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
@@ -56,9 +56,9 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     }
 }
 
-fn tell(session: &Session, done: &[Done]) -> Result<(), Failure> {
+fn tell(session: &Session, done: &[Changed]) -> Result<(), Failure> {
     session.print(done, |done| {
-        let line = |one: &Done| format!("{}: triggers on {} {}", one.pipeline, one.table, one.done);
+        let line = |one: &Changed| format!("{}: triggers on {} {}", one.pipeline, one.table, one.now);
         done.iter().map(line).collect::<Vec<_>>().join("\n")
     })
 }
@@ -77,7 +77,7 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
         })?;
         let set = TriggerSet::of(&plan);
         match db::app::install(&mut connection, &set).await {
-            Ok(()) => done.push(Done { pipeline: name.clone(), table: plan.source.clone(), done: "installed" }),
+            Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "installed" }),
             Err(error) if db::is_forbidden(&error) => {
                 return Err(by_owner(name, "install", &TriggerSet::script(&set.install), &error));
             }
@@ -95,7 +95,7 @@ async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
         let mut connection = pool.acquire().await?;
         let set = TriggerSet::of(&plan);
         match db::app::remove(&mut connection, &set).await {
-            Ok(()) => done.push(Done { pipeline: name.clone(), table: plan.source.clone(), done: "removed" }),
+            Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "removed" }),
             Err(error) if db::is_forbidden(&error) => {
                 return Err(by_owner(name, "remove", &TriggerSet::script(&set.remove), &error));
             }

@@ -8,11 +8,13 @@ use sqlx::types::time::OffsetDateTime;
 use crate::domain::JobId;
 
 /// One line of a job's timeline.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize)]
 pub struct Attempt {
     pub revision: i64,
     pub attempt: i16,
+    #[serde(with = "time::serde::rfc3339::option")]
     pub started_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339")]
     pub ended_at: OffsetDateTime,
     pub outcome: String,
     pub error_kind: Option<String>,

@@ -26,12 +26,19 @@ pub async fn ground(pool: &PgPool) -> sqlx::Result<Ground> {
     if !there {
         return Ok(Ground::Free);
     }
-    if migrate::applied(pool, Set::Starter).await?.is_none() {
-        return Ok(Ground::Taken);
+    match is_empty_starter(pool).await {
+        Ok(true) => Ok(Ground::Starter),
+        Ok(false) => Ok(Ground::Taken),
+        Err(error) if super::is_forbidden(&error) => Ok(Ground::Taken),
+        Err(error) => Err(error),
     }
-    let empty =
-        sqlx::query_scalar!(r#"select not exists (select from public.documents) as "empty!""#).fetch_one(pool).await?;
-    Ok(if empty { Ground::Starter } else { Ground::Taken })
+}
+
+async fn is_empty_starter(pool: &PgPool) -> sqlx::Result<bool> {
+    if migrate::applied(pool, Set::Starter).await?.is_none() {
+        return Ok(false);
+    }
+    sqlx::query_scalar!(r#"select not exists (select from public.documents) as "empty!""#).fetch_one(pool).await
 }
 
 /// A document to insert.

@@ -346,7 +346,9 @@ pub enum ReleaseKind {
     Burnt(Duration),
 }
 
-/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns the jobs written.
+/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns those that are still ours: their
+/// lease ran out, or somebody holds them at the moment. They are not waited for, since an application's transaction may hold one of
+/// them and want another.
 pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Result<Vec<JobId>> {
     let (ids, leases) = columns(&releases.iter().map(|release| (release.id, release.lease)).collect::<Vec<_>>());
     let revisions: Vec<i64> = releases.iter().map(|release| release.revision.0).collect();
@@ -371,7 +373,7 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
                       case when job.revision = given.revision then given.reason end as reason
                from given join gristmill.embedding_jobs as job using (id, lease_id)
                where job.lease_until > clock_timestamp()
-               order by job.id for update of job
+               order by job.id for update of job skip locked
            ),
            noted as (
                insert into gristmill.job_attempts
@@ -379,18 +381,21 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
                select ours.id, ours.revision, ours.attempt + 1, ours.worker, ours.started_at,
                       given.outcome, given.kind, given.reason, given.stages
                from ours join given using (id)
+           ),
+           released as (
+               update gristmill.embedding_jobs as job
+               set state = case when ours.wait is null then 'pending' else 'waiting' end,
+                   run_at = case when ours.wait is null then job.run_at
+                            else clock_timestamp() + make_interval(secs => ours.wait * case when ours.burnt then 0.75 + random() / 2 else 1 end) end,
+                   attempt = job.attempt + ours.burnt::int::smallint,
+                   snoozed_since = case when ours.wait is null or ours.burnt then job.snoozed_since
+                                   else coalesce(job.snoozed_since, clock_timestamp()) end,
+                   error_kind = ours.kind, reason = ours.reason,
+                   lease_id = null, lease_until = null, worker = null, stage = null, alone = false
+               from ours where job.id = ours.id
            )
-           update gristmill.embedding_jobs as job
-           set state = case when ours.wait is null then 'pending' else 'waiting' end,
-               run_at = case when ours.wait is null then job.run_at
-                        else clock_timestamp() + make_interval(secs => ours.wait * case when ours.burnt then 0.75 + random() / 2 else 1 end) end,
-               attempt = job.attempt + ours.burnt::int::smallint,
-               snoozed_since = case when ours.wait is null or ours.burnt then job.snoozed_since
-                               else coalesce(job.snoozed_since, clock_timestamp()) end,
-               error_kind = ours.kind, reason = ours.reason,
-               lease_id = null, lease_until = null, worker = null, stage = null, alone = false
-           from ours where job.id = ours.id
-           returning job.id as "id: JobId""#,
+           select given.id as "id!: JobId" from given join gristmill.embedding_jobs as job using (id, lease_id)
+           where given.id not in (select id from ours)"#,
         &ids,
         &leases,
         &waits as &[Option<f64>],

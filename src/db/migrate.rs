@@ -6,6 +6,9 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 static OURS: Migrator = sqlx::migrate!("./migrations");
 static STARTER: Migrator = sqlx::migrate!("./migrations/starter");
 
+/// What a superuser runs where we may not.
+pub const CREATE_VECTOR: &str = "create extension vector;";
+
 /// Which set of migrations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {

@@ -70,7 +70,10 @@ pub enum ProviderError {
     /// No text would be taken: the address, the model's name or its options are wrong. The lane pauses, as for a credential.
     #[error("the provider cannot be used as configured: {0}")]
     Misconfigured(String),
-    /// The answer broke the contract: count, length, finiteness, JSON.
+    /// Status 200 and yet no answer to any of the texts: a proxy's page, an empty body, JSON that breaks off.
+    #[error("the provider gave no answer: {0}")]
+    NoAnswer(String),
+    /// The answer broke the contract: count, length, finiteness.
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::db;
@@ -27,6 +28,8 @@ struct Entry {
     release: Release,
     key: SourceKey,
     pipeline: String,
+    /// When it was first tried.
+    tried: Option<Instant>,
 }
 
 impl Releases {
@@ -38,7 +41,7 @@ impl Releases {
     pub(super) fn push(&self, release: Release, key: SourceKey, pipeline: String) {
         self.open.fetch_add(1, Ordering::AcqRel);
         // The receiver lives as long as the engine.
-        self.sender.send(Entry { release, key, pipeline }).ok();
+        self.sender.send(Entry { release, key, pipeline, tried: None }).ok();
     }
 
     /// Pending again, nothing burnt.
@@ -67,65 +70,80 @@ impl Releases {
     }
 }
 
-/// Writes releases until `stop`.
+/// Pauses between tries.
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Writes releases until `stop`. What cannot be written now is tried again beside what comes.
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     let Some(mut receiver) = engine.releases.receiver.lock().unwrap_or_else(PoisonError::into_inner).take() else {
         return;
     };
     let mut batch = Vec::new();
+    let mut wait = FIRST;
     loop {
         tokio::select! {
             count = receiver.recv_many(&mut batch, 500) => if count == 0 { return },
+            () = tokio::time::sleep(wait), if !batch.is_empty() => {}
             () = stop.cancelled() => return,
         }
-        write(&engine, &batch).await;
-        for entry in &batch {
+        let (done, left) = write(&engine, std::mem::take(&mut batch)).await;
+        batch = left;
+        wait = if batch.is_empty() { FIRST } else { (wait * 2).min(LONGEST) };
+        for entry in &done {
             engine.hands.drop_job(entry.release.id, entry.release.lease);
         }
-        engine.releases.open.fetch_sub(batch.len(), Ordering::AcqRel);
+        engine.releases.open.fetch_sub(done.len(), Ordering::AcqRel);
         engine.releases.written.notify_waiters();
-        batch.clear();
         engine.wake.notify_waiters();
     }
 }
 
-/// Tries until it is written; a worker that has to stop tries for the length of a lease, and then the jobs are the rescuer's.
-async fn write(engine: &Engine, batch: &[Entry]) {
-    mirror_pending(engine, batch).await;
+/// Returns what is done with and what to try again. A worker that has to stop tries for the length of a lease; then the jobs are the
+/// rescuer's.
+async fn write(engine: &Engine, mut batch: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
+    mirror_pending(engine, &batch).await;
+    renew(engine, &batch).await;
+    for entry in &mut batch {
+        entry.tried.get_or_insert_with(Instant::now);
+    }
     let releases: Vec<Release> = batch.iter().map(|entry| entry.release.clone()).collect();
-    let held: Vec<_> = releases.iter().map(|release| (release.id, release.lease)).collect();
-    let end = tokio::time::Instant::now() + engine.settings.lease;
-    let mut wait = Duration::from_millis(100);
-    loop {
-        match db::jobs::release(&engine.pool, &releases).await {
-            Ok(_) => return,
-            Err(error) if !engine.stop.is_cancelled() || tokio::time::Instant::now() < end => {
-                tracing::warn!(
-                    jobs = releases.len(),
-                    error = db::describe(&error),
-                    "giving jobs back failed; trying again"
-                );
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(5));
-                // The leases may have run out while the database was away; what nobody took is still ours.
-                db::jobs::heartbeat(&engine.pool, &held, engine.settings.lease).await.ok();
-            }
-            Err(error) => {
-                tracing::error!(
-                    jobs = releases.len(),
-                    error = db::describe(&error),
-                    "jobs were not given back; their leases end by themselves"
-                );
-                return;
-            }
-        }
+    let (open, trouble) = match db::jobs::release(&engine.pool, &releases).await {
+        Ok(busy) => (busy, "somebody else holds the rows".to_owned()),
+        Err(error) => (releases.iter().map(|release| release.id).collect(), db::describe(&error)),
+    };
+    let (open, mut done): (Vec<Entry>, Vec<Entry>) =
+        batch.into_iter().partition(|entry| open.contains(&entry.release.id));
+    let is_late = |entry: &Entry| entry.tried.is_some_and(|tried| tried.elapsed() >= engine.settings.lease);
+    let (late, open): (Vec<Entry>, Vec<Entry>) =
+        open.into_iter().partition(|entry| engine.stop.is_cancelled() && is_late(entry));
+    if !open.is_empty() {
+        tracing::debug!(jobs = open.len(), error = trouble, "giving jobs back failed; trying again");
+    }
+    if !late.is_empty() {
+        tracing::error!(jobs = late.len(), error = trouble, "jobs were not given back; their leases end by themselves");
+    }
+    done.extend(late);
+    (done, open)
+}
+
+/// Leases may run out while the database is away or somebody holds the rows; what nobody took is still ours.
+async fn renew(engine: &Engine, batch: &[Entry]) {
+    let held: Vec<_> = batch
+        .iter()
+        .filter(|entry| entry.tried.is_some())
+        .map(|entry| (entry.release.id, entry.release.lease))
+        .collect();
+    if !held.is_empty() {
+        // Where this fails, so does the release, which says so.
+        db::jobs::heartbeat(&engine.pool, &held, engine.settings.lease).await.ok();
     }
 }
 
 /// Releases the mirrored word while the leases are still ours.
 async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     let mut by_pipeline: HashMap<&str, Vec<&SourceKey>> = HashMap::new();
-    for entry in batch {
+    for entry in batch.iter().filter(|entry| entry.tried.is_none()) {
         by_pipeline.entry(&entry.pipeline).or_default().push(&entry.key);
     }
     for (pipeline, keys) in by_pipeline {

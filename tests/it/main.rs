@@ -1,14 +1,20 @@
 //! The integration tests: one binary, so that one private server serves them all.
 
+mod announcing;
+mod applications;
 mod architecture;
+mod batching;
+mod cli;
 mod embedded;
 mod engine;
+mod existing;
 mod extract;
 mod fake_openai;
 mod files;
 mod outcomes;
 mod postgres;
 mod providers;
+mod schema;
 mod spine;
 mod stores;
 mod world;

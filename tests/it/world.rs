@@ -154,7 +154,10 @@ impl World {
     /// Writes the configuration to a file, for commands.
     pub fn config_file(&self) -> std::path::PathBuf {
         let path = self.files.path().join("workers.toml");
-        std::fs::write(&path, &self.toml).expect("the file can be written");
+        // In one step: a worker that starts meanwhile must not read half of it.
+        let half = self.files.path().join(format!("{}.toml", Uuid::new_v4()));
+        std::fs::write(&half, &self.toml).expect("the file can be written");
+        std::fs::rename(half, &path).expect("the file can be moved");
         path
     }
 
@@ -189,6 +192,46 @@ impl World {
             .fetch_one(&self.pool)
             .await
             .expect("the row fits")
+    }
+
+    /// Inserts so many documents of one sentence each, in one statement: `row 001`, `row 002` and so on.
+    pub async fn insert_sentences(&self, count: i64) {
+        sqlx::query(
+            "insert into public.documents (user_id, name, content) \
+             select $1, format('row %s', lpad(nth::text, 3, '0')), format('Sentence %s of the mill.', nth) \
+             from generate_series(1, $2) as nth",
+        )
+        .bind(USER)
+        .bind(count)
+        .execute(&self.pool)
+        .await
+        .expect("the rows fit");
+    }
+
+    /// How many jobs are in each state, with their kind of trouble.
+    pub async fn states(&self) -> String {
+        self.list(
+            "select concat_ws(' ', count(*), state, error_kind) from gristmill.embedding_jobs group by state, error_kind order by 1",
+        )
+        .await
+        .join("\n")
+    }
+
+    /// The plan of the one pipeline.
+    pub async fn plan(&self) -> std::sync::Arc<db::app::Plan> {
+        let resolved = app::resolve(&self.pool, &self.config()).await.expect("the database is there");
+        assert!(resolved.refused.is_empty(), "{:?}", resolved.refused);
+        std::sync::Arc::clone(&resolved.plans[0])
+    }
+
+    /// Waits until a query that returns one boolean says true.
+    pub async fn until(&self, query: &str) {
+        let waited = tokio::time::timeout(Duration::from_secs(20), async {
+            while !self.value::<bool>(query).await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        waited.await.unwrap_or_else(|_| panic!("never true: {query}"));
     }
 
     /// Uploads a file as a frontend would: below the user's folder, then its row.

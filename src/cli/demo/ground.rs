@@ -1,4 +1,6 @@
-//! Where the demo's tables go: a private Postgres, or a database of its own on the server that DATABASE_URL names.
+//! Where the demo's tables go: a private Postgres, or a database of its own on the server that `DATABASE_URL` names.
+
+use std::path::Path;
 
 use url::Url;
 use uuid::Uuid;
@@ -31,6 +33,14 @@ enum Kind {
 impl Ground {
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// A folder that goes when the database goes, even after kill -9; none on a server that is not ours.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        match &self.kind {
+            Kind::Private(server) => Some(server.folder()),
+            Kind::Own { .. } | Kind::Given => None,
+        }
     }
 
     /// Takes everything away again, or says how to reach and end what is left.
@@ -71,26 +81,28 @@ pub(super) async fn obtain(steps: &Steps, keep: bool) -> Result<Ground, Failure>
 
 async fn on_private(steps: &Steps, keep: bool) -> Result<Ground, Failure> {
     steps.say("starting a private Postgres");
-    // The downloader without pip needs a runtime, so a second way in goes through `fetch`.
     let found = tokio::task::spawn_blocking(|| embedded::installation(&fetch::say));
-    let installation = match found.await.map_err(|error| Failure::of(&error))? {
-        Ok(installation) => installation,
-        Err(_) => {
-            let programs = fetch::obtain(Artifact::Postgres).await?.join("bin");
-            embedded::Installation { programs, version: 18, origin: embedded::Origin::Pinned }
-        }
+    let installation = if let Ok(installation) = found.await.map_err(|error| Failure::of(&error))? {
+        installation
+    } else {
+        // Without pip and uv: over HTTPS, whose client is lent by `fetch`.
+        let programs = fetch::obtain(Artifact::Postgres).await?.join("bin");
+        embedded::Installation { programs, version: 18, origin: embedded::Origin::Pinned }
     };
     let options = Options { durable: keep, keep, within: None };
     let started = tokio::task::spawn_blocking(move || PrivatePostgres::start(&installation, &options));
-    let server = started.await.map_err(|error| Failure::of(&error))?.map_err(|error| match Failure::of(&error) {
-        Failure::Failed(text) => Failure::Failed(format!("{text}; or set DATABASE_URL to a Postgres with pgvector")),
-        other => other,
-    })?;
+    let server = started
+        .await
+        .map_err(|error| Failure::of(&error))?
+        .map_err(|error| Failure::of(&error).and("or set DATABASE_URL to a Postgres with pgvector"))?;
     Ok(Ground { url: server.url(), kind: Kind::Private(server) })
 }
 
 async fn on_given(steps: &Steps, url: &str) -> Result<Ground, Failure> {
-    let mut admin = db::connect_once(url).await?;
+    let mut admin = db::connect_once(url).await.map_err(|error| {
+        let away = Failure::of(&error);
+        away.and("DATABASE_URL names it: correct it, or unset it for a private Postgres")
+    })?;
     if db::server::may_create_databases(&mut admin).await? {
         let name = format!("gristmill_demo_{}", &Uuid::new_v4().simple().to_string()[..8]);
         let mut own = Url::parse(url).map_err(|_| db::ConnectError::Address)?;

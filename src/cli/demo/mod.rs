@@ -4,12 +4,13 @@ mod ground;
 mod progress;
 mod samples;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 use sqlx::PgPool;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, Running};
@@ -34,7 +35,7 @@ pub(super) struct Args {
     #[arg(long)]
     keep: bool,
     /// What to look for at the end
-    #[arg(long, value_name = "TEXT", default_value = "Who designed the Gentium typeface, and why?")]
+    #[arg(long, value_name = "TEXT", default_value = "When did Gentium become free under an open licence?")]
     query: String,
 }
 
@@ -51,10 +52,10 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     let steps = Steps::new(session.json);
     fetch_all(&steps).await?;
     let ground = ground::obtain(&steps, args.keep).await?;
-    let files = tempfile()?;
+    let files = Folder::make(&ground)?;
     let outcome = tokio::select! {
-        outcome = show_everything(session, &args, &ground, files.path(), &steps, began) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::Failed("interrupted".to_owned())),
+        outcome = show_everything(session, &args, &ground, &files.path, &steps, began) => outcome,
+        () = interrupted() => Err(Failure::Failed("interrupted".to_owned())),
     };
     steps.end();
     let farewell = ground.leave(args.keep && outcome.is_ok()).await;
@@ -65,36 +66,50 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Somebody wants it to end: then what was made on a server is taken away first.
+async fn interrupted() {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
 /// The model and the PDF reader; without the latter PDF is read by unpdf, which is worth a line and no failure.
 async fn fetch_all(steps: &Steps) -> Result<(), Failure> {
     steps.say("looking for the model and libpdfium");
     fetch::obtain(Artifact::MiniLm).await?;
-    if let Err(failure) = fetch::obtain(Artifact::Pdfium).await {
-        eprintln!("note: PDF is read by unpdf alone: {failure:?}");
+    if let Err(Failure::Failed(why)) = fetch::obtain(Artifact::Pdfium).await {
+        eprintln!("note: PDF is read by unpdf alone: {why}");
     }
     Ok(())
 }
 
-/// The folder of the sample files, gone with the demo.
-struct Folder(std::path::PathBuf);
+/// The folder of the sample files, gone with the demo or with its database.
+struct Folder {
+    path: PathBuf,
+    is_ours: bool,
+}
 
 impl Folder {
-    fn path(&self) -> &Path {
-        &self.0
+    fn make(ground: &Ground) -> Result<Self, Failure> {
+        let name = format!("gristmill-files-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let folder = match ground.folder() {
+            Some(folder) => Self { path: folder.join("files"), is_ours: false },
+            None => Self { path: std::env::temp_dir().join(name), is_ours: true },
+        };
+        std::fs::create_dir(&folder.path)?;
+        Ok(folder)
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        if self.is_ours {
+            // What stays is in the system's folder for such files.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
     }
-}
-
-fn tempfile() -> Result<Folder, Failure> {
-    let name = format!("gristmill-files-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-    let path = std::env::temp_dir().join(name);
-    std::fs::create_dir(&path)?;
-    Ok(Folder(path))
 }
 
 fn configure(url: &str, files: &Path) -> Result<Config, Failure> {

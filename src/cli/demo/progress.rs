@@ -25,7 +25,7 @@ pub(super) struct Steps {
 
 const LOOK_EVERY: Duration = Duration::from_millis(150);
 /// Longer than any machine needs for nine small documents.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 const WIDTH: usize = 110;
 
 impl Steps {
@@ -81,7 +81,7 @@ pub(super) async fn watch(pool: &PgPool, running: &Running, steps: &Steps) -> Re
             .map(|document| document.name.as_str())
             .collect();
         let now = format!(
-            "{:4.1} s  {} of {} documents through; in hand: {}",
+            "{:.1} s: {} of {} documents through; in hand: {}",
             began.elapsed().as_secs_f64(),
             told.len(),
             documents.len(),

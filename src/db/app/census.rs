@@ -7,7 +7,7 @@ use crate::domain::SourceKey;
 
 use super::load::parent_match;
 use super::plan::{Plan, TargetPlan};
-use super::sweep::{Slice, behind, bind_key, read};
+use super::sweep::{Slice, behind, bind_key, patient, read};
 
 /// How a census slice went.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub struct Census {
     pub slice: Slice,
 }
 
-/// Gives the next `limit` rows of the set that have no job one: done and unpaid (`adopt`, where the row has at least one vector
+/// Gives the next `limit` rows of the set that have no job one, but for rows that somebody changes just now: done and unpaid (`adopt`, where the row has at least one vector
 /// and all are valid), held for a person's word, or skipped (`ignore`).
 ///
 /// # Errors
@@ -42,15 +42,18 @@ pub async fn census(
     };
     let statement = format!(
         "with slice as materialized ( \
-             select {key} as gm_key, {tenant} as gm_tenant, {fingerprint} as gm_fingerprint, {valid} as gm_chunks, \
+             select {key} as gm_key, {tenant} as gm_tenant, {fingerprint} as gm_fingerprint, {valid} as gm_chunks, {needs} as gm_needs, \
                     row_number() over (order by {list}) as gm_nth \
              from {from} where {when} and {behind} order by {list} limit ${limit} \
+         ), held as materialized ( \
+             select slice.* from slice join {source} as source on {found} order by gm_nth for no key update of source skip locked \
          ), noted as ( \
              insert into gristmill.embedding_jobs \
-                 (pipeline, source_key, tenant, fingerprint, max_attempts, state, run_at, error_kind, reason, finished_at, chunks, generation) \
+                 (pipeline, source_key, tenant, fingerprint, max_attempts, state, run_at, error_kind, reason, finished_at, chunks, generation, \
+                  need_stands) \
              select ${pipeline}, gm_key, gm_tenant, gm_fingerprint, ${attempts}, said.state, said.run_at, said.kind, said.reason, \
-                    said.finished_at, nullif(gm_chunks, 0), case when gm_chunks > 0 then ${generation} end \
-             from slice cross join lateral ( \
+                    said.finished_at, nullif(gm_chunks, 0), case when gm_chunks > 0 then ${generation} end, gm_needs \
+             from held cross join lateral ( \
                  select 'completed', clock_timestamp(), null, null, clock_timestamp() where gm_chunks > 0 \
                  union all select {otherwise} where gm_chunks = 0 \
              ) as said (state, run_at, kind, reason, finished_at) \
@@ -62,8 +65,11 @@ pub async fn census(
         key = plan.key_json("source"),
         tenant = plan.tenant,
         fingerprint = plan.fingerprint,
+        needs = plan.needs.as_deref().unwrap_or("false"),
         list = plan.key_list("source"),
         from = plan.from(&plan.source),
+        source = plan.source,
+        found = plan.key_of_json("source", "slice.gm_key"),
         when = plan.when,
         behind = behind(plan, after),
         pipeline = keys + 1,
@@ -76,7 +82,10 @@ pub async fn census(
         .bind(limit)
         .bind(plan.pipeline.max_attempts)
         .bind(&plan.generation);
-    Ok(Census { slice: read(&query.fetch_one(connection).await?, limit)? })
+    let mut transaction = patient(connection).await?;
+    let row = query.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(Census { slice: read(&row, limit)? })
 }
 
 /// Whether any row is in the set.

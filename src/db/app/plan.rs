@@ -115,6 +115,17 @@ impl Plan {
         parts.join(" and ")
     }
 
+    /// `source."a" = (key->>0)::type and …`
+    pub(super) fn key_of_json(&self, row: &str, key: &str) -> String {
+        let parts: Vec<String> = self
+            .key
+            .iter()
+            .enumerate()
+            .map(|(nth, column)| format!("{row}.{} = ({key}->>{nth})::{}", column.sql(), column.type_sql()))
+            .collect();
+        parts.join(" and ")
+    }
+
     /// `jsonb_build_array(source."a"::text, …)`
     pub(super) fn key_json(&self, row: &str) -> String {
         let parts: Vec<String> = self.key.iter().map(|column| format!("{row}.{}::text", column.sql())).collect();

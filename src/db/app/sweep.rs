@@ -30,53 +30,85 @@ pub async fn sweep_set(
     limit: i64,
 ) -> sqlx::Result<Slice> {
     let keys = plan.key.len();
-    let changed =
-        plan.pipeline.source.changed_at.as_ref().filter(|_| plan.pipeline.source.reopen_on_change).map_or_else(
-            || "false".to_owned(),
-            |column| format!("(${}::timestamptz is null or source.{} > ${0})", keys + 1, super::quote(column)),
-        );
     let order = plan.pipeline.source.order.as_ref().map_or_else(
         || "null::timestamptz".to_owned(),
         |column| format!("(source.{}::text)::timestamptz", super::quote(column)),
     );
-    let ended = "job.state in ('completed', 'skipped', 'failed')";
-    let left = "(job.state = 'cancelled' and job.error_kind = 'left')";
-    let asks = match &plan.needs {
-        None => format!("job.id is null or {left}"),
-        Some(needs) => format!(
-            "(job.id is null and {needs}) or (job.state = 'completed' and not job.need_stands and {needs}) \
-             or ((job.state in ('skipped', 'failed') or {left}) and {needs} \
-                 and (job.fingerprint is null or {fingerprint} is distinct from job.fingerprint))",
-            fingerprint = plan.fingerprint,
-        ),
-    };
+    // The job's columns have odd names, so that a configured expression over the row never meets them.
     let statement = format!(
-        "with slice as ( \
+        "with slice as materialized ( \
              select {key} as gm_key, {tenant} as gm_tenant, {order} as gm_order, row_number() over (order by {list}) as gm_nth, \
-                    ({asks} or ({ended} and {changed} and {fingerprint} is distinct from job.fingerprint)) as gm_asks \
-             from {from} left join gristmill.embedding_jobs as job on job.pipeline = ${pipeline} and job.source_key = {key} \
+                    ({asks}) as gm_asks \
+             from {from} left join ( \
+                 select id as gm_job, source_key as gm_source_key, state as gm_state, error_kind as gm_kind, \
+                        need_stands as gm_stands, fingerprint as gm_known, started_at as gm_started \
+                 from gristmill.embedding_jobs where pipeline = ${pipeline} \
+             ) as gm_jobs on gm_source_key = {key} \
              where {when} and {behind} order by {list} limit ${limit} \
+         ), asking as materialized ( \
+             select slice.* from slice join {source} as source on {found} where gm_asks \
+             order by gm_key for no key update of source skip locked \
          ) \
-         select count(*) as seen, (array_agg(gm_key order by gm_nth desc))[1] as last, \
-                coalesce(case when bool_or(gm_asks) then gristmill.open_jobs(${pipeline}, array_agg(gm_key) filter (where gm_asks), \
-                    array_agg(gm_tenant) filter (where gm_asks), array_agg(gm_order) filter (where gm_asks), 0, false) end, 0) as opened \
-         from slice",
+         select (select count(*) from slice) as seen, (select gm_key from slice order by gm_nth desc limit 1) as last, \
+                coalesce((select case when count(*) > 0 then gristmill.open_jobs(${pipeline}, array_agg(gm_key), \
+                    array_agg(gm_tenant), array_agg(gm_order), 0, false) end from asking), 0) as opened",
         key = plan.key_json("source"),
         tenant = plan.tenant,
         list = plan.key_list("source"),
-        fingerprint = plan.fingerprint,
+        asks = asks(plan),
         from = plan.from(&plan.source),
+        source = plan.source,
+        found = plan.key_of_json("source", "slice.gm_key"),
         when = plan.when,
         behind = behind(plan, after),
         pipeline = keys + 2,
         limit = keys + 3,
     );
+    let mut transaction = patient(connection).await?;
     let mut query = sqlx::query(AssertSqlSafe(statement));
     query = bind_key(query, plan, after).bind(since).bind(&plan.pipeline.name).bind(limit);
-    read(&query.fetch_one(connection).await?, limit)
+    let row = query.fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    read(&row, limit)
 }
 
-/// Looks at the next `limit` finished jobs and opens those whose row is gone or out of the set: their attempt tidies up.
+/// Opening jobs takes many job rows in one transaction, and so does an application's own transaction through its triggers. The
+/// rows are therefore asked for in the application's order, source before job, and never waited for long: a cycle would cost
+/// the application its statement.
+pub(super) async fn patient(connection: &mut PgConnection) -> sqlx::Result<sqlx::Transaction<'_, sqlx::Postgres>> {
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    sqlx::query("set local lock_timeout = '100ms'").execute(&mut *transaction).await?;
+    Ok(transaction)
+}
+
+/// Which rows of the set ask for a job: those without one, those whose need came back, those that changed.
+fn asks(plan: &Plan) -> String {
+    let since = plan.key.len() + 1;
+    let source = &plan.pipeline.source;
+    let changed_at = source.changed_at.as_ref().map(|column| format!("source.{}", super::quote(column)));
+    let moved = format!("{} is distinct from gm_known", plan.fingerprint);
+    let changed = changed_at.as_ref().filter(|_| source.reopen_on_change).map_or_else(
+        || format!("${since}::timestamptz is not null and false"),
+        |at| format!("(${since}::timestamptz is null or {at} > ${since}) and {moved}"),
+    );
+    // A row that killed its workers has no fingerprint of what did it: only a later change may ask again.
+    let harmless = changed_at.map_or_else(
+        || "gm_kind is distinct from 'crashed'".to_owned(),
+        |at| format!("(gm_kind is distinct from 'crashed' or {at} > gm_started)"),
+    );
+    let left = "(gm_state = 'cancelled' and gm_kind = 'left')";
+    let entered = match &plan.needs {
+        None => format!("gm_job is null or {left}"),
+        Some(needs) => format!(
+            "(gm_job is null and {needs}) or (gm_state = 'completed' and {needs} and (not gm_stands or {moved})) \
+             or ((gm_state in ('skipped', 'failed') or {left}) and {needs} and {harmless} and (gm_known is null or {moved}))",
+        ),
+    };
+    format!("{entered} or (gm_state in ('completed', 'skipped', 'failed') and {harmless} and {changed})")
+}
+
+/// Looks at the next `limit` jobs that rest and opens those whose row is gone or out of the set: their attempt tidies up. A job
+/// that a person cancelled is opened only where the row is gone.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -86,36 +118,34 @@ pub async fn sweep_leavers(
     after: i64,
     limit: i64,
 ) -> sqlx::Result<(i64, Option<i64>)> {
-    let matches: Vec<String> = plan
-        .key
-        .iter()
-        .enumerate()
-        .map(|(nth, column)| format!("source.{} = (slice.source_key->>{nth})::{}", column.sql(), column.type_sql()))
-        .collect();
     let statement = format!(
         "with slice as materialized ( \
-             select id, source_key from gristmill.embedding_jobs \
-             where pipeline = $1 and id > $2 and state in ('completed', 'skipped', 'failed') \
+             select id, source_key, state from gristmill.embedding_jobs \
+             where pipeline = $1 and id > $2 and (state in ('completed', 'skipped', 'failed') \
+                     or (state = 'cancelled' and error_kind = 'person') or (state = 'waiting' and error_kind = 'unaccepted')) \
                and error_kind is distinct from 'constraint' and jsonb_array_length(source_key) = {count} \
              order by id limit $3 \
-         ), gone as ( \
-             select source_key from slice \
-             where not exists (select from {from} where {matches} and {when}) \
+         ), gone as materialized ( \
+             select job.source_key from slice join gristmill.embedding_jobs as job using (id) \
+             where not exists (select from {from} where {found} and (slice.state = 'cancelled' or {when})) \
+             order by id for update of job skip locked \
          ) \
          select (select count(*) from slice) as seen, (select max(id) from slice) as last, \
                 coalesce((select case when count(*) > 0 then gristmill.open_jobs($1, array_agg(source_key), \
-                    array_fill(''::text, array[count(*)::int]), array_fill(null::timestamptz, array[count(*)::int]), 0, false) end from gone), 0) as opened",
+                    array_fill(''::text, array[count(*)::int]), array_fill(null::timestamptz, array[count(*)::int]), 0, true) end from gone), 0) as opened",
         count = plan.key.len(),
         from = plan.from(&plan.source),
-        matches = matches.join(" and "),
+        found = plan.key_of_json("source", "slice.source_key"),
         when = plan.when,
     );
+    let mut transaction = patient(connection).await?;
     let row = sqlx::query(AssertSqlSafe(statement))
         .bind(&plan.pipeline.name)
         .bind(after)
         .bind(limit)
-        .fetch_one(connection)
+        .fetch_one(&mut *transaction)
         .await?;
+    transaction.commit().await?;
     let seen: i64 = row.try_get("seen")?;
     let last: Option<i64> = row.try_get("last")?;
     Ok((row.try_get("opened")?, last.filter(|_| seen >= limit)))

@@ -44,15 +44,21 @@ pub async fn verify(
     let keys = plan.key.len();
     let (count, bad) = counts(plan);
     let statement = format!(
-        "select {key} as key, job.state = 'completed' as completed, \
-                job.id is null or (job.state = 'completed' and chunk.chunks < greatest(job.chunks, 1)) as missing, \
-                job.state = 'completed' and (job.generation is distinct from ${generation} \
-                    or (job.fingerprint is not null and job.fingerprint is distinct from {fingerprint})) as stale, \
-                coalesce(job.state = 'completed' and chunk.bad > 0, false) as invalid \
-         from {from} left join gristmill.embedding_jobs as job on job.pipeline = ${pipeline} and job.source_key = {key} \
-         cross join lateral (select {count} as chunks, {bad} as bad) as chunk \
+        "select {key} as key, \
+                (gm_job is null and {asks}) or (gm_state = 'completed' and chunk.gm_chunks < greatest(gm_wanted, 1)) as missing, \
+                gm_state = 'completed' and (gm_generation is distinct from ${generation} \
+                    or (gm_known is not null and gm_known is distinct from {fingerprint})) as stale, \
+                coalesce(gm_state = 'completed' and chunk.gm_bad > 0, false) as invalid \
+         from {from} left join ( \
+             select id as gm_job, source_key as gm_source_key, state as gm_state, chunks as gm_wanted, generation as gm_generation, \
+                    fingerprint as gm_known \
+             from gristmill.embedding_jobs where pipeline = ${pipeline} \
+         ) as gm_jobs on gm_source_key = {key} \
+         cross join lateral (select {count} as gm_chunks, {bad} as gm_bad) as chunk \
          where {when} and {behind} order by {list} limit ${limit}",
         key = plan.key_json("source"),
+        // A row that asks for itself and does not, needs no job.
+        asks = plan.needs.as_deref().unwrap_or("true"),
         fingerprint = plan.fingerprint,
         from = plan.from(&plan.source),
         when = plan.when,

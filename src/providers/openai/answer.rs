@@ -58,12 +58,12 @@ fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vec<f32>>, ProviderErr
 /// Says where the JSON ends to be an answer, never what stands there.
 fn not_an_answer(body: &[u8], error: &serde_json::Error) -> ProviderError {
     let body = body.trim_ascii();
-    garbled(match body.first() {
-        None => "it is empty".to_owned(),
-        Some(b'<') => "it is a web page, not JSON; is the url right?".to_owned(),
+    ProviderError::NoAnswer(match body.first() {
+        None => "its body is empty".to_owned(),
+        Some(b'<') => "it sent a web page, not JSON; is the url right?".to_owned(),
         Some(_) if error.is_eof() => "its JSON is cut off".to_owned(),
         Some(_) => {
-            format!("it is not a list of embeddings in JSON (line {}, column {})", error.line(), error.column())
+            format!("it sent no list of embeddings in JSON (line {}, column {})", error.line(), error.column())
         }
     })
 }
@@ -115,6 +115,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
+    fn check_none(body: &str, why: &str) {
+        assert_eq!(read(body.as_bytes(), 1), Err(ProviderError::NoAnswer(why.to_owned())));
+    }
+
+    #[track_caller]
     fn check(body: &str, texts: usize, want: Result<(Vec<Vec<f32>>, Option<u64>), &str>) {
         assert_eq!(read(body.as_bytes(), texts), want.map_err(|why| garbled(why.to_owned())));
     }
@@ -151,10 +156,10 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_is_described_without_quoting_it() {
-        check("", 1, Err("it is empty"));
-        check("<!doctype html><p>Ada", 1, Err("it is a web page, not JSON; is the url right?"));
-        check(r#"{"data": [{"index": 0, "embe"#, 1, Err("its JSON is cut off"));
-        check(r#"{"data": "Ada"}"#, 1, Err("it is not a list of embeddings in JSON (line 1, column 14)"));
+        check_none("", "its body is empty");
+        check_none("<!doctype html><p>Ada", "it sent a web page, not JSON; is the url right?");
+        check_none(r#"{"data": [{"index": 0, "embe"#, "its JSON is cut off");
+        check_none(r#"{"data": "Ada"}"#, "it sent no list of embeddings in JSON (line 1, column 14)");
     }
 
     #[test]

@@ -23,16 +23,17 @@ pub struct Answer {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// An answer with vectors, spoilt in one way or in none.
-    Vectors(Spoilt),
+    /// An answer with vectors, spoilt in one way or in none: at the last text, or at the texts that hold a marker.
+    Vectors(Spoilt, Option<String>),
     /// The connection closes before a byte of an answer.
     HungUp,
     /// This status and this body, whatever the request.
     Fixed(StatusCode, &'static str, String),
 }
 
+/// How an answer with vectors is spoilt.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Spoilt {
+pub enum Spoilt {
     No,
     /// The right vectors in another order, which the vendor may do.
     Shuffled,
@@ -141,7 +142,12 @@ impl Answer {
     }
 
     fn vectors(spoilt: Spoilt) -> Self {
-        Self { kind: Kind::Vectors(spoilt), headers: Vec::new() }
+        Self { kind: Kind::Vectors(spoilt, None), headers: Vec::new() }
+    }
+
+    /// Spoilt where a text holds `marker`.
+    pub(super) fn spoilt_at(marker: &str, how: Spoilt) -> Self {
+        Self { kind: Kind::Vectors(how, Some(marker.to_owned())), headers: Vec::new() }
     }
 
     fn fixed(status: u16, content_type: &'static str, body: &str) -> Self {
@@ -161,8 +167,9 @@ impl Answer {
                 let broken = stream::iter([Err::<String, _>(io::Error::other("broken on purpose"))]);
                 (StatusCode::OK, "application/json", Body::from_stream(broken))
             }
-            Kind::Vectors(spoilt) => {
-                (StatusCode::OK, "application/json", embeddings(texts, dimensions, base64, spoilt))
+            Kind::Vectors(spoilt, marker) => {
+                let body = embeddings(texts, dimensions, base64, spoilt, marker.as_deref());
+                (StatusCode::OK, "application/json", body)
             }
         };
         let mut response = Response::new(body);
@@ -196,9 +203,10 @@ pub fn vector_of(text: &str, dimensions: usize) -> Vec<f32> {
     vector.into_iter().map(|number| number / length).collect()
 }
 
-fn embeddings(texts: &[String], dimensions: usize, base64: bool, spoilt: Spoilt) -> Body {
+fn embeddings(texts: &[String], dimensions: usize, base64: bool, spoilt: Spoilt, marker: Option<&str>) -> Body {
     let mut vectors: Vec<_> = texts.iter().map(|text| vector_of(text, dimensions)).enumerate().collect();
-    spoil(&mut vectors, spoilt);
+    let held = marker.map(|marker| texts.iter().position(|text| text.contains(marker)).unwrap_or_default());
+    spoil(&mut vectors, spoilt, held.unwrap_or(texts.len().saturating_sub(1)));
     let data: Vec<Value> = vectors
         .into_iter()
         .map(|(index, vector)| json!({"object": "embedding", "index": index, "embedding": written(&vector, base64)}))
@@ -220,16 +228,16 @@ fn cut_off(body: &str) -> Body {
     Body::from_stream(stream::iter([Ok(half)]).chain(broken))
 }
 
-fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt) {
-    let Some((index, last)) = vectors.last_mut() else { return };
+fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
+    let Some((index, vector)) = vectors.get_mut(nth) else { return };
     match spoilt {
         Spoilt::No | Spoilt::CutOff => {}
         Spoilt::Shuffled => vectors.reverse(),
-        Spoilt::OneMissing => drop(vectors.pop()),
+        Spoilt::OneMissing => drop(vectors.remove(nth)),
         Spoilt::OneTwice => *index = 0,
-        Spoilt::OneShort => drop(last.pop()),
-        Spoilt::OneNotFinite => last[0] = f32::NAN,
-        Spoilt::OneZero => last.fill(0.0),
+        Spoilt::OneShort => drop(vector.pop()),
+        Spoilt::OneNotFinite => vector[0] = f32::NAN,
+        Spoilt::OneZero => vector.fill(0.0),
     }
 }
 

@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use url::Url;
 
-pub use answer::{Answer, vector_of};
+pub use answer::{Answer, Spoilt, vector_of};
 
 /// What the service is like. The default takes any key and model.
 #[derive(Debug, Clone)]
@@ -121,6 +121,11 @@ impl FakeOpenAi {
         self.service.poison.lock().unwrap().push(marker.to_owned());
     }
 
+    /// Spoils the vector of every text that holds `marker`, whatever else the request holds.
+    pub fn spoil(&self, marker: &str, how: Spoilt) {
+        self.service.spoilt.lock().unwrap().push((marker.to_owned(), how));
+    }
+
     /// Makes requests wait, from now until the gate is opened or dropped.
     pub fn hold(&self) -> Gate {
         self.service.held.send_modify(|gates| *gates += 1);
@@ -208,6 +213,7 @@ struct Service {
     script: Mutex<std::collections::VecDeque<Answer>>,
     always: Mutex<Option<Answer>>,
     poison: Mutex<Vec<String>>,
+    spoilt: Mutex<Vec<(String, Spoilt)>>,
     seen: Mutex<Vec<Seen>>,
     /// How many gates are closed.
     held: watch::Sender<usize>,
@@ -253,6 +259,7 @@ impl Service {
             script: Mutex::default(),
             always: Mutex::default(),
             poison: Mutex::default(),
+            spoilt: Mutex::default(),
             seen: Mutex::default(),
             held: watch::Sender::default(),
             arrived: watch::Sender::default(),
@@ -278,7 +285,16 @@ impl Service {
     /// What the vendor would say, the wish of [`FakeOpenAi::always`] first.
     fn usual(&self, request: &Request, authorization: Option<&str>) -> Answer {
         let always = self.always.lock().unwrap().clone();
-        always.or_else(|| self.refusal(request, authorization)).unwrap_or_else(Answer::good)
+        always
+            .or_else(|| self.refusal(request, authorization))
+            .or_else(|| self.spoils(&request.input))
+            .unwrap_or_else(Answer::good)
+    }
+
+    fn spoils(&self, texts: &[String]) -> Option<Answer> {
+        let spoilt = self.spoilt.lock().unwrap();
+        let (marker, how) = spoilt.iter().find(|(marker, _)| texts.iter().any(|text| text.contains(marker)))?;
+        Some(Answer::spoilt_at(marker, *how))
     }
 
     fn refusal(&self, request: &Request, authorization: Option<&str>) -> Option<Answer> {

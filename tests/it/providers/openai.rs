@@ -41,6 +41,10 @@ async fn refused(answer: impl Into<Answer>) -> ProviderError {
     answered(answer).await.unwrap_err()
 }
 
+fn no_answer(why: &str) -> ProviderError {
+    ProviderError::NoAnswer(why.to_owned())
+}
+
 fn garbled(why: &str) -> ProviderError {
     ProviderError::Garbled(why.to_owned())
 }
@@ -127,13 +131,13 @@ async fn vectors_that_break_the_contract_are_named_by_number() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_answer_is_garbled() {
-    assert_eq!(refused(Answer::html()).await, garbled("it is a web page, not JSON; is the url right?"));
-    assert_eq!(refused(Answer::empty()).await, garbled("it is empty"));
-    assert_eq!(refused(Answer::body(r#"{"data": ["#)).await, garbled("its JSON is cut off"));
+async fn a_body_that_is_no_answer_says_nothing_about_its_texts() {
+    assert_eq!(refused(Answer::html()).await, no_answer("it sent a web page, not JSON; is the url right?"));
+    assert_eq!(refused(Answer::empty()).await, no_answer("its body is empty"));
+    assert_eq!(refused(Answer::body(r#"{"data": ["#)).await, no_answer("its JSON is cut off"));
     assert_eq!(
         refused(Answer::body(r#"{"data": 3}"#)).await,
-        garbled("it is not a list of embeddings in JSON (line 1, column 10)")
+        no_answer("it sent no list of embeddings in JSON (line 1, column 10)")
     );
 }
 

@@ -1,0 +1,244 @@
+//! Texts of many jobs share requests; what is wrong with one of them, or with the vendor, stays where it belongs.
+
+use std::time::Duration;
+
+use insta::assert_snapshot;
+
+use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of};
+use crate::world::{DIMENSIONS, World};
+
+fn vendor() -> FakeOpenAi {
+    FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
+}
+
+/// A world of that vendor with room for many jobs at once.
+async fn world_of(vendor: &FakeOpenAi) -> World {
+    let world = World::with_vendor(vendor).await;
+    world.change("slots = 16", "slots = 512").change("linger = \"5ms\"", "linger = \"50ms\"")
+}
+
+#[tokio::test]
+async fn hundreds_of_sentences_become_few_requests() {
+    let vendor = vendor();
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert_sentences(300).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"300 completed");
+    let mut texts = vendor.paid_texts();
+    texts.sort();
+    texts.dedup();
+    assert_eq!(texts.len(), 300);
+    let sizes: Vec<usize> = vendor.seen().iter().map(|seen| seen.texts.len()).collect();
+    assert!(sizes.len() <= 6 && sizes.iter().any(|&size| size >= 100), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn the_vendor_s_own_limits_are_kept() {
+    let vendor = vendor();
+    let world = world_of(&vendor).await.change("slots = 512", "slots = 3000");
+    world.register().await;
+    world.insert_sentences(2_500).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"2500 completed");
+    assert!(vendor.seen().iter().all(|seen| seen.status == Some(200)), "a request was refused");
+}
+
+#[tokio::test]
+async fn configured_limits_of_inputs_and_tokens_are_kept() {
+    let vendor = vendor();
+    let limits = "longest = 200\ninputs = 10\ntokens = 200";
+    let world = world_of(&vendor).await.change("longest = 8000", limits);
+    world.register().await;
+    world.insert_sentences(60).await;
+    for nth in 0..5 {
+        world.insert(&format!("long {nth}"), &format!("Flour number {nth}. ").repeat(24)).await;
+    }
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"65 completed");
+    for seen in vendor.seen() {
+        let tokens: usize = seen.texts.iter().map(|text| tokens_of(text)).sum();
+        assert!(seen.texts.len() <= 10 && tokens <= 200, "{} inputs of {tokens} tokens", seen.texts.len());
+    }
+    assert_eq!(vendor.paid_texts().len(), 65);
+}
+
+#[tokio::test]
+async fn a_poisoned_text_fails_alone() {
+    let vendor = vendor();
+    vendor.poison("POISON");
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert_sentences(99).await;
+    world.insert("poisoned", "A sentence with POISON in it.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"
+    1 failed refused
+    99 completed
+    ");
+    let reason: String = world.value("select reason from gristmill.embedding_jobs where state = 'failed'").await;
+    assert_snapshot!(reason, @"the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: A … with … in it.");
+    // Halving a hundred texts takes fourteen requests; each neighbour is paid once.
+    assert!(vendor.requests() <= 20, "{} requests", vendor.requests());
+    assert_eq!(vendor.paid_texts().len(), 99);
+}
+
+#[tokio::test]
+async fn a_bad_vector_fails_its_own_job_only() {
+    for (how, want) in [(Spoilt::OneNotFinite, "is not finite"), (Spoilt::OneZero, "zero"), (Spoilt::OneShort, "383")] {
+        let vendor = vendor();
+        vendor.spoil("SPOILT", how);
+        let world =
+            world_of(&vendor).await.change("existing = \"backfill\"", "existing = \"backfill\"\nmax_attempts = 2");
+        world.register().await;
+        world.insert_sentences(20).await;
+        world.insert("spoilt", "A sentence that is SPOILT.").await;
+
+        world.work().await;
+
+        assert_eq!(world.states().await, "1 failed garbled\n20 completed", "{how:?}");
+        let reason: String = world.value("select reason from gristmill.embedding_jobs where state = 'failed'").await;
+        assert!(reason.contains(want) && !reason.contains("SPOILT"), "{how:?}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_none_are_asked_for_again() {
+    let vendor = vendor();
+    vendor.script([Answer::wrong_count(), Answer::html(), Answer::empty()]);
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"note completed | completed attempt=2 chunks=1");
+    assert_eq!(vendor.requests(), 4);
+}
+
+#[tokio::test]
+async fn a_web_page_in_place_of_answers_is_not_asked_for_once_per_text() {
+    let vendor = vendor();
+    vendor.always(Answer::html());
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert_sentences(200).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"200 waiting unavailable");
+    assert!(vendor.requests() <= 20, "{} requests", vendor.requests());
+    let burnt: i64 = world.value("select count(*) from gristmill.embedding_jobs where attempt > 0").await;
+    assert_eq!(burnt, 0);
+}
+
+#[tokio::test]
+async fn a_refused_credential_pauses_the_lane_and_burns_nothing() {
+    for answer in [Answer::insufficient_quota(), Answer::unauthorized("sk-canary-secret")] {
+        let vendor = vendor();
+        vendor.always(answer.clone());
+        let world = world_of(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 10");
+        world.register().await;
+        world.insert_sentences(200).await;
+
+        let worker = world.start().await;
+        worker.idle().await;
+        let lanes = worker.running.lane_status();
+        worker.stop().await;
+
+        assert_eq!(world.states().await, "200 waiting credential");
+        let due: bool = world
+            .value(
+                "select bool_and(attempt = 0 and run_at > now() + interval '4 minutes') from gristmill.embedding_jobs",
+            )
+            .await;
+        assert!(due, "an attempt was burnt, or a job comes back too soon");
+        let (why, seconds) = lanes[0].paused.clone().expect("the lane is paused");
+        assert!(why.starts_with("the provider refuses the credential: ") && !why.contains("sk-canary"), "{why}");
+        assert!(seconds > 240, "{seconds}");
+        // One for each request that was under way.
+        assert!(vendor.requests() <= 8, "{} requests", vendor.requests());
+    }
+}
+
+#[tokio::test]
+async fn a_rate_limit_without_a_time_is_waited_out() {
+    let vendor = vendor();
+    vendor.script([Answer::status(429)]);
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert_sentences(50).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"50 completed");
+    let attempts: Vec<String> =
+        world.list("select distinct (attempt || ' of ' || starts) from gristmill.embedding_jobs").await;
+    assert_eq!(attempts, ["1 of 1"]);
+    assert!(vendor.requests() <= 4, "{} requests", vendor.requests());
+}
+
+#[tokio::test]
+async fn a_long_rate_limit_puts_jobs_back_untouched() {
+    let vendor = vendor();
+    vendor.always(Answer::status(429).with("retry-after", "60"));
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert_sentences(50).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"50 waiting rate_limited");
+    let due: bool = world
+        .value("select bool_and(attempt = 0 and run_at between now() + interval '50 seconds' and now() + interval '61 seconds') from gristmill.embedding_jobs")
+        .await;
+    assert!(due, "an attempt was burnt, or the vendor's time is not kept");
+}
+
+#[tokio::test]
+async fn an_outage_opens_the_breaker_for_one_pause() {
+    let vendor = vendor();
+    vendor.always(Answer::status(503));
+    let world = world_of(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 10");
+    world.register().await;
+    world.insert_sentences(200).await;
+
+    let worker = world.start().await;
+    worker.idle().await;
+    let lanes = worker.running.lane_status();
+    worker.stop().await;
+
+    assert_snapshot!(world.states().await, @"200 waiting unavailable");
+    // What was under way when it opened, and no more.
+    assert!(vendor.requests() <= 16, "{} requests", vendor.requests());
+    let (_, seconds) = lanes[0].paused.clone().expect("the lane is paused");
+    assert!(seconds <= 10, "many failures at once count as one outage, not as {seconds} s");
+    let latest: bool = world
+        .value("select max(run_at) < now() + interval '15 seconds' and max(attempt) = 0 from gristmill.embedding_jobs")
+        .await;
+    assert!(latest);
+}
+
+#[tokio::test]
+async fn a_lone_job_does_not_wait_for_company() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    let worker = world.start().await;
+    world.insert("note", "The mill grinds.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+
+    tokio::time::timeout(Duration::from_secs(10), vendor.answered(1)).await.expect("the request goes");
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_snapshot!(world.state().await, @"note completed | completed attempt=1 chunks=1");
+}

@@ -1,0 +1,384 @@
+//! The binary itself: what it prints, and with which code it ends.
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use gristmill::db;
+use serde_json::Value;
+use sqlx::Executor as _;
+
+use crate::postgres::{TestDatabase, fresh_database};
+use crate::world::World;
+
+/// What a command left behind.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in {:?} {:?}", self.out, self.err))
+    }
+
+    fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{} {}", self.out, self.err);
+        self
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("no signal ended it"),
+            out: String::from_utf8(output.stdout).expect("output is text"),
+            err: String::from_utf8(output.stderr).expect("logs are text"),
+        }
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
+    command.args(arguments).current_dir(std::env::temp_dir());
+    // What the developer has set must not matter.
+    for name in ["DATABASE_URL", "GRISTMILL_CONFIG", "GRISTMILL_LOG", "GRISTMILL_LOG_FORMAT", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+async fn run(mut command: Command) -> Ran {
+    let ran = tokio::task::spawn_blocking(move || command.output().expect("the binary runs"));
+    ran.await.expect("the thread ends well").into()
+}
+
+/// The binary with a world's configuration.
+async fn gristmill(world: &World, arguments: &[&str]) -> Ran {
+    let mut command = command(arguments);
+    command.arg("--config").arg(world.config_file());
+    run(command).await
+}
+
+/// A database without anything of ours, pgvector included.
+async fn empty_database() -> TestDatabase {
+    let database = fresh_database().await;
+    let ours = "drop schema gristmill cascade; drop table public.document_chunks, public.documents; \
+                drop function public.documents_touch(); drop extension vector";
+    database.connect().await.execute(ours).await.expect("everything of ours can go");
+    database
+}
+
+#[tokio::test]
+async fn usage_and_configuration_mistakes_end_with_2() {
+    for arguments in [&["nonsense"][..], &["jobs", "retry"], &["jobs", "list", "--kind", "sad"], &["wait", "documents"]]
+    {
+        let mut command = command(arguments);
+        command.env("DATABASE_URL", "postgres://nobody@localhost:1/none");
+        let ran = run(command).await;
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}: {}", ran.err);
+    }
+
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("broken.toml");
+    std::fs::write(&file, "[database]\nurl = \"mysql://x\"\n[worker]\nslots = 0\nspeed = 9\n")
+        .expect("it can be written");
+    let file = file.display().to_string();
+    let ran = run(command(&["check", "--config", &file])).await;
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{}", ran.err);
+    for misfit in ["broken.toml:2: database.url: ", "broken.toml:4: worker.slots: ", "broken.toml:5: worker.speed: "] {
+        assert!(ran.err.lines().any(|line| line.contains(misfit)), "{misfit} is not in {}", ran.err);
+    }
+    assert!(!ran.err.contains("mysql"), "an address may hold a password: {}", ran.err);
+}
+
+#[tokio::test]
+async fn a_configuration_is_checked_without_secrets_or_a_database() {
+    let ran = run(command(&["check", "--offline", "--json"])).await.ok();
+    let said = ran.json()[0]["message"].as_str().expect("a sentence").to_owned();
+    assert!(said.contains("1 pipeline (documents); the environment lacks DATABASE_URL"), "{said}");
+    assert_eq!(run(command(&["check"])).await.code, 2, "without --offline a missing secret is a mistake");
+}
+
+#[tokio::test]
+async fn migrations_are_checked_printed_and_applied() {
+    let database = empty_database().await;
+    let with = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command.env("DATABASE_URL", &database.url);
+        run(command)
+    };
+    let sql = run(command(&["migrate", "--sql"])).await.ok().out;
+    assert!(sql.contains("create table gristmill.embedding_jobs") && !sql.contains("public.documents"));
+    assert_eq!(with(&["migrate", "--check"]).await.code, 1);
+    assert_eq!(with(&["status"]).await.code, 1, "there is nothing to look at yet");
+
+    let first = with(&["migrate", "--starter", "--json"]).await.ok().json();
+    assert_eq!((&first[0]["from"], &first[0]["to"]), (&Value::Null, &Value::from(1)));
+
+    with(&["migrate", "--check", "--starter"]).await.ok();
+    let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
+    assert_eq!(again[0]["from"], again[0]["to"]);
+}
+
+#[tokio::test]
+async fn check_names_what_does_not_fit_with_its_line() {
+    let world = World::new().await;
+    let well = gristmill(&world, &["check", "--json"]).await.ok().json();
+    let levels: Vec<&str> = well.as_array().expect("findings").iter().filter_map(|one| one["level"].as_str()).collect();
+    assert!(!levels.contains(&"error"), "{well}");
+
+    let world = world.change("page_number = ", "no_such_column = ");
+    let ran = gristmill(&world, &["check"]).await;
+    assert_eq!(ran.code, 1);
+    let line = world.toml.lines().position(|line| line.starts_with("no_such_column")).expect("it is there") + 1;
+    let misfit = ran.out.lines().find(|line| line.starts_with("ERROR")).unwrap_or_default();
+    assert!(misfit.contains(&format!("workers.toml:{line}: ")) && misfit.contains("no_such_column"), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn a_row_is_announced_worked_on_and_looked_at() {
+    let world = World::new().await;
+    world.register().await;
+    let key = world.insert("note", "The mill grinds what the river brings.").await.to_string();
+
+    gristmill(&world, &["enqueue", "documents", &key, "--priority", "5"]).await.ok();
+    let late = gristmill(&world, &["wait", "documents", &key, "--timeout", "300ms"]).await;
+    assert_eq!(late.code, 1, "nobody works yet: {}", late.err);
+    let status = gristmill(&world, &["status", "--json"]).await.ok().json();
+    assert_eq!(status["pipelines"][0]["jobs"]["pending"], 1);
+
+    gristmill(&world, &["run", "--once"]).await.ok();
+
+    gristmill(&world, &["wait", "documents", &key]).await.ok();
+    let job = &gristmill(&world, &["jobs", "list", "--key", &key, "--json"]).await.ok().json()[0];
+    assert_eq!((&job["state"], &job["priority"], &job["chunks"]), (&"completed".into(), &5.into(), &1.into()));
+    let shown = gristmill(&world, &["jobs", "show", &job["id"].to_string()]).await.ok().out;
+    assert!(shown.contains("completed") && shown.contains(&key), "{shown}");
+    let usage = gristmill(&world, &["usage", "--by", "pipeline", "--json"]).await.ok().json();
+    let line = &usage["usage"][0];
+    let tokens: f64 = line["quantity"].as_str().expect("exact").parse().expect("a number");
+    let cost: f64 = line["usd"].as_str().expect("exact").parse().expect("a number");
+    assert!(tokens > 5.0 && (cost - tokens * 0.000_000_02).abs() < 1e-12, "{usage}");
+    let found = gristmill(&world, &["search", "what the river brings", "--json"]).await.ok().json();
+    assert_eq!(found["hits"][0]["key"][0], key.as_str());
+}
+
+#[tokio::test]
+async fn a_run_in_which_a_job_fails_ends_with_1() {
+    let world = World::new().await;
+    world.register().await;
+    let key = world.insert_path("a11ce/away.txt", "away.txt").await.to_string();
+
+    let ran = gristmill(&world, &["run", "--once"]).await;
+
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("1 job failed"), "{}", ran.err);
+    assert_eq!(gristmill(&world, &["wait", "documents", &key]).await.code, 1);
+    // What failed before is not this run's failure.
+    gristmill(&world, &["run", "--once"]).await.ok();
+    let failed = gristmill(&world, &["jobs", "list", "--kind", "file", "--json"]).await.ok().json();
+    assert_eq!(failed.as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_retry_says_first_what_it_costs() {
+    let world = World::new().await;
+    world.register().await;
+    for nth in 0..3 {
+        world.insert(&format!("note {nth}"), "The same few words of a note.").await;
+    }
+    world.work().await;
+    let all = ["jobs", "retry", "--pipeline", "documents", "--json"];
+
+    let told = gristmill(&world, &[&all[..], &["--dry-run"]].concat()).await.ok().json();
+
+    let share = &told["would_open"][0];
+    assert_eq!((&share["jobs"], &share["jobs_of_unknown_tokens"], &told["opened"]), (&3.into(), &0.into(), &0.into()));
+    assert!(share["tokens"].as_i64() > Some(0) && share["usd"].as_str().is_some_and(|usd| usd.starts_with("0.0000")));
+    let none = gristmill(&world, &["jobs", "list", "--state", "pending", "--json"]).await.ok().json();
+    assert_eq!(none, Value::Array(vec![]), "a dry run opens nothing");
+
+    let opened = gristmill(&world, &all).await.ok().json();
+    assert_eq!(opened["opened"], 3);
+    let cancelled = gristmill(&world, &["jobs", "cancel", "--state", "pending", "--json"]).await.ok().json();
+    assert_eq!(cancelled["cancelled"].as_array().map(Vec::len), Some(3));
+}
+
+#[tokio::test]
+async fn verify_finds_lost_vectors_and_opens_their_jobs() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("kept", "The wheel turns.").await;
+    let lost = world.insert("lost", "The stone grinds.").await;
+    world.work().await;
+    gristmill(&world, &["verify"]).await.ok();
+    world.sql(&format!("delete from public.document_chunks where document_id = '{lost}'")).await;
+
+    let found = gristmill(&world, &["verify", "--json"]).await;
+
+    assert_eq!(found.code, 1);
+    let findings = &found.json()["findings"];
+    assert_eq!((&findings[0]["kind"], &findings[0]["key"][0]), (&"missing".into(), &lost.to_string().into()));
+    assert_eq!(findings.as_array().map(Vec::len), Some(1));
+    gristmill(&world, &["verify", "--fix"]).await.ok();
+    gristmill(&world, &["run", "--once"]).await.ok();
+    gristmill(&world, &["verify"]).await.ok();
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 2);
+}
+
+#[tokio::test]
+async fn what_would_be_paid_for_waits_for_a_word() {
+    let world = World::new().await;
+    world.insert("old", "This row was there before.").await;
+    gristmill(&world, &["run", "--once"]).await.ok();
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);
+
+    let bill = gristmill(&world, &["accept", "documents", "--dry-run", "--json"]).await.ok().json();
+    assert_eq!((&bill["rows_held"], &bill["accepted"]), (&1.into(), &false.into()));
+    assert!(bill["tokens_estimated"].as_i64() > Some(3) && bill["usd_estimated"].is_string(), "{bill}");
+    assert_eq!(gristmill(&world, &["accept", "documents"]).await.code, 2, "nobody is there to ask");
+
+    gristmill(&world, &["accept", "documents", "--yes"]).await.ok();
+    gristmill(&world, &["run", "--once"]).await.ok();
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 1);
+
+    // Other chunks are another generation: nothing runs until somebody has seen the bill.
+    let world = world.change("tokens = 200", "tokens = 100");
+    let refused = gristmill(&world, &["run", "--once"]).await;
+    assert!(refused.code == 1 && refused.err.contains("gristmill accept documents"), "{}", refused.err);
+    let status = gristmill(&world, &["status", "--json"]).await.ok().json();
+    assert_eq!(status["pipelines"][0]["standing"], "new generation");
+    let bill = gristmill(&world, &["accept", "documents", "--yes", "--json"]).await.ok().json();
+    assert_eq!((&bill["rows_of_old_generation"], &bill["accepted"]), (&1.into(), &true.into()));
+    gristmill(&world, &["run", "--once"]).await.ok();
+    gristmill(&world, &["verify"]).await.ok();
+}
+
+#[tokio::test]
+async fn a_copied_database_is_left_alone_until_somebody_confirms_it() {
+    let world = World::new().await;
+    world.register().await;
+    assert!(db::pipelines::is_at_home(&world.pool).await.expect("the database is there"));
+    world.sql("update gristmill.installation set identity = 'elsewhere'").await;
+
+    let refused = gristmill(&world, &["run", "--once"]).await;
+    assert!(refused.code == 1 && refused.err.contains("accept --database"), "{}", refused.err);
+    assert_eq!(gristmill(&world, &["check"]).await.code, 1);
+
+    gristmill(&world, &["accept", "--database", "--yes"]).await.ok();
+    gristmill(&world, &["run", "--once"]).await.ok();
+}
+
+#[tokio::test]
+async fn a_paused_pipeline_says_why_and_does_nothing() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "Waits.").await;
+    gristmill(&world, &["pause", "documents", "--reason", "the store moves"]).await.ok();
+
+    gristmill(&world, &["run", "--once"]).await.ok();
+
+    let status = gristmill(&world, &["status", "--json"]).await.ok().json();
+    let pipeline = &status["pipelines"][0];
+    assert_eq!((&pipeline["standing"], &pipeline["why"]), (&"paused".into(), &"the store moves".into()));
+    assert_eq!(pipeline["jobs"]["pending"], 1);
+    gristmill(&world, &["resume", "documents"]).await.ok();
+    gristmill(&world, &["run", "--once"]).await.ok();
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 1);
+    assert_eq!(gristmill(&world, &["pause", "nonsense"]).await.code, 1);
+}
+
+#[tokio::test]
+async fn triggers_are_installed_printed_and_removed() {
+    let world = World::new().await;
+    world.register().await;
+    let count = "select count(*) from pg_trigger where tgname like 'gristmill%'";
+    gristmill(&world, &["triggers", "install"]).await.ok();
+    assert_eq!(world.value::<i64>(count).await, 3);
+    world.insert("note", "Announced at once.").await;
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.embedding_jobs").await, 1);
+
+    let script = gristmill(&world, &["triggers", "sql", "--remove"]).await.ok().out;
+    world.sql(&script).await;
+    assert_eq!(world.value::<i64>(count).await, 0);
+    gristmill(&world, &["triggers", "install", "documents"]).await.ok();
+    gristmill(&world, &["triggers", "remove"]).await.ok();
+    assert_eq!(world.value::<i64>(count).await, 0);
+    assert_eq!(gristmill(&world, &["triggers", "install", "nonsense"]).await.code, 2);
+}
+
+#[tokio::test]
+async fn a_tenant_is_forgotten_only_when_its_rows_are_gone() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "Mine.").await;
+    world.work().await;
+    let tenant = crate::world::USER.to_string();
+    let forget = ["forget", "--tenant", &tenant, "--yes"];
+    let refused = gristmill(&world, &forget).await;
+    assert!(refused.code == 1 && refused.err.contains("still in a set"), "{}", refused.err);
+
+    world.sql("delete from public.documents").await;
+    world.work().await;
+    gristmill(&world, &forget).await.ok();
+
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.embedding_jobs").await, 0);
+    let tenants = world.list("select distinct tenant from gristmill.usage_events").await;
+    assert!(tenants.len() == 1 && tenants[0].starts_with("forgotten-"), "{tenants:?}");
+}
+
+/// A free port of this machine.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+/// Asks a page until it answers with this code.
+async fn wait_for_health(world: &World, arguments: &[&str], code: i32) -> Ran {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let ran = gristmill(world, &[&["health"], arguments].concat()).await;
+        if ran.code == code {
+            return ran;
+        }
+        assert!(Instant::now() < deadline, "it is not so within 30 s: {} {}", ran.out, ran.err);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
+    let address = free_address();
+    let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    assert_eq!(gristmill(&world, &["health"]).await.code, 1, "nobody is there yet");
+    let mut worker = command(&["run"]);
+    worker.arg("--config").arg(world.config_file());
+    worker.stderr(std::process::Stdio::piped());
+    let worker = tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs");
+
+    wait_for_health(&world, &["--ready"], 0).await;
+    let key = world.insert("note", "Grain in, flour out.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    gristmill(&world, &["wait", "documents", &key]).await.ok();
+    let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
+    let sample = "gristmill_jobs{pipeline=\"documents\",state=\"completed\"} 1";
+    assert!(metrics.lines().any(|line| line == sample), "{metrics}");
+
+    // A second process cannot listen there, and says so at once.
+    let second = gristmill(&world, &["run"]).await;
+    assert!(second.code == 1 && second.err.contains(&address), "{}", second.err);
+    gristmill(&world, &["pause", "documents", "--reason", "flood"]).await.ok();
+    let unready = wait_for_health(&world, &["--ready"], 1).await;
+    assert!(unready.out.contains("paused: flood"), "{}", unready.out);
+    gristmill(&world, &["health"]).await.ok();
+
+    let pid = worker.id().expect("it still runs").to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    let ended: Ran = worker.wait_with_output().await.expect("it ends").into();
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
+    let done: Vec<_> = lines.iter().filter(|line| line["message"] == "done").collect();
+    assert_eq!((done.len(), &done[0]["job.key"]), (1, &Value::from(key)), "one line per attempt");
+}

@@ -1,0 +1,250 @@
+//! Rows that were there before us, and what a person has to say before anything is paid for them.
+
+use std::sync::Arc;
+
+use gristmill::app::{self, Readiness};
+use gristmill::db;
+use gristmill::db::app::{Plan, estimate};
+use insta::assert_snapshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::fake_openai::{FakeOpenAi, Options};
+use crate::world::{USER, World};
+
+/// A vendor whose vectors fit the starter schema.
+fn vendor() -> FakeOpenAi {
+    FakeOpenAi::start(Options { dimensions: 384, ..Options::default() })
+}
+
+/// 300 documents of an older worker: of every ten, six have all their vectors, and one each has no chunk, a vector that is null,
+/// one of zeros, and one good chunk beside one without a vector.
+async fn insert_old_rows(world: &World) {
+    world
+        .sql(&format!(
+            "alter table public.document_chunks alter embedding drop not null; \
+             insert into public.documents (id, user_id, name, content) \
+             select ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, '{USER}', n::text, 'Old text ' || n || '.' \
+             from generate_series(0, 299) n; \
+             insert into public.document_chunks (document_id, user_id, chunk_index, content, token_count, embedding) \
+             select d.id, d.user_id, c, 'Old chunk.', 3, case \
+                 when d.name::int % 10 = 7 or (d.name::int % 10 = 9 and c = 1) then null \
+                 when d.name::int % 10 = 8 then array_fill(0::real, array[384])::vector \
+                 else array_fill(0.5::real, array[384])::vector end \
+             from public.documents d, generate_series(0, 1) c where d.name::int % 10 <> 6"
+        ))
+        .await;
+}
+
+/// How many jobs stand how.
+async fn standing(world: &World) -> String {
+    world
+        .list(
+            "select concat_ws(' ', count(*), state, error_kind, reason) from gristmill.embedding_jobs \
+             group by state, error_kind, reason order by state, error_kind",
+        )
+        .await
+        .join("\n")
+}
+
+async fn accept(world: &World) -> u64 {
+    let mut opened = 0;
+    loop {
+        match db::pipelines::accept_rows(&world.pool, "documents", 7).await.expect("the database is there") {
+            0 => return opened,
+            more => opened += more,
+        }
+    }
+}
+
+async fn register(world: &World, plan: &Plan) -> Readiness {
+    app::register(&world.pool, plan, 32, &|| false).await.expect("the database is there")
+}
+
+async fn plan(world: &World) -> Arc<Plan> {
+    world.plans().await.remove(0)
+}
+
+#[tokio::test]
+async fn adopted_rows_with_valid_vectors_are_done_and_the_rest_waits_for_a_word() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("existing = \"backfill\"", "existing = \"adopt\"");
+    insert_old_rows(&world).await;
+
+    world.work().await;
+
+    assert_snapshot!(standing(&world).await, @"
+    180 completed
+    120 waiting unaccepted was there before; waits for `gristmill accept`
+    ");
+    assert_eq!(vendor.requests(), 0);
+    let plan = plan(&world).await;
+    let unpaid = db::pipelines::unpaid(&world.pool, "documents", &plan.generation).await.expect("it counts");
+    assert_eq!((unpaid.held, unpaid.old), (120, 0));
+    let mut connection = world.pool.acquire().await.expect("it is there");
+    let guess = estimate(&mut connection, &plan).await.expect("it estimates");
+    assert_eq!((guess.rows, guess.files), (120, 0));
+    drop(connection);
+
+    // What is new flows at once, what is held does not.
+    world.insert("new", "New text.").await;
+    world.work().await;
+    assert_eq!(vendor.paid_texts(), ["New text."]);
+
+    assert_eq!(accept(&world).await, 120);
+    world.work().await;
+    assert_snapshot!(standing(&world).await, @"301 completed");
+    let mut paid = vendor.paid_texts();
+    paid.sort_unstable();
+    let mut wanted = world.list("select content from public.documents where name = 'new' or name::int % 10 in (6, 7, 8, 9) order by content").await;
+    wanted.sort_unstable();
+    assert_eq!(paid, wanted);
+    // The adopted keep what they had, the others have one valid chunk each.
+    assert_eq!(
+        world.value::<i64>("select count(*) from public.document_chunks where content = 'Old chunk.'").await,
+        360
+    );
+    assert_eq!(
+        world.value::<i64>("select count(*) from public.document_chunks where content <> 'Old chunk.' and vector_norm(embedding) > 0.9").await,
+        121
+    );
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 481);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.usage_events").await, 121);
+
+    // An adopted row that changes is embedded like any other.
+    world.sql("update public.documents set content = 'Changed.' where name = '0'").await;
+    world.work().await;
+    assert_eq!(world.list("select c.content from public.document_chunks c join public.documents d on d.id = document_id where d.name = '0'").await, ["Changed."]);
+}
+
+#[tokio::test]
+async fn a_backfill_waits_for_a_word_as_a_whole() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    insert_old_rows(&world).await;
+
+    world.work().await;
+
+    assert_snapshot!(standing(&world).await, @"300 waiting unaccepted was there before; waits for `gristmill accept`");
+    assert_eq!(vendor.requests(), 0);
+    assert_eq!(accept(&world).await, 300);
+    world.work().await;
+    assert_snapshot!(standing(&world).await, @"300 completed");
+    assert_eq!(vendor.paid_texts().len(), 300);
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 300);
+}
+
+#[tokio::test]
+async fn a_held_row_that_is_deleted_is_not_asked_about() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    insert_old_rows(&world).await;
+    world.work().await;
+
+    world.sql("delete from public.documents where name::int > 1").await;
+    world.work().await;
+
+    assert_snapshot!(standing(&world).await, @"
+    298 cancelled left source row is gone
+    2 waiting unaccepted was there before; waits for `gristmill accept`
+    ");
+    assert_eq!(vendor.requests(), 0);
+}
+
+#[tokio::test]
+async fn ignored_rows_are_skipped_until_they_change() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("existing = \"backfill\"", "existing = \"ignore\"");
+    insert_old_rows(&world).await;
+
+    world.work().await;
+    assert_snapshot!(standing(&world).await, @r#"300 skipped skipped was there before, and existing = "ignore""#);
+    assert_eq!(vendor.requests(), 0);
+
+    world.sql("update public.documents set content = 'Changed.' where name = '17'").await;
+    world.work().await;
+    assert_eq!(vendor.paid_texts(), ["Changed."]);
+}
+
+#[tokio::test]
+async fn a_pipeline_whose_rows_nobody_spoke_of_does_not_start() {
+    let world = World::new().await.change("existing = \"backfill\"", "");
+    world.insert("old", "Old text.").await;
+
+    let refused =
+        app::start(&world.config(), &world.pool, CancellationToken::new()).await.err().expect("it does not start");
+
+    assert_snapshot!(refused, @r#"
+    no pipeline fits this database:
+    documents: rows were there before it: say `existing = "adopt"`, "backfill" or "ignore" under [pipelines.documents]
+    "#);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.embedding_jobs").await, 0);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.pipelines").await, 0);
+}
+
+#[tokio::test]
+async fn where_no_row_was_there_nothing_has_to_be_said() {
+    let world = World::new().await.change("existing = \"backfill\"", "");
+    world.work().await;
+
+    world.insert("new", "New text.").await;
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"new completed | completed attempt=1 chunks=1");
+}
+
+#[tokio::test]
+async fn another_generation_waits_for_a_word_and_then_embeds_everything_again() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    for name in ["one", "two", "three"] {
+        world.insert(name, "The mill grinds what the river brings.").await;
+    }
+    world.work().await;
+    assert_eq!(vendor.paid_texts().len(), 3);
+
+    let world = world.change("tokens = 200", "tokens = 190");
+    let newer = plan(&world).await;
+    let refused = app::start(&world.config(), &world.pool, CancellationToken::new()).await.err().expect("it waits");
+    assert_snapshot!(refused, @"
+    no pipeline fits this database:
+    documents: its model, chunking or templates changed; 3 rows would be embedded again: see and allow it with `gristmill accept documents`
+    ");
+    world.insert("four", "A new row waits as well: nobody embeds it with the old settings.").await;
+
+    db::pipelines::accept_generation(&world.pool, "documents", &newer.generation).await.expect("it is accepted");
+    while db::pipelines::open_generation(&world.pool, "documents", &newer.generation, 2).await.expect("it opens") > 0 {}
+    assert_eq!(register(&world, &newer).await, Readiness::Ready);
+    world.work().await;
+
+    assert_eq!(vendor.paid_texts().len(), 7);
+    assert_snapshot!(standing(&world).await, @"4 completed");
+    assert_eq!(
+        world.list("select distinct generation from gristmill.embedding_jobs").await,
+        [newer.generation.clone()]
+    );
+
+    // A worker of the old generation is refused in turn.
+    let world = world.change("tokens = 190", "tokens = 200");
+    let older = plan(&world).await;
+    assert_eq!(register(&world, &older).await, Readiness::NewGeneration { rows: 4 });
+}
+
+#[tokio::test]
+async fn an_adopted_row_that_asks_for_itself_is_not_paid_unasked() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor)
+        .await
+        .change("existing = \"backfill\"", "existing = \"adopt\"")
+        .change("changed_at = \"updated_at\"", "needs = \"processing_status = 'pending'\"");
+    insert_old_rows(&world).await;
+
+    world.work().await;
+    assert_eq!(world.sweep(None).await, 0);
+
+    assert_eq!(vendor.requests(), 0);
+    assert_snapshot!(standing(&world).await, @"
+    180 completed
+    120 waiting unaccepted was there before; waits for `gristmill accept`
+    ");
+}
