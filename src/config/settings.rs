@@ -13,8 +13,9 @@ const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 const MIB: u64 = 1 << 20;
 
-/// Past this, the jobs of a killed worker would not be claimable again within a minute.
-const LONGEST_LEASE: Duration = MINUTE;
+/// Past this, the jobs of a killed worker would not be claimable again within a minute: dead leases are looked for every fifth of
+/// a lease.
+const LONGEST_LEASE: Duration = Duration::from_secs(45);
 
 pub(super) fn database(mut section: Section) -> Option<Database> {
     section.assume("url", "${DATABASE_URL}");
@@ -47,7 +48,7 @@ pub(super) fn worker(mut section: Section) -> Worker {
         keep_cache: section.or("keep_cache", duration, 7 * DAY),
     };
     if worker.lease > LONGEST_LEASE {
-        section.misfit_at("lease", "is longer than 60s; a killed worker's jobs would wait as long");
+        section.misfit_at("lease", "is longer than 45s; a killed worker's jobs would wait for more than a minute");
     }
     if worker.retry_first > worker.retry_longest {
         section.misfit_at("retry_first", "is longer than worker.retry_longest");

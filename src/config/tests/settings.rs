@@ -30,7 +30,7 @@ fn settings_are_checked() {
     check("[worker]\nslots = 0", &["2: worker.slots: must be a whole number from 1 to 100000"]);
     check(
         "[worker]\nlease = \"2m\"",
-        &["2: worker.lease: is longer than 60s; a killed worker's jobs would wait as long"],
+        &["2: worker.lease: is longer than 45s; a killed worker's jobs would wait for more than a minute"],
     );
     check("[worker]\npoll = \"0s\"", &["2: worker.poll: must be longer than nothing"]);
     check("[worker]\nretry_first = \"2h\"", &["2: worker.retry_first: is longer than worker.retry_longest"]);
