@@ -175,13 +175,13 @@ async fn starts_until_everyone_had_one(tenants: u32, each: u32) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_tenants_than_slots_take_turns() {
     let last = starts_until_everyone_had_one(40, 20).await;
-    assert!(last <= 2 * 40, "the last tenant waited for {last} jobs");
+    assert!(last <= 40 + 16, "the last tenant waited for {last} jobs");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_tenants_than_a_turn_holds_take_turns() {
     let last = starts_until_everyone_had_one(150, 6).await;
-    assert!(last <= 2 * 150, "the last tenant waited for {last} jobs");
+    assert!(last <= 150 + 16, "the last tenant waited for {last} jobs");
 }
 
 #[tokio::test]

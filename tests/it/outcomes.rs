@@ -31,7 +31,7 @@ pub async fn story(world: &World) -> String {
     world
         .list(
             "select concat_ws(E'\n  ', \
-                 coalesce(concat_ws(' ', d.name, d.processing_status, d.error_message), 'gone'), \
+                 case when d.id is null then 'gone' else concat_ws(' ', d.name, d.processing_status, d.error_message) end, \
                  concat_ws(' ', 'job', j.state, 'attempt=' || j.attempt, 'crashes=' || nullif(j.crashes, 0), j.error_kind, j.reason), \
                  (select 'tried ' || string_agg(concat_ws(' ', a.outcome, a.error_kind), ', ' order by a.id) \
                   from gristmill.job_attempts a where a.job_id = j.id), \
@@ -182,6 +182,31 @@ async fn a_garbled_answer_burns_an_attempt_and_is_tried_again() {
       job completed attempt=2
       tried retry garbled, done
       chunks One.
+      usage 2 tokens
+    ");
+}
+
+#[tokio::test]
+async fn what_came_of_old_content_burns_nothing_of_the_new() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("retry_first = \"100ms\"", "retry_first = \"1s\"");
+    with_triggers(&world).await;
+    world.insert("note", "Before.").await;
+    vendor.script([Answer::wrong_dimensions()]);
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    world.sql("update public.documents set content = 'After.'").await;
+    gate.open();
+
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_snapshot!(story(&world).await, @r"
+    note completed
+      job completed attempt=1
+      tried retry garbled, done
+      chunks After.
       usage 2 tokens
     ");
 }
@@ -417,7 +442,7 @@ async fn a_row_that_leaves_loses_its_vectors() {
               job completed attempt=1
               chunks Four.
               usage 2 tokens
-
+            gone
               job cancelled attempt=0 left source row is gone
               tried cancel left
             "),
@@ -434,7 +459,7 @@ async fn a_row_that_leaves_loses_its_vectors() {
               job completed attempt=1
               chunks Four.
               usage 2 tokens
-
+            gone
               job cancelled attempt=0 left source row is gone
               tried cancel left
             "),
@@ -476,7 +501,7 @@ async fn a_row_that_leaves_while_it_is_embedded_is_cancelled() {
               job completed attempt=1
               chunks Three.
               usage 2 tokens
-
+            gone
               job cancelled attempt=0 left source row is gone
               tried stale, cancel left
             ");
@@ -605,7 +630,7 @@ async fn a_worker_told_twice_hands_back_at_once() {
 async fn a_job_whose_lease_is_anothers_is_let_alone() {
     for heartbeats in [false, true] {
         let vendor = vendor();
-        let lease = if heartbeats { "lease = \"900ms\"" } else { "lease = \"60s\"" };
+        let lease = if heartbeats { "lease = \"900ms\"" } else { "lease = \"45s\"" };
         let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", lease);
         world.register().await;
         world.insert("note", "One.").await;
@@ -647,11 +672,11 @@ async fn a_worker_that_was_away_and_rescued_writes_nothing_when_it_wakes() {
     world.register().await;
     world.insert("note", "One.").await;
     let gate = vendor.hold();
-    let paused = world.change("lease = \"10s\"", "lease = \"60s\"");
+    let paused = world.change("lease = \"10s\"", "lease = \"45s\"");
     let first = paused.start().await;
     vendor.arrived(1).await;
     paused.sql("update gristmill.embedding_jobs set lease_until = now() - interval '1 second'").await;
-    let world = paused.change("lease = \"60s\"", "lease = \"1s\"");
+    let world = paused.change("lease = \"45s\"", "lease = \"1s\"");
     let second = world.start().await;
     vendor.arrived(2).await;
     gate.open();

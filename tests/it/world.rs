@@ -218,10 +218,10 @@ impl World {
     }
 
     /// The plan of the one pipeline.
-    pub async fn plan(&self) -> std::sync::Arc<db::app::Plan> {
+    pub async fn plan(&self) -> Arc<db::app::Plan> {
         let resolved = app::resolve(&self.pool, &self.config()).await.expect("the database is there");
         assert!(resolved.refused.is_empty(), "{:?}", resolved.refused);
-        std::sync::Arc::clone(&resolved.plans[0])
+        Arc::clone(&resolved.plans[0])
     }
 
     /// Waits until a query that returns one boolean says true.
