@@ -314,6 +314,49 @@ async fn conditions_may_use_columns_that_are_named_like_ours() {
 }
 
 #[tokio::test]
+async fn a_row_that_cannot_be_read_holds_up_nobody_else_s() {
+    let pipeline =
+        NOTES.replace("text = \"{body}\"", "text = \"{body} {size}\"\nvalues = { size = \"(info->>'size')::int\" }");
+    let world = configured(World::new().await, &pipeline);
+    world
+        .sql(&format!(
+            "{NOTE_TABLES} alter table app.notes add info jsonb; insert into app.notes (body, info) \
+             select 'Note ' || n, jsonb_build_object('size', case when n in (3, 11) then 'large' else '5' end) from generate_series(1, 12) n"
+        ))
+        .await;
+    world.register().await;
+    while db::pipelines::accept_rows(&world.pool, "notes", 100).await.expect("it opens") > 0 {}
+    world.sql("insert into app.notes (body, info) values ('Note 13', '{\"size\": \"huge\"}'), ('Note 14', '{}')").await;
+
+    world.work().await;
+    world.work().await;
+
+    let bad = "select concat_ws(' ', source_key, state, 'r' || revision, error_kind, reason) from gristmill.embedding_jobs where state <> 'completed' order by id";
+    assert_snapshot!(world.list(bad).await.join("\n"), @r#"
+    ["11"] failed r1 constraint the row cannot be read: a value does not fit its column (22P02)
+    ["13"] failed r1 constraint the row cannot be read: a value does not fit its column (22P02)
+    ["3"] failed r1 constraint the row cannot be read: a value does not fit its column (22P02)
+    "#);
+    assert_eq!(world.value::<i64>("select count(distinct note_id) from app.note_chunks").await, 11);
+}
+
+#[tokio::test]
+async fn triggers_of_another_configuration_do_not_count_as_installed() {
+    let world = application(NOTE_TABLES, NOTES).await;
+    let heard = async |world: &World| {
+        let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
+        resolved.warnings.iter().map(|warning| warning.message.clone()).collect::<Vec<_>>().join("\n")
+    };
+    world.install_triggers().await;
+    assert_eq!(heard(&world).await, "");
+
+    let world = world.change("text = \"{body}\"", "text = \"{body}\"\nwhen = \"body <> ''\"");
+    assert_snapshot!(heard(&world).await, @"changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`");
+    world.install_triggers().await;
+    assert_eq!(heard(&world).await, "");
+}
+
+#[tokio::test]
 async fn the_status_is_told_in_the_application_s_own_words() {
     let status = r#"
 [pipelines.notes.status]
