@@ -21,7 +21,7 @@ pub use check::Misfit;
 pub use load::{Existing, LoadedRow, existing_chunks, load};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use search::{Hit, search};
-pub use sweep::{Slice, sweep_leavers, sweep_set};
+pub use sweep::{ClosingIn, Slice, next_key, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{VectorKind, VectorType};
 pub use verify::{Finding, FindingKind, orphans, reopen, verify};

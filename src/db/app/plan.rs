@@ -175,7 +175,11 @@ pub async fn resolve(
             None => return Ok(Err(vec![missing_table(&pipeline.target.place, name)])),
         },
     };
-    privileges(&source.place, &table, target_table.as_ref(), pipeline, &mut misfits);
+    let schema = catalog::vector_schema(connection).await?;
+    let schemas = [Some(&table), target_table.as_ref()].into_iter().flatten().map(|table| table.name.schema.clone());
+    let schemas: Vec<String> = schemas.chain(schema.clone()).collect();
+    let role = catalog::role(connection, &schemas).await?;
+    privileges(&role, &table, target_table.as_ref(), pipeline, &mut misfits);
     let key = key_columns(&table, pipeline, &mut misfits);
     let names = row_names(pipeline, &table, &mut misfits);
     let shape = Shape::new(pipeline, &names);
@@ -184,7 +188,6 @@ pub async fn resolve(
     words_fit(connection, pipeline, status.as_ref(), &mut misfits).await?;
     let target = target_plan(connection, &table, target_table.as_ref(), pipeline, &mut misfits).await?;
     let Some(target) = target else { return Ok(Err(misfits)) };
-    let schema = catalog::vector_schema(connection).await?;
     let vector = vector_type(target.vector(), schema, &pipeline.target.place, &mut misfits);
     let model = fitting_model(config, pipeline, target.vector(), &mut misfits);
     let (Some(vector), Some(model)) = (vector, model) else { return Ok(Err(misfits)) };
@@ -219,34 +222,51 @@ pub async fn resolve(
 }
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
-    Misfit::new(place, format!("there is no table {name}, or this role may not use schema {}", name.schema))
+    Misfit::new(place, format!("there is no table {name}"))
 }
 
-fn privileges(place: &Place, source: &Table, target: Option<&Table>, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) {
-    let mut need = |table: &Table, ok: bool, right: &str| {
-        if !ok {
+fn privileges(
+    (role, closed): &(String, Vec<String>),
+    source: &Table,
+    target: Option<&Table>,
+    pipeline: &Pipeline,
+    misfits: &mut Vec<Misfit>,
+) {
+    let role = quote(role);
+    let place = &pipeline.source.place;
+    for schema in closed {
+        misfits.push(
+            Misfit::new(place, format!("this role may not use schema {schema}"))
+                .fix(format!("grant usage on schema {} to {role};", quote(schema))),
+        );
+    }
+    let mut need = |place: &Place, table: &Table, rights: &[(bool, &str)]| {
+        let missing: Vec<&str> = rights.iter().filter(|(held, _)| !held).map(|(_, right)| *right).collect();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
             misfits.push(
-                Misfit::new(place, format!("this role may not {right} {}", table.name))
-                    .fix(format!("grant {right} on {} to current_user;", table.sql())),
+                Misfit::new(place, format!("this role may not {missing} {}", table.name))
+                    .fix(format!("grant {missing} on {} to {role};", table.sql())),
             );
         }
     };
-    need(source, source.may_select, "select");
     // Locking a row asks for the right to update it.
-    need(source, source.may_update, "update");
+    need(place, source, &[(source.may_select, "select"), (source.may_update, "update")]);
     if let Some(target) = target {
-        need(target, target.may_select, "select");
-        need(target, target.may_insert, "insert");
-        need(target, target.may_update, "update");
-        need(target, target.may_delete, "delete");
+        let rights = [
+            (target.may_select, "select"),
+            (target.may_insert, "insert"),
+            (target.may_update, "update"),
+            (target.may_delete, "delete"),
+        ];
+        need(&pipeline.target.place, target, &rights);
     }
-    for table in [Some(source), target].into_iter().flatten() {
-        if table.hides_rows {
-            misfits.push(
-                Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
-                    .fix("alter role current_user bypassrls;"),
-            );
-        }
+    for (place, table) in [(place, Some(source)), (&pipeline.target.place, target)] {
+        let Some(table) = table.filter(|table| table.hides_rows) else { continue };
+        misfits.push(
+            Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
+                .fix(format!("alter role {role} bypassrls;")),
+        );
     }
     if pipeline.source.changed_at.is_none() && pipeline.source.reopen_on_change {
         misfits.push(Misfit::warning(
