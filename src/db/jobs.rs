@@ -48,6 +48,7 @@ struct Row {
     max_attempts: i16,
     starts: i32,
     crashes: i16,
+    crashes_alone: i16,
     snoozed_seconds: f64,
     digests: Option<Vec<u8>>,
     generation: Option<String>,
@@ -73,6 +74,7 @@ impl Row {
                 max_attempts: self.max_attempts,
                 starts: self.starts,
                 crashes: self.crashes,
+                crashes_alone: self.crashes_alone,
                 snoozed: Duration::try_from_secs_f64(self.snoozed_seconds).unwrap_or_default(),
                 digests: self.digests.as_deref().map(Digest::unpack).unwrap_or_default(),
                 generation: self.generation,
@@ -149,7 +151,7 @@ pub async fn claim(
                starts = starts + 1, alone = false, started_at = clock_timestamp()
            from ready where job.id = ready.id
            returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
-                     job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes,
+                     job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes, job.crashes_alone,
                      extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
                      job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent,
                      -job.priority as "rank!", job.run_at"#,
@@ -169,11 +171,14 @@ pub async fn claim(
     Ok(rows.into_iter().map(|row| row.claimed(by.pipeline)).collect())
 }
 
-/// Claims jobs whose workers died: those with fewer than three crashes beside others, from the third on only one, `alone`.
+/// From so many crashes on a job runs alone in its worker.
+pub const ALONE: i16 = 3;
+
+/// Claims jobs whose workers died with them in hand, those with so many crashes; [`ALONE`] stands for all that must be alone.
 pub async fn claim_crashed(
     db: impl PgExecutor<'_>,
     by: Claimer<'_>,
-    alone: bool,
+    crashes: i16,
     limit: i64,
 ) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query_as!(
@@ -182,23 +187,23 @@ pub async fn claim_crashed(
                select job.id
                from gristmill.embedding_jobs as job
                join gristmill.pipelines as registered on registered.name = job.pipeline
-               where job.pipeline = $1 and job.state = 'pending' and job.crashes > 0 and (job.crashes >= 3) = $3
+               where job.pipeline = $1 and job.state = 'pending' and job.crashes > 0 and least(job.crashes, 3) = $3::smallint
                  and registered.generation = $2 and registered.paused_at is null
-               order by job.crashes, job.run_at, job.id limit $4 for update of job skip locked
+               order by job.run_at, job.id limit $4 for update of job skip locked
            )
            update gristmill.embedding_jobs as job
            set state = 'processing', lease_id = gen_random_uuid(),
                lease_until = clock_timestamp() + make_interval(secs => $6), worker = $5, stage = 'claimed',
-               starts = starts + 1, alone = $3, started_at = clock_timestamp()
+               starts = starts + 1, alone = $3 >= 3, started_at = clock_timestamp()
            from ready where job.id = ready.id
            returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
-                     job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes,
+                     job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes, job.crashes_alone,
                      extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
                      job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent,
                      -job.priority as "rank!", job.run_at"#,
         by.pipeline,
         by.generation,
-        alone,
+        crashes,
         limit,
         by.owner.0,
         by.lease.as_secs_f64(),
@@ -206,6 +211,22 @@ pub async fn claim_crashed(
     .fetch_all(db)
     .await?;
     Ok(rows.into_iter().map(|row| row.claimed(by.pipeline)).collect())
+}
+
+/// Whether a job waits that must be alone.
+pub async fn lonely_waits(db: impl PgExecutor<'_>, by: Claimer<'_>) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (
+               select from gristmill.embedding_jobs as job
+               join gristmill.pipelines as registered on registered.name = job.pipeline
+               where job.pipeline = $1 and job.state = 'pending' and job.crashes >= 3
+                 and registered.generation = $2 and registered.paused_at is null
+           ) as "waits!""#,
+        by.pipeline,
+        by.generation,
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Extends the leases that are still ours and returns the jobs whose lease is not. Rows that somebody locks are passed over:
@@ -237,17 +258,26 @@ pub async fn heartbeat(
     .await
 }
 
+/// Whether a job is cancelled: a lost lease may mean that a person took it.
+pub async fn is_cancelled(db: impl PgExecutor<'_>, job: JobId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from gristmill.embedding_jobs where id = $1 and state = 'cancelled') as "cancelled!""#,
+        job.0,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// A job taken from a worker that no longer renews its lease.
 #[derive(Debug)]
 pub struct Rescued {
     pub id: JobId,
     pub pipeline: String,
     pub crashes: i16,
-    pub failed: bool,
 }
 
-/// Takes jobs back whose lease ran out: pending again with one crash more, or failed where the job was alone in its dying worker
-/// twice. Does nothing until the server has been up for `quiet`: while it was away, nobody could renew.
+/// Takes jobs back whose lease ran out: pending again with one crash more. One that was alone in its dying worker twice is failed
+/// by whoever claims it next, so that its source row says so as well. Does nothing until the server has been up for `quiet`: while it was away, nobody could renew.
 pub async fn rescue(db: impl PgExecutor<'_>, quiet: Duration, limit: i64) -> sqlx::Result<Vec<Rescued>> {
     sqlx::query_as!(
         Rescued,
@@ -259,20 +289,16 @@ pub async fn rescue(db: impl PgExecutor<'_>, quiet: Duration, limit: i64) -> sql
            ),
            noted as (
                insert into gristmill.job_attempts (job_id, revision, attempt, worker, started_at, outcome, error_kind, reason)
-               select job.id, job.revision, job.attempt, dead.worker, dead.started_at, 'crash', 'crashed', 'the worker died or lost the database'
+               select job.id, job.revision, job.attempt + 1, dead.worker, dead.started_at, 'crash', 'crashed', 'the worker died or lost the database'
                from dead join gristmill.embedding_jobs as job using (id)
            )
            update gristmill.embedding_jobs as job
            set crashes = crashes + 1,
                crashes_alone = crashes_alone + job.alone::int::smallint,
-               state = case when job.alone and crashes_alone >= 1 then 'failed' else 'pending' end,
-               error_kind = case when job.alone and crashes_alone >= 1 then 'crashed' end,
-               reason = case when job.alone and crashes_alone >= 1
-                   then 'its worker died twice with nothing but this job in hand; look at the row, then retry' end,
-               finished_at = case when job.alone and crashes_alone >= 1 then clock_timestamp() end,
+               state = 'pending',
                lease_id = null, lease_until = null, worker = null, stage = null, alone = false
            from dead where job.id = dead.id
-           returning job.id as "id: JobId", job.pipeline, job.crashes, (job.state = 'failed') as "failed!""#,
+           returning job.id as "id: JobId", job.pipeline, job.crashes"#,
         quiet.as_secs_f64(),
         limit,
     )
@@ -301,6 +327,8 @@ pub async fn promote(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<u64> {
 pub struct Release {
     pub id: JobId,
     pub lease: LeaseId,
+    /// What the attempt was about: a job that was opened again meanwhile is pending at once, whatever came of the old content.
+    pub revision: Revision,
     pub kind: ReleaseKind,
     pub outcome: &'static str,
     pub reason: Option<Reason>,
@@ -318,10 +346,12 @@ pub enum ReleaseKind {
     Burnt(Duration),
 }
 
-/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns those that somebody else holds
-/// at the moment: they are not waited for, since an application's transaction may hold one of them and want another.
+/// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns those that are still ours: their
+/// lease ran out, or somebody holds them at the moment. They are not waited for, since an application's transaction may hold one of
+/// them and want another.
 pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Result<Vec<JobId>> {
     let (ids, leases) = columns(&releases.iter().map(|release| (release.id, release.lease)).collect::<Vec<_>>());
+    let revisions: Vec<i64> = releases.iter().map(|release| release.revision.0).collect();
     let waits: Vec<Option<f64>> = releases.iter().map(|release| release.kind.wait()).collect();
     let burnt: Vec<bool> = releases.iter().map(|release| matches!(release.kind, ReleaseKind::Burnt(_))).collect();
     let outcomes: Vec<String> = releases.iter().map(|release| release.outcome.to_owned()).collect();
@@ -332,11 +362,15 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
     let stages: Vec<serde_json::Value> = releases.iter().map(|release| release.stages.clone()).collect();
     sqlx::query_scalar!(
         r#"with given as (
-               select * from unnest($1::bigint[], $2::uuid[], $3::float8[], $4::bool[], $5::text[], $6::text[], $7::text[], $8::jsonb[])
-                   as given (id, lease_id, wait, burnt, outcome, kind, reason, stages)
+               select * from unnest($1::bigint[], $2::uuid[], $3::float8[], $4::bool[], $5::text[], $6::text[], $7::text[], $8::jsonb[], $9::bigint[])
+                   as given (id, lease_id, wait, burnt, outcome, kind, reason, stages, revision)
            ),
            ours as (
-               select job.id, job.worker, job.started_at, job.attempt, job.revision
+               select job.id, job.worker, job.started_at, job.attempt, given.revision,
+                      case when job.revision = given.revision then given.wait end as wait,
+                      given.burnt and job.revision = given.revision as burnt,
+                      case when job.revision = given.revision then given.kind end as kind,
+                      case when job.revision = given.revision then given.reason end as reason
                from given join gristmill.embedding_jobs as job using (id, lease_id)
                where job.lease_until > clock_timestamp()
                order by job.id for update of job skip locked
@@ -350,19 +384,18 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
            ),
            released as (
                update gristmill.embedding_jobs as job
-               set state = case when given.wait is null then 'pending' else 'waiting' end,
-                   run_at = case when given.wait is null then job.run_at
-                            else clock_timestamp() + make_interval(secs => given.wait * case when given.burnt then 0.75 + random() / 2 else 1 end) end,
-                   attempt = job.attempt + given.burnt::int::smallint,
-                   snoozed_since = case when given.wait is null or given.burnt then job.snoozed_since
+               set state = case when ours.wait is null then 'pending' else 'waiting' end,
+                   run_at = case when ours.wait is null then job.run_at
+                            else clock_timestamp() + make_interval(secs => ours.wait * case when ours.burnt then 0.75 + random() / 2 else 1 end) end,
+                   attempt = job.attempt + ours.burnt::int::smallint,
+                   snoozed_since = case when ours.wait is null or ours.burnt then job.snoozed_since
                                    else coalesce(job.snoozed_since, clock_timestamp()) end,
-                   error_kind = given.kind, reason = given.reason,
+                   error_kind = ours.kind, reason = ours.reason,
                    lease_id = null, lease_until = null, worker = null, stage = null, alone = false
-               from ours join given using (id)
-               where job.id = ours.id
+               from ours where job.id = ours.id
            )
            select given.id as "id!: JobId" from given join gristmill.embedding_jobs as job using (id, lease_id)
-           where job.lease_until > clock_timestamp() and given.id not in (select id from ours)"#,
+           where given.id not in (select id from ours)"#,
         &ids,
         &leases,
         &waits as &[Option<f64>],
@@ -371,6 +404,7 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
         &kinds as &[Option<String>],
         &reasons as &[Option<String>],
         &stages,
+        &revisions,
     )
     .fetch_all(db)
     .await

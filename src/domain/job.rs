@@ -77,6 +77,8 @@ pub struct ClaimedJob {
     pub snoozed: std::time::Duration,
     /// Workers that died with this job in hand.
     pub crashes: i16,
+    /// Those of them that had nothing else in hand.
+    pub crashes_alone: i16,
     /// Digests of the chunks whose vectors are in the target, in the order of their index.
     pub digests: Vec<super::Digest>,
     /// The generation those vectors are of.

@@ -11,6 +11,9 @@ use crate::domain::{Chunk, ClaimedJob, Digest, Document, check_vector};
 use super::content;
 use super::{Deps, JobError, Trace};
 
+/// So many workers that died with nothing but this job in hand are no accident.
+const CRASHES_ALONE: i16 = 2;
+
 /// What an attempt came to, with what its row said, for whoever writes the end of one that failed.
 pub struct Attempted {
     pub result: Result<(), JobError>,
@@ -32,6 +35,10 @@ async fn attempt(
     trace: &mut Trace,
     seen: &mut Option<LoadedRow>,
 ) -> Result<(), JobError> {
+    if job.crashes_alone >= CRASHES_ALONE {
+        return Err(JobError::Crashed);
+    }
+
     // Read together with the rows of every job claimed in the same breath.
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
     let loaded = deps.loader.load(&job.key, known).await?;

@@ -38,6 +38,8 @@ pub enum JobError {
     Deadline,
     #[error("the attempt panicked")]
     Panicked,
+    #[error("its worker died twice with nothing but this job in hand; look at the row, then retry")]
+    Crashed,
     #[error("the worker is shutting down")]
     Shutdown,
 }
@@ -99,6 +101,7 @@ impl JobError {
             Self::Commit(CommitError::Refused(_)) => fail(ErrorKind::Constraint),
             Self::Deadline => retry(ErrorKind::Deadline),
             Self::Panicked => retry(ErrorKind::Panicked),
+            Self::Crashed => fail(ErrorKind::Crashed),
             Self::Shutdown => Outcome::HandBack,
         }
     }

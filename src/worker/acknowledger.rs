@@ -49,6 +49,7 @@ impl Releases {
         let release = Release {
             id: job.id,
             lease: job.lease,
+            revision: job.revision,
             kind: ReleaseKind::Again,
             outcome: "handback",
             reason: None,
@@ -98,9 +99,11 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     }
 }
 
-/// Returns what is done with and what to try again, until the leases have run out and the jobs are the rescuer's.
+/// Returns what is done with and what to try again. A worker that has to stop tries for the length of a lease; then the jobs are the
+/// rescuer's.
 async fn write(engine: &Engine, mut batch: Vec<Entry>) -> (Vec<Entry>, Vec<Entry>) {
     mirror_pending(engine, &batch).await;
+    renew(engine, &batch).await;
     for entry in &mut batch {
         entry.tried.get_or_insert_with(Instant::now);
     }
@@ -111,8 +114,9 @@ async fn write(engine: &Engine, mut batch: Vec<Entry>) -> (Vec<Entry>, Vec<Entry
     };
     let (open, mut done): (Vec<Entry>, Vec<Entry>) =
         batch.into_iter().partition(|entry| open.contains(&entry.release.id));
+    let is_late = |entry: &Entry| entry.tried.is_some_and(|tried| tried.elapsed() >= engine.settings.lease);
     let (late, open): (Vec<Entry>, Vec<Entry>) =
-        open.into_iter().partition(|entry| entry.tried.is_some_and(|tried| tried.elapsed() >= engine.settings.lease));
+        open.into_iter().partition(|entry| engine.stop.is_cancelled() && is_late(entry));
     if !open.is_empty() {
         tracing::debug!(jobs = open.len(), error = trouble, "giving jobs back failed; trying again");
     }
@@ -123,6 +127,19 @@ async fn write(engine: &Engine, mut batch: Vec<Entry>) -> (Vec<Entry>, Vec<Entry
     (done, open)
 }
 
+/// Leases may run out while the database is away or somebody holds the rows; what nobody took is still ours.
+async fn renew(engine: &Engine, batch: &[Entry]) {
+    let held: Vec<_> = batch
+        .iter()
+        .filter(|entry| entry.tried.is_some())
+        .map(|entry| (entry.release.id, entry.release.lease))
+        .collect();
+    if !held.is_empty() {
+        // Where this fails, so does the release, which says so.
+        db::jobs::heartbeat(&engine.pool, &held, engine.settings.lease).await.ok();
+    }
+}
+
 /// Releases the mirrored word while the leases are still ours.
 async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     let mut by_pipeline: HashMap<&str, Vec<&SourceKey>> = HashMap::new();
@@ -130,18 +147,31 @@ async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
         by_pipeline.entry(&entry.pipeline).or_default().push(&entry.key);
     }
     for (pipeline, keys) in by_pipeline {
-        let Some(deps) = engine.deps(pipeline) else { continue };
-        if let Some(status) = &deps.plan.pipeline.status {
-            mirror(engine, deps, &keys, &status.words.pending).await;
+        if let Some(deps) = engine.deps(pipeline) {
+            mirror(engine, deps, &keys, Mirrored::Released).await;
         }
     }
 }
 
+/// What is mirrored on source rows while their jobs have no end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mirrored {
+    Processing,
+    /// The word for `processing` is taken back.
+    Released,
+}
+
 /// Sets a status word on source rows; best effort, since nothing depends on it.
-pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], word: &str) {
+pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) {
+    let Some(status) = &deps.plan.pipeline.status else { return };
+    let words = &status.words;
+    let (word, instead_of) = match what {
+        Mirrored::Processing => (&words.processing, None),
+        Mirrored::Released => (&words.pending, Some(words.processing.as_str())),
+    };
     let written = async {
         let mut connection = engine.pool.acquire().await?;
-        db::app::mirror(&mut connection, &deps.plan, keys, word).await
+        db::app::mirror(&mut connection, &deps.plan, keys, word, instead_of).await
     };
     // A pool that is drained or a key that does not fit must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 
 use crate::batch::{CommitError, Committed, End, JobFacts, Work};
+use crate::db;
 use crate::db::app::LoadedRow;
 use crate::db::jobs::{Release, ReleaseKind};
 use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason};
@@ -13,6 +14,7 @@ use crate::jobs::{self, Attempted, Deps, JobError, Standing, Trace};
 use crate::telemetry;
 
 use super::Engine;
+use super::acknowledger::{Mirrored, mirror};
 
 /// Tries a claimed job once and sees to its end.
 pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
@@ -20,6 +22,8 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
         engine.releases.hand_back(&job);
         return;
     };
+    // However this ends, a panic included: what is not in hand is not renewed, so that the job is not lost.
+    let _in_hand = engine.hands.guard(&job);
     let started = Instant::now();
     let attempted = attempt(engine, &job, deps).await;
     let standing = standing(engine, &job);
@@ -29,7 +33,25 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
     };
     let reached = end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await;
     report(&job, &reached, &attempted.trace, started.elapsed());
-    engine.hands.drop_job(job.id, job.lease);
+    release_word(engine, &job, deps, &reached).await;
+}
+
+/// An end that has no word of its own must not leave the row `processing`.
+async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &Outcome) {
+    let ended = match reached {
+        Outcome::Cancel(_) => true,
+        Outcome::Lost => db::jobs::is_cancelled(&engine.pool, job.id).await.unwrap_or(false),
+        Outcome::Done
+        | Outcome::Skip(_)
+        | Outcome::Stale
+        | Outcome::Retry(_)
+        | Outcome::Snooze { .. }
+        | Outcome::Fail(_)
+        | Outcome::HandBack => false,
+    };
+    if ended {
+        mirror(engine, deps, &[&job.key], Mirrored::Released).await;
+    }
 }
 
 /// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
@@ -109,6 +131,7 @@ fn give_back(engine: &Engine, job: &ClaimedJob, deps: &Deps, outcome: &Outcome, 
     let release = Release {
         id: job.id,
         lease: job.lease,
+        revision: job.revision,
         kind,
         outcome: outcome.word(),
         reason: outcome.reason().cloned(),

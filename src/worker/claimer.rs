@@ -1,5 +1,6 @@
 //! Claims work: as much as fits, fair over tenants, and never more.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use crate::jobs::Deps;
 use crate::telemetry;
 
 use super::Engine;
+use super::acknowledger::{Mirrored, mirror};
 use super::ring::Ring;
 
 /// Tenants of one look.
@@ -27,6 +29,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
     let mut rings: Vec<Ring> = engine.pipelines.iter().map(|_| Ring::new()).collect();
     let mut first = 0;
     let mut crashed_at: Option<Instant> = None;
+    let mut quiet = Quiet::default();
     while !engine.stop.is_cancelled() {
         room(&engine).await;
         if engine.stop.is_cancelled() {
@@ -40,7 +43,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         for nth in 0..rings.len() {
             let nth = (first + nth) % rings.len();
             let deps = &engine.pipelines[nth];
-            match claim(&engine, deps, &mut rings[nth], crashed).await {
+            match claim(&engine, deps, &mut rings[nth], &mut quiet, crashed).await {
                 Ok(jobs) => {
                     claimed += jobs.len();
                     hand_on(&engine, deps, jobs, &sender).await;
@@ -82,24 +85,30 @@ async fn room(engine: &Engine) {
     }
 }
 
-async fn claim(engine: &Engine, deps: &Deps, ring: &mut Ring, crashed: bool) -> sqlx::Result<Vec<Claimed>> {
+async fn claim(
+    engine: &Engine,
+    deps: &Deps,
+    ring: &mut Ring,
+    quiet: &mut Quiet,
+    crashed: bool,
+) -> sqlx::Result<Vec<Claimed>> {
     let by = Claimer {
         pipeline: &deps.plan.pipeline.name,
         generation: &deps.plan.generation,
         owner: engine.owner,
         lease: engine.settings.lease,
     };
-    if crashed {
-        let jobs = claim_crashed(engine, by).await?;
+    if crashed || quiet.is_made(engine) {
+        let jobs = claim_crashed(engine, by, quiet).await?;
         if !jobs.is_empty() {
             return Ok(jobs);
         }
     }
     let free = engine.hands.free();
-    if free == 0 || engine.hands.has_lonely() {
+    if free == 0 || engine.hands.has_lonely() || quiet.is_made(engine) {
         return Ok(Vec::new());
     }
-    if ring.is_empty() {
+    if ring.wants_look() {
         let after = ring.after.take();
         let mut tenants = jobs::tenants(&engine.pool, by.pipeline, after.as_deref(), wide(LOOK)).await?;
         if tenants.is_empty() && after.is_some() {
@@ -117,17 +126,50 @@ async fn claim(engine: &Engine, deps: &Deps, ring: &mut Ring, crashed: bool) -> 
     Ok(claimed)
 }
 
+/// A job that must be alone waits for a moment when nothing is in hand; where none comes by itself, one is made.
+#[derive(Debug, Default)]
+struct Quiet {
+    /// Since when such a job of each pipeline was seen waiting.
+    since: HashMap<String, Instant>,
+}
+
+impl Quiet {
+    /// Whether one has waited for a lease: nothing else is claimed until it is in hand, here or elsewhere.
+    fn is_made(&self, engine: &Engine) -> bool {
+        self.since.values().any(|since| since.elapsed() > engine.settings.lease)
+    }
+
+    async fn look(&mut self, engine: &Engine, by: Claimer<'_>) -> sqlx::Result<()> {
+        if jobs::lonely_waits(&engine.pool, by).await? {
+            self.since.entry(by.pipeline.to_owned()).or_insert_with(Instant::now);
+        } else {
+            self.since.remove(by.pipeline);
+        }
+        Ok(())
+    }
+}
+
 /// Jobs whose workers died go a few at a time, from the third crash on alone.
-async fn claim_crashed(engine: &Engine, by: Claimer<'_>) -> sqlx::Result<Vec<Claimed>> {
-    let beside = engine.hands.free_for_crashed().min(engine.hands.free());
-    if beside > 0 {
-        let jobs = jobs::claim_crashed(&engine.pool, by, false, wide(beside)).await?;
+async fn claim_crashed(engine: &Engine, by: Claimer<'_>, quiet: &mut Quiet) -> sqlx::Result<Vec<Claimed>> {
+    if engine.hands.count() == 0 {
+        let jobs = jobs::claim_crashed(&engine.pool, by, jobs::ALONE, 1).await?;
         if !jobs.is_empty() {
+            quiet.since.remove(by.pipeline);
             return Ok(jobs);
         }
     }
-    if engine.hands.count() == 0 {
-        return jobs::claim_crashed(&engine.pool, by, true, 1).await;
+    quiet.look(engine, by).await?;
+    if quiet.is_made(engine) {
+        return Ok(Vec::new());
+    }
+    for crashes in 1..jobs::ALONE {
+        let beside = engine.hands.free_for_crashed(crashes).min(engine.hands.free());
+        if beside > 0 {
+            let jobs = jobs::claim_crashed(&engine.pool, by, crashes, wide(beside)).await?;
+            if !jobs.is_empty() {
+                return Ok(jobs);
+            }
+        }
     }
     Ok(Vec::new())
 }
@@ -141,10 +183,8 @@ async fn hand_on(engine: &Engine, deps: &Deps, claimed: Vec<Claimed>, sender: &m
         engine.hands.take(&one.job);
     }
     telemetry::claimed(&deps.plan.pipeline.name, claimed.len());
-    if let Some(status) = &deps.plan.pipeline.status {
-        let keys: Vec<_> = claimed.iter().map(|one| &one.job.key).collect();
-        super::acknowledger::mirror(engine, deps, &keys, &status.words.processing).await;
-    }
+    let keys: Vec<_> = claimed.iter().map(|one| &one.job.key).collect();
+    mirror(engine, deps, &keys, Mirrored::Processing).await;
     for one in claimed {
         // The channel holds as many as there are slots, so this never waits; a closed one means that we are stopping.
         if let Err(refused) = sender.send(one.job).await {

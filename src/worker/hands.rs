@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::db::jobs::ALONE;
 use crate::domain::{ClaimedJob, JobId, LeaseId};
 
 /// A job in hand.
@@ -53,6 +54,11 @@ impl Hands {
         self.freed.notify_waiters();
     }
 
+    /// Lets go of the job when it is dropped.
+    pub fn guard(&self, job: &ClaimedJob) -> InHand<'_> {
+        InHand { hands: self, job: job.id, lease: job.lease }
+    }
+
     /// Tells attempts whose lease is another's.
     pub fn tell_lost(&self, jobs: &[(JobId, LeaseId)]) {
         let held = self.held();
@@ -77,16 +83,15 @@ impl Hands {
         self.slots.saturating_sub(self.count())
     }
 
-    /// How many more jobs with that many crashes may run beside others: `slots / 4^crashes`, at least one.
-    pub fn free_for_crashed(&self) -> usize {
-        let held = self.held();
-        let crashed = held.values().filter(|held| held.crashes > 0).count();
-        (self.slots / 4).max(1).saturating_sub(crashed)
+    /// How many more jobs with that many crashes may run beside others: `slots / 4^crashes` in all, at least one.
+    pub fn free_for_crashed(&self, crashes: i16) -> usize {
+        let most = (0..crashes).fold(self.slots, |most, _| most / 4).max(1);
+        most.saturating_sub(self.held().values().filter(|held| held.crashes == crashes).count())
     }
 
     /// Whether a job is in hand that must have the worker for itself.
     pub fn has_lonely(&self) -> bool {
-        self.held().values().any(|held| held.crashes >= 3)
+        self.held().values().any(|held| held.crashes >= ALONE)
     }
 
     /// Waits until a job is let go.
@@ -103,5 +108,19 @@ impl Hands {
             }
             freed.await;
         }
+    }
+}
+
+/// A job in hand, until this is dropped.
+#[derive(Debug)]
+pub struct InHand<'a> {
+    hands: &'a Hands,
+    job: JobId,
+    lease: LeaseId,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.hands.drop_job(self.job, self.lease);
     }
 }

@@ -28,6 +28,9 @@ use crate::jobs::Deps;
 pub use hands::Hands;
 pub use sweeper::{Progress, pass};
 
+/// How long jobs may take to be handed back once the grace is over.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// What every task of the engine works with.
 pub struct Engine {
     pub pool: PgPool,
@@ -85,10 +88,21 @@ impl Engine {
     pub async fn run(self: &Arc<Self>) -> Result<(), EngineError> {
         db::workers::seen(&self.pool, self.owner, &self.name, i32::try_from(self.settings.slots).unwrap_or(i32::MAX))
             .await?;
-        let (sender, claimed) = mpsc::channel(self.settings.slots);
         let tasks = TaskTracker::new();
         // These go on while jobs are in hand: leases must be kept and releases written until the last one is out.
         let late = CancellationToken::new();
+        tokio::select! {
+            outcome = self.work(&tasks, &late) => outcome,
+            () = self.out_of_time() => {
+                tracing::warn!(jobs = self.hands.count(), "ended late; leases of jobs in hand end by themselves");
+                late.cancel();
+                Ok(())
+            }
+        }
+    }
+
+    async fn work(self: &Arc<Self>, tasks: &TaskTracker, late: &CancellationToken) -> Result<(), EngineError> {
+        let (sender, claimed) = mpsc::channel(self.settings.slots);
         tasks.spawn(heartbeat::run(Arc::clone(self), late.clone()));
         tasks.spawn(acknowledger::run(Arc::clone(self), late.clone()));
         tasks.spawn(rescuer::run(Arc::clone(self)));
@@ -107,6 +121,16 @@ impl Engine {
             tracing::debug!(error = db::describe(&error), "the worker could not sign out");
         }
         outcome
+    }
+
+    /// A database that does not answer must not keep a worker that was told to go.
+    async fn out_of_time(&self) {
+        self.stop.cancelled().await;
+        tokio::select! {
+            () = tokio::time::sleep(self.settings.grace) => {}
+            () = self.give_up.cancelled() => {}
+        }
+        tokio::time::sleep(LAST_WORDS).await;
     }
 
     /// After `stop`, waits for the grace and then asks every attempt to hand its job back.

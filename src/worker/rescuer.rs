@@ -48,21 +48,12 @@ async fn rescue(engine: &Engine) -> sqlx::Result<()> {
     let rescued = db::jobs::rescue(&engine.pool, engine.settings.lease, RESCUE).await?;
     for job in &rescued {
         telemetry::attempt(&job.pipeline, "crash", Duration::ZERO);
-        if job.failed {
-            tracing::error!(
-                job.id = job.id.0,
-                job.pipeline = job.pipeline,
-                crashes = job.crashes,
-                "a job was alone when its worker died, twice: failed"
-            );
-        } else {
-            tracing::warn!(
-                job.id = job.id.0,
-                job.pipeline = job.pipeline,
-                crashes = job.crashes,
-                "crash: its worker is gone; the job is pending again"
-            );
-        }
+        tracing::warn!(
+            job.id = job.id.0,
+            job.pipeline = job.pipeline,
+            crashes = job.crashes,
+            "crash: its worker is gone; the job is pending again"
+        );
     }
     if !rescued.is_empty() {
         engine.wake.notify_waiters();

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::db::jobs::{Claimed, Cursor};
@@ -7,6 +7,8 @@ use crate::db::jobs::{Claimed, Cursor};
 const TENANTS: usize = 100;
 /// How long cursors are trusted: a job that falls due behind one waits no longer than this.
 const CURSOR_LIFE: Duration = Duration::from_secs(2);
+/// How often tenants are looked for while others still have work: a new one waits no longer than this.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The tenants of one pipeline that have claimable jobs, taken in turn, and where each one's next claim starts.
 #[derive(Debug)]
@@ -14,23 +16,27 @@ pub(super) struct Ring {
     tenants: VecDeque<String>,
     cursors: HashMap<String, Cursor>,
     since: Instant,
+    looked_at: Option<Instant>,
     /// Where the next look for tenants starts.
     pub after: Option<String>,
 }
 
 impl Ring {
     pub fn new() -> Self {
-        Self { tenants: VecDeque::new(), cursors: HashMap::new(), since: Instant::now(), after: None }
+        Self { tenants: VecDeque::new(), cursors: HashMap::new(), since: Instant::now(), looked_at: None, after: None }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.tenants.is_empty()
+    /// Whether it is time to look for tenants: none is left, or new ones may have come.
+    pub fn wants_look(&self) -> bool {
+        self.tenants.is_empty() || self.looked_at.is_none_or(|at| at.elapsed() > LOOK_EVERY)
     }
 
     /// Takes in what a look for tenants found; a short answer means that the next one starts over.
-    pub fn refill(&mut self, tenants: Vec<String>, asked: usize) {
-        self.after = (tenants.len() >= asked).then(|| tenants.last().cloned()).flatten();
-        self.tenants.extend(tenants);
+    pub fn refill(&mut self, found: Vec<String>, asked: usize) {
+        self.looked_at = Some(Instant::now());
+        self.after = (found.len() >= asked).then(|| found.last().cloned()).flatten();
+        let known: HashSet<String> = self.tenants.iter().cloned().collect();
+        self.tenants.extend(found.into_iter().filter(|tenant| !known.contains(tenant)));
     }
 
     /// The tenants whose turn it is, with their cursors.
@@ -48,7 +54,8 @@ impl Ring {
             .collect()
     }
 
-    /// Puts tenants that may have more at the end, and moves cursors behind what was claimed.
+    /// Moves cursors behind what was claimed; tenants that may have more go to the end, those that a full claim did not reach stay
+    /// in front.
     pub fn settle(&mut self, turn: Vec<(String, Cursor)>, claimed: &[Claimed], each: usize, full: bool) {
         let mut got: HashMap<&str, usize> = HashMap::new();
         for one in claimed {
@@ -59,12 +66,13 @@ impl Ring {
                 *cursor = one.cursor;
             }
         }
-        for (tenant, _) in turn {
-            // Nothing, where the claim had room left, means that the tenant is through.
-            let taken = got.get(tenant.as_str()).copied().unwrap_or_default();
-            if taken >= each || (full && taken == 0) {
-                self.tenants.push_back(tenant);
-            }
+        let got = |tenant: &String| got.get(tenant.as_str()).copied().unwrap_or_default();
+        let reached = turn.iter().rposition(|(tenant, _)| got(tenant) > 0).map_or(0, |last| last + 1);
+        let (reached, unreached) = turn.split_at(if full { reached } else { turn.len() });
+        // Less than its part, where the claim came by, means that the tenant is through.
+        self.tenants.extend(reached.iter().map(|(tenant, _)| tenant).filter(|tenant| got(tenant) >= each).cloned());
+        for (tenant, _) in unreached.iter().rev() {
+            self.tenants.push_front(tenant.clone());
         }
     }
 

@@ -1,11 +1,14 @@
 //! A small world for a test: a database with our tables and the starter schema, a folder of files, a provider, a worker.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gristmill::app::{self, Running};
 use gristmill::config::Config;
 use gristmill::db;
+use gristmill::extract::Extractor;
+use gristmill::worker::Engine;
 use sqlx::{AssertSqlSafe, PgPool};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -268,8 +271,9 @@ impl World {
     /// Starts a worker.
     pub async fn start(&self) -> Worker {
         let stop = CancellationToken::new();
-        let running = app::start(&self.config(), &self.pool, stop.clone()).await.expect("the worker starts");
-        let engine = std::sync::Arc::clone(&running.engine);
+        let mut running = app::start(&self.config(), &self.pool, stop.clone()).await.expect("the worker starts");
+        running.engine = with_parser(&running.engine, &self.config());
+        let engine = Arc::clone(&running.engine);
         let task = tokio::spawn(async move { engine.run().await.expect("the engine runs") });
         Worker { running, stop, task, pool: self.pool.clone() }
     }
@@ -319,6 +323,15 @@ impl Worker {
         self.stop.cancel();
         self.task.await.expect("the worker ends well");
     }
+}
+
+/// The same engine with our program as its parser child: tests run in a program that is none.
+fn with_parser(engine: &Engine, config: &Config) -> Arc<Engine> {
+    let mut pipelines = engine.pipelines.clone();
+    for deps in &mut pipelines {
+        deps.extractor = Extractor::with_program(app::parser_settings(config), env!("CARGO_BIN_EXE_gristmill"));
+    }
+    Engine::new(engine.pool.clone(), engine.owner, engine.settings.clone(), pipelines, engine.stop.clone())
 }
 
 fn parse(toml: &str) -> Config {

@@ -305,23 +305,34 @@ pub async fn update_sources(
     Ok(())
 }
 
-/// Sets the status word of rows nobody else holds; best effort, in a transaction of its own.
+/// Sets the status word of rows nobody else holds: of those in the set, or, to take a word back, of those that still have it
+/// (`instead_of`). Best effort, in a transaction of its own.
 ///
 /// # Errors
 /// The database is away or refuses; nothing depends on it.
-pub async fn mirror(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKey], word: &str) -> sqlx::Result<()> {
+pub async fn mirror(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    keys: &[&SourceKey],
+    word: &str,
+    instead_of: Option<&str>,
+) -> sqlx::Result<()> {
     let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
     let word_parameter = plan.key.len() + 1;
+    let asked_for = if instead_of.is_some() {
+        format!("source.{}::text = ${}", column.sql(), word_parameter + 1)
+    } else {
+        format!("{} and source.{}::text is distinct from ${word_parameter}", plan.when, column.sql())
+    };
     let statement = format!(
         "with free as (select {key} from {asked} join {table} as source on {key_match} \
-             where {when} and source.{column}::text is distinct from ${word_parameter} \
+             where {asked_for} \
              order by {key} for no key update of source skip locked) \
          update {table} as source set {column} = (${word_parameter}::text)::{type_sql} from free where {same}",
         key = plan.key_list("source"),
         asked = asked(plan.key.len()),
         table = plan.source,
         key_match = plan.key_match("source"),
-        when = plan.when,
         column = column.sql(),
         type_sql = column.type_sql(),
         same = plan
@@ -333,7 +344,9 @@ pub async fn mirror(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceK
     );
     let mut transaction = sqlx::Connection::begin(connection).await?;
     set_writer(&mut transaction, &plan.pipeline.name).await?;
-    bound(&statement, by_column(keys, plan.key.len())).bind(word).execute(&mut *transaction).await?;
+    let query = bound(&statement, by_column(keys, plan.key.len())).bind(word);
+    let query = if let Some(word) = instead_of { query.bind(word) } else { query };
+    query.execute(&mut *transaction).await?;
     transaction.commit().await
 }
 
