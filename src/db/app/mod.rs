@@ -8,6 +8,7 @@ mod check;
 mod load;
 mod plan;
 mod search;
+mod shape;
 mod sweep;
 mod triggers;
 mod vector;
