@@ -141,9 +141,9 @@ mod tests {
         attempt: 0,
         max_attempts: 3,
         snoozed: Duration::ZERO,
-        snooze_total: Duration::from_secs(3600),
+        snooze_total: Duration::from_hours(1),
         retry_first: Duration::from_secs(5),
-        retry_longest: Duration::from_secs(60),
+        retry_longest: Duration::from_mins(1),
     };
 
     fn check(error: &JobError, standing: Standing, want: &str) {
@@ -156,7 +156,7 @@ mod tests {
     fn the_job_pays_only_for_its_own_faults() {
         let limited = JobError::Embed(EmbedFailure::RateLimited { after: Duration::from_secs(3) });
         check(&limited, STANDING, "snooze rate_limited: the provider limits the rate");
-        let late = Standing { snoozed: Duration::from_secs(7200), ..STANDING };
+        let late = Standing { snoozed: Duration::from_hours(2), ..STANDING };
         check(&limited, late, "fail rate_limited: the provider limits the rate (put off for 2 hours altogether)");
         check(
             &JobError::Embed(EmbedFailure::Refused("x".into())),

@@ -114,7 +114,7 @@ async fn end(
         },
         // Chunks of a row that left could not be removed: a person has to look at the constraint.
         Err(error @ CommitError::Refused(_)) => Outcome::Snooze {
-            after: Duration::from_secs(300),
+            after: Duration::from_mins(5),
             reason: Reason::new(ErrorKind::Constraint, error.to_string()),
         },
     };

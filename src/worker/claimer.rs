@@ -122,7 +122,7 @@ async fn claim(
     }
     let each = free.div_ceil(turn.len());
     let claimed = jobs::claim(&engine.pool, by, &turn, wide(each), wide(free)).await?;
-    ring.settle(turn, &claimed, each, claimed.len() >= free);
+    ring.settle(&turn, &claimed, each, claimed.len() >= free);
     Ok(claimed)
 }
 

@@ -20,7 +20,7 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
                     engine.hands.tell_lost(&lost);
                 }
                 Err(error) => {
-                    tracing::warn!(jobs = held.len(), error = db::describe(&error), "leases could not be renewed")
+                    tracing::warn!(jobs = held.len(), error = db::describe(&error), "leases could not be renewed");
                 }
             }
         }

@@ -56,7 +56,7 @@ impl Ring {
 
     /// Moves cursors behind what was claimed; tenants that may have more go to the end, those that a full claim did not reach stay
     /// in front.
-    pub fn settle(&mut self, turn: Vec<(String, Cursor)>, claimed: &[Claimed], each: usize, full: bool) {
+    pub fn settle(&mut self, turn: &[(String, Cursor)], claimed: &[Claimed], each: usize, full: bool) {
         let mut got: HashMap<&str, usize> = HashMap::new();
         for one in claimed {
             *got.entry(&one.job.tenant).or_default() += 1;

@@ -637,8 +637,9 @@ async fn a_right_that_is_missing_is_named_with_the_statement_that_gives_it() {
     let world = configured(World::new().await, NOTES);
     world.sql(&format!("{WORKER}{NOTE_TABLES}")).await;
     let owner = world.pool.clone();
-    let give =
-        async |statement: &str| drop(owner.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.expect("it may"));
+    let give = async |statement: &str| {
+        owner.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.expect("it may");
+    };
     give("grant usage on schema gristmill to gristmill_test_worker; ").await;
     let world = as_worker(world).await;
 

@@ -218,10 +218,10 @@ impl World {
     }
 
     /// The plan of the one pipeline.
-    pub async fn plan(&self) -> std::sync::Arc<db::app::Plan> {
+    pub async fn plan(&self) -> Arc<db::app::Plan> {
         let resolved = app::resolve(&self.pool, &self.config()).await.expect("the database is there");
         assert!(resolved.refused.is_empty(), "{:?}", resolved.refused);
-        std::sync::Arc::clone(&resolved.plans[0])
+        Arc::clone(&resolved.plans[0])
     }
 
     /// Waits until a query that returns one boolean says true.
@@ -309,7 +309,7 @@ impl Worker {
     pub async fn idle(&self) {
         let names: Vec<String> =
             self.running.engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
-        let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        let waited = tokio::time::timeout(Duration::from_mins(1), async {
             while self.running.engine.swept.passes() < names.len()
                 || db::jobs::is_busy(&self.pool, &names, Duration::from_secs(3)).await.expect("the database is there")
             {

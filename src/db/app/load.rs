@@ -63,7 +63,7 @@ pub async fn load(
         fingerprint = plan.fingerprint,
         skip = condition(plan.pipeline.skip.when.as_ref(), "false"),
         values = plan.expressions.join(", "),
-        from = plan.from_asked(),
+        from = plan.asked_rows(),
     );
     let mut query = sqlx::query(AssertSqlSafe(statement));
     for column in by_column(keys, plan.key.len()) {

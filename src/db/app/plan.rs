@@ -41,6 +41,7 @@ pub struct Plan {
 
 /// Where vectors go.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each pipeline, for the life of the process")]
 pub enum TargetPlan {
     /// A table of chunks.
     Chunks {
@@ -130,12 +131,12 @@ impl Plan {
     }
 
     /// `relation as source`, and the configuration's `values`.
-    pub(super) fn from(&self, relation: &str) -> String {
+    pub(super) fn relation(&self, relation: &str) -> String {
         format!("{relation} as source{}", self.lateral)
     }
 
     /// The asked keys, joined to their source rows.
-    pub(super) fn from_asked(&self) -> String {
+    pub(super) fn asked_rows(&self) -> String {
         format!(
             "{} join {} as source on {}{}",
             asked(self.key.len()),
@@ -363,13 +364,14 @@ async fn target_plan(
     }
     let version = match &rule.version {
         None => None,
-        Some((name, word)) => match table.column(name) {
-            Some(column) => Some((column.clone(), word.clone())),
-            None => {
+        Some((name, word)) => {
+            if let Some(column) = table.column(name) {
+                Some((column.clone(), word.clone()))
+            } else {
                 misfits.push(missing_column(&rule.place, table, name));
                 None
             }
-        },
+        }
     };
     let columns = assign::resolve(table, &rule.columns, misfits);
     let vector = vector_column(&columns, &rule.place, misfits);
@@ -472,10 +474,10 @@ async fn try_fragments(connection: &mut PgConnection, plan: &Plan, misfits: &mut
     }
     let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
     for sql in rules.into_iter().flatten() {
-        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.from(&plan.source))));
+        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
     }
     if let Some(TenantRule::Expression(sql)) = &source.tenant {
-        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.from(&plan.source))));
+        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.relation(&plan.source))));
     }
     for (place, statement) in fragments {
         if let Err(error) =
@@ -483,7 +485,7 @@ async fn try_fragments(connection: &mut PgConnection, plan: &Plan, misfits: &mut
         {
             match &error {
                 sqlx::Error::Database(database) => {
-                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())))
+                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())));
                 }
                 _ => return Err(error),
             }

@@ -56,7 +56,7 @@ pub async fn sweep_set(
         tenant = plan.tenant,
         list = plan.key_list("source"),
         asks = asks(plan),
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         source = plan.source,
         found = plan.key_of_json("source", "slice.gm_key"),
         when = plan.when,
@@ -133,7 +133,7 @@ impl ClosingIn {
     /// # Errors
     /// The error again, where no row is to blame for it.
     pub fn on(&mut self, error: sqlx::Error) -> sqlx::Result<bool> {
-        let of_data = error.as_database_error().and_then(|error| error.code()).is_some_and(|code| {
+        let of_data = error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| {
             // A value, a subquery with more than one row, an exception that a function raised.
             ["22", "21", "P0"].iter().any(|class| code.starts_with(class))
         });
@@ -213,7 +213,7 @@ pub async fn sweep_leavers(
                 coalesce((select case when count(*) > 0 then gristmill.open_jobs($1, array_agg(source_key), \
                     array_fill(''::text, array[count(*)::int]), array_fill(null::timestamptz, array[count(*)::int]), 0, true) end from gone), 0) as opened",
         count = plan.key.len(),
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         found = plan.key_of_json("source", "slice.source_key"),
         when = plan.when,
     );

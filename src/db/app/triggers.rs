@@ -107,7 +107,7 @@ fn rows_of(plan: &Plan, relation: &str) -> String {
         when = plan.when,
         tenant = plan.tenant,
         fingerprint = plan.fingerprint,
-        from = plan.from(relation),
+        from = plan.relation(relation),
     )
 }
 

@@ -51,7 +51,7 @@ pub async fn lock_sources(
          order by {order} for no key update of source skip locked",
         when = plan.when,
         fingerprint = plan.fingerprint,
-        from = plan.from_asked(),
+        from = plan.asked_rows(),
         order = plan.key_list("source"),
     );
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
@@ -75,7 +75,7 @@ pub async fn which_exist(
     plan: &Plan,
     keys: &[&SourceKey],
 ) -> sqlx::Result<Vec<(usize, bool)>> {
-    let statement = format!("select asked.gm_nth as nth, {} as in_set from {}", plan.when, plan.from_asked());
+    let statement = format!("select asked.gm_nth as nth, {} as in_set from {}", plan.when, plan.asked_rows());
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
     rows.into_iter().map(|row| Ok((nth_of(&row)?, row.try_get("in_set")?))).collect()
 }
@@ -93,7 +93,7 @@ pub async fn reread(
         "select asked.gm_nth as nth, {} as fingerprint, {} as needs from {}",
         plan.fingerprint,
         plan.needs.as_deref().unwrap_or("false"),
-        plan.from_asked(),
+        plan.asked_rows(),
     );
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
     rows.into_iter().map(|row| Ok((nth_of(&row)?, row.try_get("fingerprint")?, row.try_get("needs")?))).collect()
