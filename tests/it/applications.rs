@@ -587,11 +587,11 @@ async fn what_does_not_fit_is_named_with_its_place() {
         ("no pgvector", without_pgvector.to_owned(), NOTES.to_owned()),
         ("nothing", NOTE_TABLES.to_owned(), NOTES.to_owned()),
     ];
-    let mut said = String::new();
+    let mut said = Vec::new();
     for (case, schema, pipelines) in cases {
-        said.push_str(&format!("# {case}\n{}\n", misfit(&schema, &pipelines).await));
+        said.push(format!("# {case}\n{}", misfit(&schema, &pipelines).await));
     }
-    assert_snapshot!(said, @r#"
+    assert_snapshot!(said.join("\n"), @r#"
     # no source
     workers.toml:53: pipelines.notes.source: there is no table app.notes
     # no target
@@ -637,8 +637,9 @@ async fn a_right_that_is_missing_is_named_with_the_statement_that_gives_it() {
     let world = configured(World::new().await, NOTES);
     world.sql(&format!("{WORKER}{NOTE_TABLES}")).await;
     let owner = world.pool.clone();
-    let give =
-        async |statement: &str| drop(owner.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.expect("it may"));
+    let give = async |statement: &str| {
+        owner.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.expect("it may");
+    };
     give("grant usage on schema gristmill to gristmill_test_worker; ").await;
     let world = as_worker(world).await;
 

@@ -133,7 +133,7 @@ impl ClosingIn {
     /// # Errors
     /// The error again, where no row is to blame for it.
     pub fn on(&mut self, error: sqlx::Error) -> sqlx::Result<bool> {
-        let of_data = error.as_database_error().and_then(|error| error.code()).is_some_and(|code| {
+        let of_data = error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| {
             // A value, a subquery with more than one row, an exception that a function raised.
             ["22", "21", "P0"].iter().any(|class| code.starts_with(class))
         });
