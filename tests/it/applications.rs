@@ -587,11 +587,11 @@ async fn what_does_not_fit_is_named_with_its_place() {
         ("no pgvector", without_pgvector.to_owned(), NOTES.to_owned()),
         ("nothing", NOTE_TABLES.to_owned(), NOTES.to_owned()),
     ];
-    let mut said = String::new();
+    let mut said = Vec::new();
     for (case, schema, pipelines) in cases {
-        said.push_str(&format!("# {case}\n{}\n", misfit(&schema, &pipelines).await));
+        said.push(format!("# {case}\n{}", misfit(&schema, &pipelines).await));
     }
-    assert_snapshot!(said, @r#"
+    assert_snapshot!(said.join("\n"), @r#"
     # no source
     workers.toml:53: pipelines.notes.source: there is no table app.notes
     # no target
