@@ -183,9 +183,19 @@ async fn take_census(
     slice: i64,
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> sqlx::Result<()> {
+    let mut slices = db::app::ClosingIn::new(slice);
     loop {
         let mut connection = pool.acquire().await?;
-        after = db::app::census(&mut connection, plan, existing, after.as_ref(), slice).await?.slice.after;
+        after = match db::app::census(&mut connection, plan, existing, after.as_ref(), slices.rows()).await {
+            Ok(census) => census.slice.after,
+            Err(error) => {
+                if !slices.on(error)? {
+                    continue;
+                }
+                // The sweep opens it, and its attempt says what is wrong with it.
+                db::app::next_key(&mut connection, plan, after.as_ref()).await?
+            }
+        };
         db::pipelines::census(&mut *connection, &plan.pipeline.name, after.as_ref(), after.is_none()).await?;
         if after.is_none() || stopped() {
             return Ok(());

@@ -22,9 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 5;
 const BREAKER_FIRST: Duration = Duration::from_secs(10);
-const BREAKER_LONGEST: Duration = Duration::from_secs(300);
+const BREAKER_LONGEST: Duration = Duration::from_mins(5);
 /// How long a refused credential keeps its lane shut before one request tries again.
-const CREDENTIAL_PAUSE: Duration = Duration::from_secs(300);
+const CREDENTIAL_PAUSE: Duration = Duration::from_mins(5);
 /// Tries of one request within the lane.
 const TRIES: u32 = 3;
 

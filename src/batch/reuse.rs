@@ -59,7 +59,7 @@ mod tests {
             .enumerate()
             .map(|(index, (text, valid))| Existing {
                 nth: 0,
-                ctid: String::new(),
+                place: String::new(),
                 index: i64::try_from(index).unwrap(),
                 text: Some(Digest::of(text)),
                 valid: *valid,

@@ -178,13 +178,13 @@ async fn write_target(
                 match &ready.work.end {
                     End::Done(done) => {
                         let stays =
-                            |chunk: &&&Existing| !ready.kept.iter().flatten().any(|kept| kept.ctid == chunk.ctid);
-                        gone.extend(existing.iter().filter(stays).map(|chunk| chunk.ctid.clone()));
+                            |chunk: &&&Existing| !ready.kept.iter().flatten().any(|kept| kept.place == chunk.place);
+                        gone.extend(existing.iter().filter(stays).map(|chunk| chunk.place.clone()));
                         chunk_rows(plan, ready, done, columns, &mut updates, &mut inserts);
                     }
-                    End::Skip { .. } => gone.extend(existing.iter().map(|chunk| chunk.ctid.clone())),
+                    End::Skip { .. } => gone.extend(existing.iter().map(|chunk| chunk.place.clone())),
                     End::Leave { .. } if plan.pipeline.on_leave == OnLeave::Delete => {
-                        gone.extend(existing.iter().map(|chunk| chunk.ctid.clone()));
+                        gone.extend(existing.iter().map(|chunk| chunk.place.clone()));
                     }
                     End::Leave { .. } | End::Fail { .. } => {}
                 }
@@ -212,7 +212,7 @@ fn chunk_rows<'a>(
             parent: parent.clone(),
             values: columns.iter().map(|write| names.column(write, Some(chunk))).collect(),
             vector: vector.as_deref(),
-            ctid: kept.map(|kept| kept.ctid.clone()),
+            place: kept.map(|kept| kept.place.clone()),
             moved: kept.is_some_and(|kept| usize::try_from(kept.index) != Ok(chunk.index)),
         };
         if kept.is_some() {
@@ -268,11 +268,10 @@ async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Goin
             End::Leave { .. } => continue,
         };
         let names = Names { plan, job: &ready.work.job, row, facts: &ready.facts };
-        let word = word(plan, ready.facts.state);
+        // A skip that has no word of its own takes `processing` back.
+        let word = word(plan, ready.facts.state).or_else(|| word(plan, "pending"));
         let (columns, list) = match &ready.work.end {
             End::Done(_) => (&done, &mut with_results),
-            // A skip that has no word of its own leaves the status alone.
-            _ if word.is_none() && plan.status.is_some() => continue,
             _ => (&status_only, &mut with_status),
         };
         let is_status = |write: &ColumnWrite| {
@@ -301,6 +300,7 @@ fn status_columns(plan: &Plan) -> Vec<(ColumnWrite, bool)> {
 fn word(plan: &Plan, state: &str) -> Option<String> {
     let words = &plan.pipeline.status.as_ref()?.words;
     match state {
+        "pending" => Some(words.pending.clone()),
         "completed" => Some(words.completed.clone()),
         "failed" => Some(words.failed.clone()),
         "skipped" => words.skipped.clone(),

@@ -51,7 +51,7 @@ fn bert() -> Tokenizer {
     Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
 }
 
-/// A tokenizer of the SentencePiece kind, as multilingual models have.
+/// A tokenizer of the `SentencePiece` kind, as multilingual models have.
 fn unigram() -> Tokenizer {
     let pieces = [
         "<s>",
@@ -175,7 +175,7 @@ fn any_document() -> impl Strategy<Value = Document> {
                 headings.into_iter().map(|(share, level, title)| Heading { at: place(share), level, title }).collect();
             headings.sort_by_key(|heading| heading.at);
             let pages = (0..pages).map(|page| text.floor_char_boundary(page * 100)).collect();
-            Document { headings, pages, ..Document::plain(text) }
+            Document { pages, headings, ..Document::plain(text) }
         },
     )
 }

@@ -5,6 +5,7 @@ pub mod app;
 pub mod attempts;
 pub mod cache;
 pub mod calls;
+pub mod claims;
 pub mod demo;
 pub mod jobs;
 pub mod listen;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::db;
-use crate::db::jobs::{self, Claimed, Claimer};
+use crate::db::claims::{self, Claimed, Claimer};
 use crate::domain::ClaimedJob;
 use crate::jobs::Deps;
 use crate::telemetry;
@@ -110,9 +110,9 @@ async fn claim(
     }
     if ring.wants_look() {
         let after = ring.after.take();
-        let mut tenants = jobs::tenants(&engine.pool, by.pipeline, after.as_deref(), wide(LOOK)).await?;
+        let mut tenants = claims::tenants(&engine.pool, by.pipeline, after.as_deref(), wide(LOOK)).await?;
         if tenants.is_empty() && after.is_some() {
-            tenants = jobs::tenants(&engine.pool, by.pipeline, None, wide(LOOK)).await?;
+            tenants = claims::tenants(&engine.pool, by.pipeline, None, wide(LOOK)).await?;
         }
         ring.refill(tenants, LOOK);
     }
@@ -121,7 +121,7 @@ async fn claim(
         return Ok(Vec::new());
     }
     let each = free.div_ceil(turn.len());
-    let claimed = jobs::claim(&engine.pool, by, &turn, wide(each), wide(free)).await?;
+    let claimed = claims::claim(&engine.pool, by, &turn, wide(each), wide(free)).await?;
     ring.settle(&turn, &claimed, each, claimed.len() >= free);
     Ok(claimed)
 }
@@ -140,7 +140,7 @@ impl Quiet {
     }
 
     async fn look(&mut self, engine: &Engine, by: Claimer<'_>) -> sqlx::Result<()> {
-        if jobs::lonely_waits(&engine.pool, by).await? {
+        if claims::lonely_waits(&engine.pool, by).await? {
             self.since.entry(by.pipeline.to_owned()).or_insert_with(Instant::now);
         } else {
             self.since.remove(by.pipeline);
@@ -152,7 +152,7 @@ impl Quiet {
 /// Jobs whose workers died go a few at a time, from the third crash on alone.
 async fn claim_crashed(engine: &Engine, by: Claimer<'_>, quiet: &mut Quiet) -> sqlx::Result<Vec<Claimed>> {
     if engine.hands.count() == 0 {
-        let jobs = jobs::claim_crashed(&engine.pool, by, jobs::ALONE, 1).await?;
+        let jobs = claims::claim_crashed(&engine.pool, by, claims::ALONE, 1).await?;
         if !jobs.is_empty() {
             quiet.since.remove(by.pipeline);
             return Ok(jobs);
@@ -162,10 +162,10 @@ async fn claim_crashed(engine: &Engine, by: Claimer<'_>, quiet: &mut Quiet) -> s
     if quiet.is_made(engine) {
         return Ok(Vec::new());
     }
-    for crashes in 1..jobs::ALONE {
+    for crashes in 1..claims::ALONE {
         let beside = engine.hands.free_for_crashed(crashes).min(engine.hands.free());
         if beside > 0 {
-            let jobs = jobs::claim_crashed(&engine.pool, by, crashes, wide(beside)).await?;
+            let jobs = claims::claim_crashed(&engine.pool, by, crashes, wide(beside)).await?;
             if !jobs.is_empty() {
                 return Ok(jobs);
             }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::db::jobs::ALONE;
+use crate::db::claims::ALONE;
 use crate::domain::{ClaimedJob, JobId, LeaseId};
 
 /// A job in hand.

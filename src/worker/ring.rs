@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::db::jobs::{Claimed, Cursor};
+use crate::db::claims::{Claimed, Cursor};
 
 /// Tenants of one claim.
 const TENANTS: usize = 100;

@@ -74,12 +74,25 @@ pub async fn pass(
     }
     let mut opened = 0;
     let mut after = None;
+    let mut slices = app::ClosingIn::new(settings.sweep_rows);
     while !stopped() {
         let mut connection = pool.acquire().await?;
-        let slice = app::sweep_set(&mut connection, plan, after.as_ref(), since, settings.sweep_rows).await?;
+        match app::sweep_set(&mut connection, plan, after.as_ref(), since, slices.rows()).await {
+            Ok(slice) => {
+                opened += slice.opened;
+                after = slice.after;
+            }
+            Err(error) => {
+                if !slices.on(error)? {
+                    continue;
+                }
+                after = app::next_key(&mut connection, plan, after.as_ref()).await?;
+                if let Some(bad) = &after {
+                    opened += app::open_unreadable(&mut connection, plan, bad).await?;
+                }
+            }
+        }
         drop(connection);
-        opened += slice.opened;
-        after = slice.after;
         if after.is_none() {
             break;
         }

@@ -242,7 +242,7 @@ async fn a_cancelled_statement_stays_cancelled() {
     let code = cut
         .expect_err("the statement was cut")
         .as_database_error()
-        .and_then(|error| error.code().map(|code| code.into_owned()));
+        .and_then(|error| error.code().map(std::borrow::Cow::into_owned));
     assert_eq!(code.as_deref(), Some("57014"));
     assert_eq!(world.list("select content from public.documents order by name").await, ["First.", "Second."]);
 }
@@ -532,7 +532,7 @@ async fn the_sweep_finds_rows_that_nobody_announced_in_small_slices() {
     // What changed is seen by its `changed_at`, and what only looks changed is not opened.
     world.sql("update public.documents set content = 'Other.' where name = 'note 07'").await;
     world.sql("update public.documents set updated_at = now() where name = 'note 03'").await;
-    assert_eq!(world.sweep(Some(OffsetDateTime::now_utc() - Duration::from_secs(3600))).await, 1);
+    assert_eq!(world.sweep(Some(OffsetDateTime::now_utc() - Duration::from_hours(1))).await, 1);
     world.work().await;
     assert_eq!(world.value::<i64>("select count(*) from public.document_chunks where content = 'Other.'").await, 1);
 

@@ -232,6 +232,7 @@ fn processes_of(folder: &Path) -> Vec<String> {
     processes.filter(is_of).map(|process| process.display().to_string()).collect()
 }
 
+#[expect(clippy::disallowed_methods, reason = "these tests have no runtime, and the process table gives no signal")]
 fn until(condition: impl Fn() -> bool, what: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {

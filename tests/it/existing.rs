@@ -221,7 +221,7 @@ async fn another_generation_waits_for_a_word_and_then_embeds_everything_again() 
     assert_snapshot!(standing(&world).await, @"4 completed");
     assert_eq!(
         world.list("select distinct generation from gristmill.embedding_jobs").await,
-        [newer.generation.clone()]
+        [newer.generation.as_str()]
     );
 
     // A worker of the old generation is refused in turn.

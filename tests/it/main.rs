@@ -1,5 +1,7 @@
 //! The integration tests: one binary, so that one private server serves them all.
 
+#![expect(clippy::unwrap_used, reason = "a test may end at the first thing that does not hold")]
+
 mod announcing;
 mod applications;
 mod architecture;

@@ -21,9 +21,7 @@ pub async fn eventually(world: &World, condition: &str) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    if waited.await.is_err() {
-        panic!("never true: {condition}\n{}", story(world).await);
-    }
+    assert!(waited.await.is_ok(), "never true: {condition}\n{}", story(world).await);
 }
 
 /// All a user could see of every job: the row's mirror, the job, its timeline, the target, the ledger.

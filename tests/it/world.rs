@@ -309,7 +309,7 @@ impl Worker {
     pub async fn idle(&self) {
         let names: Vec<String> =
             self.running.engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
-        let waited = tokio::time::timeout(Duration::from_secs(60), async {
+        let waited = tokio::time::timeout(Duration::from_mins(1), async {
             while self.running.engine.swept.passes() < names.len()
                 || db::jobs::is_busy(&self.pool, &names, Duration::from_secs(3)).await.expect("the database is there")
             {

@@ -90,6 +90,19 @@ pub async fn vector_schema(connection: &mut PgConnection) -> sqlx::Result<Option
     .await
 }
 
+/// Who we are to the database, and which of these schemas it may not use.
+pub async fn role(connection: &mut PgConnection, schemas: &[String]) -> sqlx::Result<(String, Vec<String>)> {
+    let role = sqlx::query!(
+        r#"select current_user::text as "name!",
+                  coalesce((select array_agg(distinct nspname::text) from pg_catalog.pg_namespace
+                            where nspname = any ($1) and not has_schema_privilege(oid, 'usage')), '{}') as "closed!""#,
+        schemas,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok((role.name, role.closed))
+}
+
 /// pgvector's version, where it is installed.
 pub async fn vector_version(connection: &mut PgConnection) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!("select extversion from pg_catalog.pg_extension where extname = 'vector'")

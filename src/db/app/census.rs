@@ -67,7 +67,7 @@ pub async fn census(
         fingerprint = plan.fingerprint,
         needs = plan.needs.as_deref().unwrap_or("false"),
         list = plan.key_list("source"),
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         source = plan.source,
         found = plan.key_of_json("source", "slice.gm_key"),
         when = plan.when,
@@ -93,7 +93,7 @@ pub async fn census(
 /// # Errors
 /// The database is away or refuses.
 pub async fn has_rows(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<bool> {
-    let statement = format!("select exists (select from {} where {})", plan.from(&plan.source), plan.when);
+    let statement = format!("select exists (select from {} where {})", plan.relation(&plan.source), plan.when);
     sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(connection).await
 }
 

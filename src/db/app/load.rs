@@ -63,7 +63,7 @@ pub async fn load(
         fingerprint = plan.fingerprint,
         skip = condition(plan.pipeline.skip.when.as_ref(), "false"),
         values = plan.expressions.join(", "),
-        from = plan.from_asked(),
+        from = plan.asked_rows(),
     );
     let mut query = sqlx::query(AssertSqlSafe(statement));
     for column in by_column(keys, plan.key.len()) {
@@ -89,13 +89,16 @@ pub async fn load(
     Ok(rows)
 }
 
+/// Where a chunk is: its table, since the partitions of one count their rows alike, and its place there.
+pub(super) const PLACE: &str = "(chunk.tableoid::oid || ':' || chunk.ctid)";
+
 /// A chunk that is in the target.
 #[derive(Debug, Clone)]
 pub struct Existing {
     /// Which of the asked keys it belongs to.
     pub nth: usize,
     /// Its place in the table, good within one transaction.
-    pub ctid: String,
+    pub place: String,
     pub index: i64,
     /// The digest of the stored text; none where the target stores no text.
     pub text: Option<Digest>,
@@ -119,7 +122,7 @@ pub async fn existing_chunks(
         TargetPlan::Row { vector, .. } => {
             let vector = format!("source.{}", vector.sql());
             let statement = format!(
-                "select asked.gm_nth as nth, source.ctid::text as ctid, 0::bigint as index, null::bytea as text, {valid} as valid \
+                "select asked.gm_nth as nth, ''::text as place, 0::bigint as index, null::bytea as text, {valid} as valid \
                  from {asked} join {table} as source on {key_match} where {vector} is not null",
                 valid = valid(&vector),
                 asked = asked(plan.key.len()),
@@ -134,7 +137,7 @@ pub async fn existing_chunks(
                 |text| format!("substring(sha256(convert_to(chunk.{}::text, 'UTF8')) for 16)", text.sql()),
             );
             let statement = format!(
-                "select asked.gm_nth as nth, chunk.ctid::text as ctid, coalesce(chunk.{index}, -1)::bigint as index, {text} as text, {valid} as valid \
+                "select asked.gm_nth as nth, {PLACE} as place, coalesce(chunk.{index}, -1)::bigint as index, {text} as text, {valid} as valid \
                  from {asked} join {table} as chunk on {parent_match} order by asked.gm_nth, chunk.{index} {lock}",
                 index = index.sql(),
                 valid = valid(&format!("chunk.{}", vector.sql())),
@@ -157,7 +160,7 @@ pub async fn existing_chunks(
             let text: Option<Vec<u8>> = row.try_get("text")?;
             Ok(Existing {
                 nth: usize::try_from(nth - 1).unwrap_or_default(),
-                ctid: row.try_get("ctid")?,
+                place: row.try_get("place")?,
                 index: row.try_get("index")?,
                 text: text.and_then(|text| Digest::unpack(&text).first().copied()),
                 valid: row.try_get("valid")?,

@@ -1,17 +1,14 @@
 //! A pipeline resolved against the database: which columns and types it really reads and writes.
 
-use std::collections::BTreeSet;
-
 use sqlx::PgConnection;
 
-use crate::config::{
-    Assignment, ChunkFact, Config, Model, Name, Pipeline, Place, Template, TenantRule, TextRule, Value,
-};
+use crate::config::{ChunkFact, Config, Model, Name, Pipeline, Place, TenantRule};
 use crate::domain::SourceKey;
 
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
+use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
 use super::{asked, literal, quote};
 
@@ -44,6 +41,7 @@ pub struct Plan {
 
 /// Where vectors go.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each pipeline, for the life of the process")]
 pub enum TargetPlan {
     /// A table of chunks.
     Chunks {
@@ -133,12 +131,12 @@ impl Plan {
     }
 
     /// `relation as source`, and the configuration's `values`.
-    pub(super) fn from(&self, relation: &str) -> String {
+    pub(super) fn relation(&self, relation: &str) -> String {
         format!("{relation} as source{}", self.lateral)
     }
 
     /// The asked keys, joined to their source rows.
-    pub(super) fn from_asked(&self) -> String {
+    pub(super) fn asked_rows(&self) -> String {
         format!(
             "{} join {} as source on {}{}",
             asked(self.key.len()),
@@ -175,7 +173,11 @@ pub async fn resolve(
             None => return Ok(Err(vec![missing_table(&pipeline.target.place, name)])),
         },
     };
-    privileges(&source.place, &table, target_table.as_ref(), pipeline, &mut misfits);
+    let schema = catalog::vector_schema(connection).await?;
+    let schemas = [Some(&table), target_table.as_ref()].into_iter().flatten().map(|table| table.name.schema.clone());
+    let schemas: Vec<String> = schemas.chain(schema.clone()).collect();
+    let role = catalog::role(connection, &schemas).await?;
+    privileges(&role, &table, target_table.as_ref(), pipeline, &mut misfits);
     let key = key_columns(&table, pipeline, &mut misfits);
     let names = row_names(pipeline, &table, &mut misfits);
     let shape = Shape::new(pipeline, &names);
@@ -184,7 +186,6 @@ pub async fn resolve(
     words_fit(connection, pipeline, status.as_ref(), &mut misfits).await?;
     let target = target_plan(connection, &table, target_table.as_ref(), pipeline, &mut misfits).await?;
     let Some(target) = target else { return Ok(Err(misfits)) };
-    let schema = catalog::vector_schema(connection).await?;
     let vector = vector_type(target.vector(), schema, &pipeline.target.place, &mut misfits);
     let model = fitting_model(config, pipeline, target.vector(), &mut misfits);
     let (Some(vector), Some(model)) = (vector, model) else { return Ok(Err(misfits)) };
@@ -219,34 +220,51 @@ pub async fn resolve(
 }
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
-    Misfit::new(place, format!("there is no table {name}, or this role may not use schema {}", name.schema))
+    Misfit::new(place, format!("there is no table {name}"))
 }
 
-fn privileges(place: &Place, source: &Table, target: Option<&Table>, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) {
-    let mut need = |table: &Table, ok: bool, right: &str| {
-        if !ok {
+fn privileges(
+    (role, closed): &(String, Vec<String>),
+    source: &Table,
+    target: Option<&Table>,
+    pipeline: &Pipeline,
+    misfits: &mut Vec<Misfit>,
+) {
+    let role = quote(role);
+    let place = &pipeline.source.place;
+    for schema in closed {
+        misfits.push(
+            Misfit::new(place, format!("this role may not use schema {schema}"))
+                .fix(format!("grant usage on schema {} to {role};", quote(schema))),
+        );
+    }
+    let mut need = |place: &Place, table: &Table, rights: &[(bool, &str)]| {
+        let missing: Vec<&str> = rights.iter().filter(|(held, _)| !held).map(|(_, right)| *right).collect();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
             misfits.push(
-                Misfit::new(place, format!("this role may not {right} {}", table.name))
-                    .fix(format!("grant {right} on {} to current_user;", table.sql())),
+                Misfit::new(place, format!("this role may not {missing} {}", table.name))
+                    .fix(format!("grant {missing} on {} to {role};", table.sql())),
             );
         }
     };
-    need(source, source.may_select, "select");
     // Locking a row asks for the right to update it.
-    need(source, source.may_update, "update");
+    need(place, source, &[(source.may_select, "select"), (source.may_update, "update")]);
     if let Some(target) = target {
-        need(target, target.may_select, "select");
-        need(target, target.may_insert, "insert");
-        need(target, target.may_update, "update");
-        need(target, target.may_delete, "delete");
+        let rights = [
+            (target.may_select, "select"),
+            (target.may_insert, "insert"),
+            (target.may_update, "update"),
+            (target.may_delete, "delete"),
+        ];
+        need(&pipeline.target.place, target, &rights);
     }
-    for table in [Some(source), target].into_iter().flatten() {
-        if table.hides_rows {
-            misfits.push(
-                Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
-                    .fix("alter role current_user bypassrls;"),
-            );
-        }
+    for (place, table) in [(place, Some(source)), (&pipeline.target.place, target)] {
+        let Some(table) = table.filter(|table| table.hides_rows) else { continue };
+        misfits.push(
+            Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
+                .fix(format!("alter role {role} bypassrls;")),
+        );
     }
     if pipeline.source.changed_at.is_none() && pipeline.source.reopen_on_change {
         misfits.push(Misfit::warning(
@@ -274,115 +292,6 @@ fn key_columns(table: &Table, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) ->
 
 fn missing_column(place: &Place, table: &Table, name: &str) -> Misfit {
     Misfit::new(place, format!("table {} has no column {name}; it has {}", table.name, table.column_names()))
-}
-
-/// Every row name the pipeline uses, each a column of the source or one of its values.
-fn row_names(pipeline: &Pipeline, table: &Table, misfits: &mut Vec<Misfit>) -> Vec<String> {
-    let mut names = content_names(pipeline);
-    let assignments = pipeline.write.iter().chain(pipeline.status.iter().flat_map(|status| &status.columns));
-    names.extend(assignments.flat_map(assignment_names));
-    if let Some(TenantRule::Name(name)) = &pipeline.source.tenant {
-        names.insert(name.clone());
-    }
-    for name in &names {
-        if table.column(name).is_none() && !pipeline.source.values.contains_key(name) {
-            misfits.push(Misfit::new(
-                &pipeline.source.place,
-                format!(
-                    "{{{name}}} is neither a column of {} nor one of source.values; it has {}",
-                    table.name,
-                    table.column_names()
-                ),
-            ));
-        }
-    }
-    names.into_iter().collect()
-}
-
-/// The names whose values the vectors, or what is stored beside them, are made of.
-fn content_names(pipeline: &Pipeline) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    match &pipeline.source.text {
-        None => {}
-        Some(TextRule::One(template)) => names.extend(names_of(template)),
-        Some(TextRule::By { column, variants, otherwise }) => {
-            names.insert(column.clone());
-            names.extend(variants.values().chain(otherwise).flat_map(names_of));
-        }
-    }
-    if let Some(file) = &pipeline.file {
-        let templates = [Some(&file.path), file.within.as_ref(), file.media_type.as_ref(), file.name.as_ref()];
-        names.extend(templates.into_iter().flatten().flat_map(names_of));
-    }
-    names.extend(pipeline.chunks.embed.iter().flat_map(names_of));
-    names.extend(pipeline.target.parent.iter().chain(&pipeline.target.columns).flat_map(assignment_names));
-    names
-}
-
-fn names_of(template: &Template) -> Vec<String> {
-    template
-        .names()
-        .into_iter()
-        .filter_map(|name| if let Name::Row(name) = name { Some(name.clone()) } else { None })
-        .collect()
-}
-
-fn assignment_names(assignment: &Assignment) -> Vec<String> {
-    match &assignment.value {
-        Value::Template(template) => names_of(template),
-        Value::Merge(keys) => keys.values().flat_map(names_of).collect(),
-    }
-}
-
-/// The SQL every statement over the source is built from.
-struct Shape {
-    lateral: String,
-    expressions: Vec<String>,
-    when: String,
-    needs: Option<String>,
-    tenant: String,
-    fingerprint: String,
-}
-
-impl Shape {
-    fn new(pipeline: &Pipeline, names: &[String]) -> Self {
-        let source = &pipeline.source;
-        let expression = |name: &str| {
-            if source.values.contains_key(name) {
-                format!("value.{}::text", quote(name))
-            } else {
-                format!("source.{}::text", quote(name))
-            }
-        };
-        let content: Vec<String> = content_names(pipeline).iter().map(|name| expression(name)).collect();
-        let tenant = match &source.tenant {
-            None => "''".to_owned(),
-            Some(TenantRule::Name(name)) => format!("coalesce({}, '')", expression(name)),
-            Some(TenantRule::Constant(word)) => literal(word),
-            Some(TenantRule::Expression(sql)) => format!("coalesce(({})::text, '')", sql.text),
-        };
-        Self {
-            lateral: Self::lateral(pipeline),
-            expressions: names.iter().map(|name| expression(name)).collect(),
-            when: source
-                .when
-                .as_ref()
-                .map_or_else(|| "true".to_owned(), |sql| format!("coalesce(({}), false)", sql.text)),
-            needs: source.needs.as_ref().map(|sql| format!("coalesce(({}), false)", sql.text)),
-            tenant,
-            fingerprint: format!("sha256(convert_to(jsonb_build_array({})::text, 'UTF8'))", content.join(", ")),
-        }
-    }
-
-    fn lateral(pipeline: &Pipeline) -> String {
-        let values: Vec<String> =
-            pipeline.source.values.iter().map(|(name, sql)| format!("({}) as {}", sql.text, quote(name))).collect();
-        if values.is_empty() {
-            String::new()
-        } else {
-            format!(" cross join lateral (select {}) as value", values.join(", "))
-        }
-    }
 }
 
 fn status_plan(table: &Table, status: &crate::config::Status, misfits: &mut Vec<Misfit>) -> StatusPlan {
@@ -455,13 +364,14 @@ async fn target_plan(
     }
     let version = match &rule.version {
         None => None,
-        Some((name, word)) => match table.column(name) {
-            Some(column) => Some((column.clone(), word.clone())),
-            None => {
+        Some((name, word)) => {
+            if let Some(column) = table.column(name) {
+                Some((column.clone(), word.clone()))
+            } else {
                 misfits.push(missing_column(&rule.place, table, name));
                 None
             }
-        },
+        }
     };
     let columns = assign::resolve(table, &rule.columns, misfits);
     let vector = vector_column(&columns, &rule.place, misfits);
@@ -564,10 +474,10 @@ async fn try_fragments(connection: &mut PgConnection, plan: &Plan, misfits: &mut
     }
     let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
     for sql in rules.into_iter().flatten() {
-        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.from(&plan.source))));
+        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
     }
     if let Some(TenantRule::Expression(sql)) = &source.tenant {
-        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.from(&plan.source))));
+        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.relation(&plan.source))));
     }
     for (place, statement) in fragments {
         if let Err(error) =
@@ -575,7 +485,7 @@ async fn try_fragments(connection: &mut PgConnection, plan: &Plan, misfits: &mut
         {
             match &error {
                 sqlx::Error::Database(database) => {
-                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())))
+                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())));
                 }
                 _ => return Err(error),
             }

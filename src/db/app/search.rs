@@ -46,7 +46,7 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
                 page = or_null(chosen(ChunkFact::Page)),
                 section = or_null(chosen(ChunkFact::Section)),
                 distance = distance(plan, &format!("chunk.{}", column.sql())),
-                from = plan.from(&plan.source),
+                from = plan.relation(&plan.source),
                 parent = parent_of_source(plan),
                 when = plan.when,
             )
@@ -60,7 +60,7 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
                 text = or_null(chosen(ChunkFact::Text)),
                 distance = distance(plan, &format!("source.{}", column.sql())),
                 column = column.sql(),
-                from = plan.from(&plan.source),
+                from = plan.relation(&plan.source),
                 when = plan.when,
             )
         }

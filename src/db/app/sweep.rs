@@ -56,7 +56,7 @@ pub async fn sweep_set(
         tenant = plan.tenant,
         list = plan.key_list("source"),
         asks = asks(plan),
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         source = plan.source,
         found = plan.key_of_json("source", "slice.gm_key"),
         when = plan.when,
@@ -107,6 +107,85 @@ fn asks(plan: &Plan) -> String {
     format!("{entered} or (gm_state in ('completed', 'skipped', 'failed') and {harmless} and {changed})")
 }
 
+/// Closes in on rows that an expression of the configuration fails on, so that they hold up nobody else's.
+#[derive(Debug)]
+pub struct ClosingIn {
+    most: i64,
+    rows: i64,
+    bad: u32,
+}
+
+/// Rows of one pass that may be bad before the expression is to blame.
+const MOST_BAD: u32 = 100;
+
+impl ClosingIn {
+    pub fn new(most: i64) -> Self {
+        Self { most, rows: most, bad: 0 }
+    }
+
+    /// How many rows to look at next.
+    pub fn rows(&self) -> i64 {
+        self.rows
+    }
+
+    /// Whether the row after the last one is alone to blame; else a smaller slice is worth a try.
+    ///
+    /// # Errors
+    /// The error again, where no row is to blame for it.
+    pub fn on(&mut self, error: sqlx::Error) -> sqlx::Result<bool> {
+        let of_data = error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| {
+            // A value, a subquery with more than one row, an exception that a function raised.
+            ["22", "21", "P0"].iter().any(|class| code.starts_with(class))
+        });
+        if !of_data || self.bad >= MOST_BAD {
+            return Err(error);
+        }
+        if self.rows > 1 {
+            self.rows /= 2;
+            return Ok(false);
+        }
+        self.rows = self.most;
+        self.bad += 1;
+        Ok(true)
+    }
+}
+
+/// The key after `after`, whatever the row is like.
+///
+/// # Errors
+/// The database is away.
+pub async fn next_key(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    after: Option<&SourceKey>,
+) -> sqlx::Result<Option<SourceKey>> {
+    let statement = format!(
+        "select {} as key from {} as source where {} order by {} limit 1",
+        plan.key_json("source"),
+        plan.source,
+        behind(plan, after),
+        plan.key_list("source"),
+    );
+    let row = bind_key(sqlx::query(AssertSqlSafe(statement)), plan, after).fetch_optional(connection).await?;
+    row.map(|row| row.try_get::<Json<SourceKey>, _>("key").map(|key| key.0)).transpose()
+}
+
+/// Opens the job of a row that cannot be read, where it has none: its attempt says why.
+///
+/// # Errors
+/// The database is away.
+pub async fn open_unreadable(connection: &mut PgConnection, plan: &Plan, key: &SourceKey) -> sqlx::Result<i64> {
+    let opened = sqlx::query_scalar!(
+        r#"select gristmill.open_jobs($1, array[$2::jsonb], array[''], array[null::timestamptz], 0, false)
+           where not exists (select from gristmill.embedding_jobs where pipeline = $1 and source_key = $2::jsonb)"#,
+        plan.pipeline.name,
+        Json(key) as Json<&SourceKey>,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(opened.flatten().unwrap_or_default())
+}
+
 /// Looks at the next `limit` jobs that rest and opens those whose row is gone or out of the set: their attempt tidies up. A job
 /// that a person cancelled is opened only where the row is gone.
 ///
@@ -134,7 +213,7 @@ pub async fn sweep_leavers(
                 coalesce((select case when count(*) > 0 then gristmill.open_jobs($1, array_agg(source_key), \
                     array_fill(''::text, array[count(*)::int]), array_fill(null::timestamptz, array[count(*)::int]), 0, true) end from gone), 0) as opened",
         count = plan.key.len(),
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         found = plan.key_of_json("source", "slice.source_key"),
         when = plan.when,
     );

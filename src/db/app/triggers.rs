@@ -63,6 +63,16 @@ fn transition(event: &str) -> &'static str {
 /// One function: deaf to its own pipeline's writes, pinned so that keys read the same as the worker's, and swallowing its own
 /// errors: the sweep catches up. `others` does not catch a cancellation.
 fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
+    format!(
+        "create or replace function {function}() returns trigger language plpgsql security definer \
+         set search_path = '' set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 \
+         as $gristmill${}$gristmill$",
+        source_of(plan, event),
+    )
+}
+
+/// A function's source, by which an installed one is known.
+fn source_of(plan: &Plan, event: &str) -> String {
     let name = literal(&plan.pipeline.name);
     let body = match event {
         "insert" => announce(&name, &rows_of(plan, "gm_new"), "new_row", "new_row.asks"),
@@ -70,20 +80,17 @@ fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
         _ => update_body(plan, &name),
     };
     format!(
-        "create or replace function {function}() returns trigger language plpgsql security definer \
-         set search_path = '' set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 \
-         as $gristmill$\n\
+        "\n\
          begin\n\
              if current_setting('gristmill.writer', true) = {name} then return null; end if;\n\
              begin\n\
                  {body}\n\
              exception when others then\n\
-                 raise warning 'gristmill could not announce rows of {table}: %', sqlerrm;\n\
+                 raise warning 'gristmill could not announce rows of %: %', {table}, sqlerrm;\n\
              end;\n\
              return null;\n\
-         end\n\
-         $gristmill$",
-        table = plan.source_table.name,
+         end\n",
+        table = literal(&plan.source_table.name.to_string()),
     )
 }
 
@@ -100,7 +107,7 @@ fn rows_of(plan: &Plan, relation: &str) -> String {
         when = plan.when,
         tenant = plan.tenant,
         fingerprint = plan.fingerprint,
-        from = plan.from(relation),
+        from = plan.relation(relation),
     )
 }
 
@@ -173,7 +180,8 @@ async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Resu
     transaction.commit().await
 }
 
-/// Which events of a pipeline have their trigger.
+/// Which events of a pipeline have their trigger, as the configuration is today: one that was installed for another condition or
+/// other content does not count.
 ///
 /// # Errors
 /// The database is away.
@@ -181,9 +189,13 @@ pub async fn installed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Resu
     let mut found = Vec::new();
     for event in EVENTS {
         let there = sqlx::query_scalar!(
-            r#"select exists (select from pg_catalog.pg_trigger where tgrelid = $1 and tgname = $2 and tgenabled <> 'D') as "there!""#,
+            r#"select exists (
+                   select from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+                   where t.tgrelid = $1 and t.tgname = $2 and t.tgenabled <> 'D' and p.prosrc = $3
+               ) as "there!""#,
             plan.source_table.oid,
             trigger_name(&plan.pipeline.name, event),
+            source_of(plan, event),
         )
         .fetch_one(&mut *connection)
         .await?;

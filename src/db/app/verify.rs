@@ -60,7 +60,7 @@ pub async fn verify(
         // A row that asks for itself and does not, needs no job.
         asks = plan.needs.as_deref().unwrap_or("true"),
         fingerprint = plan.fingerprint,
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         when = plan.when,
         behind = behind(plan, after),
         list = plan.key_list("source"),
@@ -144,7 +144,7 @@ pub async fn orphans(connection: &mut PgConnection, plan: &Plan, limit: i64) -> 
         "select distinct jsonb_build_array({columns}) as key from {table} as chunk \
          where {ours} and not exists (select from {from} where {parent} and {when}) limit $1",
         columns = columns.join(", "),
-        from = plan.from(&plan.source),
+        from = plan.relation(&plan.source),
         parent = parent_of_source(plan),
         when = plan.when,
     );

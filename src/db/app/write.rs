@@ -5,10 +5,15 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use crate::domain::SourceKey;
 
 use super::assign::{ColumnWrite, WriteKind};
-use super::load::parent_match;
+use super::catalog::Column;
+use super::load::{PLACE, parent_match};
 use super::plan::{Plan, TargetPlan};
 use super::vector::Vectors;
 use super::{asked, by_column};
+
+/// Whether a chunk is at a given place.
+const IN_PLACE: &str =
+    "chunk.ctid = split_part(given.place, ':', 2)::tid and chunk.tableoid = split_part(given.place, ':', 1)::oid";
 
 /// Names the pipeline that writes in this transaction, so that its own triggers stay deaf; bounds lock waits. Returns the
 /// transaction's time, as text.
@@ -46,7 +51,7 @@ pub async fn lock_sources(
          order by {order} for no key update of source skip locked",
         when = plan.when,
         fingerprint = plan.fingerprint,
-        from = plan.from_asked(),
+        from = plan.asked_rows(),
         order = plan.key_list("source"),
     );
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
@@ -70,7 +75,7 @@ pub async fn which_exist(
     plan: &Plan,
     keys: &[&SourceKey],
 ) -> sqlx::Result<Vec<(usize, bool)>> {
-    let statement = format!("select asked.gm_nth as nth, {} as in_set from {}", plan.when, plan.from_asked());
+    let statement = format!("select asked.gm_nth as nth, {} as in_set from {}", plan.when, plan.asked_rows());
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
     rows.into_iter().map(|row| Ok((nth_of(&row)?, row.try_get("in_set")?))).collect()
 }
@@ -88,7 +93,7 @@ pub async fn reread(
         "select asked.gm_nth as nth, {} as fingerprint, {} as needs from {}",
         plan.fingerprint,
         plan.needs.as_deref().unwrap_or("false"),
-        plan.from_asked(),
+        plan.asked_rows(),
     );
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
     rows.into_iter().map(|row| Ok((nth_of(&row)?, row.try_get("fingerprint")?, row.try_get("needs")?))).collect()
@@ -98,13 +103,13 @@ pub async fn reread(
 ///
 /// # Errors
 /// The database refuses.
-pub async fn delete_chunks(connection: &mut PgConnection, plan: &Plan, ctids: &[String]) -> sqlx::Result<()> {
+pub async fn delete_chunks(connection: &mut PgConnection, plan: &Plan, places: &[String]) -> sqlx::Result<()> {
     let TargetPlan::Chunks { table, .. } = &plan.target else { return Ok(()) };
-    if ctids.is_empty() {
+    if places.is_empty() {
         return Ok(());
     }
-    let statement = format!("delete from {table} where ctid = any ($1::text[]::tid[])");
-    sqlx::query(AssertSqlSafe(statement)).bind(ctids).execute(connection).await?;
+    let statement = format!("delete from {table} as chunk using unnest($1::text[]) as given (place) where {IN_PLACE}");
+    sqlx::query(AssertSqlSafe(statement)).bind(places).execute(connection).await?;
     Ok(())
 }
 
@@ -115,7 +120,7 @@ pub struct ChunkRow<'a> {
     pub values: Vec<Option<String>>,
     pub vector: Option<&'a [f32]>,
     /// Its place in the table, where the row is kept.
-    pub ctid: Option<String>,
+    pub place: Option<String>,
     /// Whether a kept row had another index.
     pub moved: bool,
 }
@@ -135,7 +140,10 @@ pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[C
         parent.iter().enumerate().map(|(nth, write)| format!("given.p{nth}::{}", write.column.type_sql())).collect();
     for (nth, write) in &plain {
         names.push(write.column.sql());
-        values.push(format!("given.c{nth}::{}", write.column.type_sql()));
+        values.push(match write.kind {
+            WriteKind::Merge(_) => format!("jsonb_strip_nulls(given.c{nth}::jsonb)"),
+            WriteKind::Plain(_) | WriteKind::Vector => format!("given.c{nth}::{}", write.column.type_sql()),
+        });
     }
     if let Some((column, word)) = version {
         names.push(column.sql());
@@ -177,7 +185,7 @@ pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mu
         return Ok(());
     }
     if *index_is_unique && rows.iter().any(|row| row.moved) {
-        make_way(connection, table, &index.sql(), rows).await?;
+        make_way(connection, table, index, rows).await?;
     }
     let plain = plain_columns(columns);
     let sets: Vec<String> = plain
@@ -192,14 +200,14 @@ pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mu
         .collect();
     let aliases: Vec<String> = plain.iter().map(|(nth, _)| format!("c{nth}")).collect();
     let statement = format!(
-        "update {table} as chunk set {} from unnest({}) as given (ctid, {}) where chunk.ctid = given.ctid::tid and ({})",
+        "update {table} as chunk set {} from unnest({}) as given (place, {}) where {IN_PLACE} and ({})",
         sets.join(", "),
         text_arrays(plain.len() + 1),
         aliases.join(", "),
         differs.join(" or "),
     );
     let mut query = sqlx::query(AssertSqlSafe(statement));
-    query = query.bind(rows.iter().map(|row| row.ctid.clone()).collect::<Vec<_>>());
+    query = query.bind(rows.iter().map(|row| row.place.clone()).collect::<Vec<_>>());
     for (nth, _) in &plain {
         query = query.bind(rows.iter().map(|row| row.values[*nth].clone()).collect::<Vec<_>>());
     }
@@ -211,20 +219,21 @@ pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mu
 async fn make_way(
     connection: &mut PgConnection,
     table: &str,
-    index: &str,
+    index: &Column,
     rows: &mut [ChunkRow<'_>],
 ) -> sqlx::Result<()> {
     let moved: Vec<usize> = rows.iter().enumerate().filter(|(_, row)| row.moved).map(|(nth, _)| nth).collect();
-    let ctids: Vec<Option<String>> = moved.iter().map(|&nth| rows[nth].ctid.clone()).collect();
+    let places: Vec<Option<String>> = moved.iter().map(|&nth| rows[nth].place.clone()).collect();
+    let far = if index.type_name == "int2" { 16_384 } else { 1_000_000_000 };
     let statement = format!(
-        "update {table} as chunk set {index} = chunk.{index} + 1000000000 \
-         from unnest($1::text[]) with ordinality as given (ctid, nth) where chunk.ctid = given.ctid::tid \
-         returning given.nth, chunk.ctid::text as ctid"
+        "update {table} as chunk set {index} = chunk.{index} + {far} \
+         from unnest($1::text[]) with ordinality as given (place, nth) where {IN_PLACE} returning given.nth, {PLACE} as place",
+        index = index.sql(),
     );
-    for row in sqlx::query(AssertSqlSafe(statement)).bind(ctids).fetch_all(connection).await? {
+    for row in sqlx::query(AssertSqlSafe(statement)).bind(places).fetch_all(connection).await? {
         let nth: i64 = row.try_get("nth")?;
-        if let Some(&place) = usize::try_from(nth - 1).ok().and_then(|nth| moved.get(nth)) {
-            rows[place].ctid = row.try_get("ctid")?;
+        if let Some(&moved) = usize::try_from(nth - 1).ok().and_then(|nth| moved.get(nth)) {
+            rows[moved].place = row.try_get("place")?;
         }
     }
     Ok(())
@@ -376,15 +385,16 @@ fn plain_columns(columns: &[ColumnWrite]) -> Vec<(usize, &ColumnWrite)> {
     columns.iter().enumerate().filter(|(_, write)| write.kind != WriteKind::Vector).collect()
 }
 
-/// What a column becomes: the given value, or the given keys merged into what is there.
+/// What a column becomes: the given value, or the given keys merged into the object that is there; what else is there stays.
 fn new_value(write: &ColumnWrite, nth: usize, row: &str) -> String {
     let column = write.column.sql();
     match &write.kind {
         WriteKind::Merge(keys) => {
             let names: Vec<String> = keys.keys().map(|key| super::literal(key)).collect();
             format!(
-                "(case when jsonb_typeof({row}.{column}) = 'object' then {row}.{column} else '{{}}'::jsonb end - array[{}]::text[]) \
-                 || jsonb_strip_nulls(given.c{nth}::jsonb)",
+                "(case coalesce(jsonb_typeof({row}.{column}), 'null') \
+                     when 'object' then ({row}.{column} - array[{}]::text[]) || jsonb_strip_nulls(given.c{nth}::jsonb) \
+                     when 'null' then jsonb_strip_nulls(given.c{nth}::jsonb) else {row}.{column} end)",
                 names.join(", ")
             )
         }

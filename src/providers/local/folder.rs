@@ -43,7 +43,6 @@ const MINIMUM: usize = 3;
 /// `1_Pooling/config.json` of sentence-transformers, whose newer versions say it in one word.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-#[expect(clippy::struct_field_names, reason = "the file's own names")]
 struct PoolingFile {
     #[serde(rename = "pooling_mode")]
     mode: Option<String>,
