@@ -42,7 +42,8 @@ create table gristmill.workers (
 create table gristmill.embedding_jobs (
     id bigint generated always as identity primary key,
     pipeline text not null,
-    source_key jsonb not null check (jsonb_typeof(source_key) = 'array'),
+    source_key jsonb not null
+        check (jsonb_typeof(source_key) = 'array' and not jsonb_path_exists(source_key, '$[*] ? (@ == null)')),
     tenant text not null default '',
     state text not null default 'pending'
         check (state in ('waiting', 'pending', 'processing', 'completed', 'skipped', 'failed', 'cancelled')),
@@ -240,12 +241,13 @@ begin
            case when settings.grace > '0' and not p_by_person then 'waiting' else 'pending' end,
            p_priority,
            case when settings.grace > '0' and not p_by_person then clock_timestamp() + settings.grace
-                else coalesce(least(asked.run_at, clock_timestamp()), clock_timestamp()) end,
+                else greatest(least(coalesce(asked.run_at, clock_timestamp()), clock_timestamp()), '1970-01-02') end,
            settings.max_attempts
     from (
         select distinct on (key) key, tenant, run_at
         from unnest(p_keys, p_tenants, p_run_at) as given (key, tenant, run_at)
-        where key is not null
+        -- A row without a key cannot be found again.
+        where key is not null and not jsonb_path_exists(key, '$[*] ? (@ == null)')
         order by key
     ) as asked
     order by asked.key

@@ -9,6 +9,7 @@ use sqlx::{Acquire as _, PgConnection, PgPool};
 use crate::config::{Meter, OnLeave};
 use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, TargetPlan, WriteKind};
 use crate::db::jobs::{self, Finish, Holds};
+use crate::db::pipelines;
 use crate::db::usage::{self, Booked, Event};
 use crate::domain::{Digest, Reason, SourceKey};
 
@@ -32,6 +33,12 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work]) -> sqlx::Re
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
     lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
     lock_jobs(&mut transaction, works, &mut verdicts).await?;
+    if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {
+        // Another generation was accepted meanwhile: its workers do these jobs.
+        for verdict in verdicts.iter_mut().filter(|verdict| verdict.is_none()) {
+            *verdict = Some(Verdict::Is(Committed::Stale));
+        }
+    }
 
     let open: Vec<usize> = (0..works.len()).filter(|&nth| verdicts[nth].is_none()).collect();
     let keys: Vec<&SourceKey> = open.iter().map(|&nth| &works[nth].job.key).collect();

@@ -66,6 +66,7 @@ fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
     format!(
         "create or replace function {function}() returns trigger language plpgsql security definer \
          set search_path = '' set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 \
+         set enable_nestloop = off \
          as $gristmill${}$gristmill$",
         source_of(plan, event),
     )

@@ -15,14 +15,15 @@ use super::{asked, by_column};
 const IN_PLACE: &str =
     "chunk.ctid = split_part(given.place, ':', 2)::tid and chunk.tableoid = split_part(given.place, ':', 1)::oid";
 
-/// Names the pipeline that writes in this transaction, so that its own triggers stay deaf; bounds lock waits. Returns the
+/// Names the pipeline that writes in this transaction, so that its own triggers stay deaf. Waits for locks are
+/// short: parents of foreign keys are taken in no order of the application's, and it must not be the one that a deadlock costs. Returns the
 /// transaction's time, as text.
 ///
 /// # Errors
 /// The database is away.
 pub async fn set_writer(connection: &mut PgConnection, pipeline: &str) -> sqlx::Result<String> {
     sqlx::query_scalar(
-        "select now()::text from set_config('gristmill.writer', $1, true) as writer, set_config('lock_timeout', '3s', true) as patience",
+        "select now()::text from set_config('gristmill.writer', $1, true) as writer, set_config('lock_timeout', '100ms', true) as patience",
     )
     .bind(pipeline)
     .fetch_one(connection)
