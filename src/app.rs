@@ -1,7 +1,8 @@
 //! Floor 6: the only place that wires things together, and the order of shutdown.
 
+mod models;
+
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rust_decimal::Decimal;
@@ -11,21 +12,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader};
 use crate::chunk::{Rules, Tokenizer};
-use crate::config::{Config, Existing, Meter, Model, Provider, ProviderKind, TokenizerKind};
+use crate::config::{Config, Existing, Meter, Model, ProviderKind};
 use crate::console::Watched;
 use crate::db;
 use crate::db::app::{Misfit, Plan};
 use crate::db::migrate::{self, Set};
 use crate::db::pipelines::Registration;
+use crate::db::prices::Dated;
 use crate::domain::{OwnerId, SourceKey};
 use crate::embedded::{self, Artifact};
 use crate::extract::Extractor;
 use crate::files::{Files, FilesError};
 use crate::jobs::{Deps, MEMORY_UNIT};
-use crate::net::{self, Patience};
-use crate::providers::{Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel};
+use crate::net;
+use crate::providers::Embedder;
 use crate::telemetry::Metrics;
 use crate::worker::Engine;
+
+use models::embedder;
+pub use models::{open_model, token_price};
 
 /// Why nothing can start.
 #[derive(Debug, thiserror::Error)]
@@ -251,6 +256,19 @@ impl Running {
 /// # Errors
 /// See [`StartError`].
 pub async fn start(config: &Config, pool: &PgPool, stop: CancellationToken) -> Result<Running, StartError> {
+    start_with(config, pool, stop, Extractor::new(parser_settings(config))).await
+}
+
+/// [`start`] with an extractor of the caller's: in a program that is no `gristmill`, parser children are another program.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start_with(
+    config: &Config,
+    pool: &PgPool,
+    stop: CancellationToken,
+    extractor: Extractor,
+) -> Result<Running, StartError> {
     if !db::pipelines::is_at_home(pool).await? {
         return Err(StartError::Copied);
     }
@@ -278,7 +296,7 @@ pub async fn start(config: &Config, pool: &PgPool, stop: CancellationToken) -> R
         let why: Vec<String> = refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
         return Err(StartError::NothingFits(why.join("\n")));
     }
-    wire(config, pool, plans, refused, stop).await
+    wire(config, pool, plans, refused, extractor, stop).await
 }
 
 /// What a person has to say before a pipeline runs.
@@ -303,11 +321,11 @@ async fn wire(
     pool: &PgPool,
     plans: Vec<Arc<Plan>>,
     refused: Vec<(String, String)>,
+    extractor: Extractor,
     stop: CancellationToken,
 ) -> Result<Running, StartError> {
     let owner = OwnerId::fresh();
     let files = Arc::new(Files::open(&config.stores)?);
-    let extractor = Extractor::new(parser_settings(config));
     let units = u32::try_from(config.worker.memory / MEMORY_UNIT).unwrap_or(u32::MAX).max(1);
     let memory = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX)));
     let prices = set_prices(config, pool).await?;
@@ -317,8 +335,8 @@ async fn wire(
     for plan in plans {
         let model = &plan.model;
         if !lanes.contains_key(&model.label) {
-            let price = prices.get(&(model.provider.clone(), model.name.clone())).copied();
-            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, price).await?;
+            let dated = prices.get(&(model.provider.clone(), model.name.clone())).cloned().unwrap_or_default();
+            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, dated).await?;
             lanes.insert(model.label.clone(), (batcher, tokenizer));
             embedders.insert(model.label.clone(), embedder);
         }
@@ -361,8 +379,8 @@ fn rules(plan: &Plan) -> Rules {
     }
 }
 
-/// Writes the configured prices and returns those that hold now, per provider and model. What runs here costs nothing.
-async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<HashMap<(String, String), (i64, Decimal)>> {
+/// Writes the configured prices and returns all there are, per provider and model. What runs here costs nothing.
+async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<HashMap<(String, String), Vec<Dated>>> {
     for price in &config.prices {
         let Some(model) = config.models.get(&price.model) else { continue };
         db::prices::set(pool, &model.provider, &model.name, price.meter.word(), price.usd, price.from).await?;
@@ -377,9 +395,11 @@ async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<HashMap<(Str
             db::prices::set(pool, &model.provider, &model.name, Meter::Tokens.word(), Decimal::ZERO, always).await?;
         }
     }
-    let current = db::prices::current(pool).await?;
-    let tokens = current.into_iter().filter(|price| price.meter == Meter::Tokens.word());
-    Ok(tokens.map(|price| ((price.provider, price.model), (price.id, price.usd))).collect())
+    let mut prices: HashMap<_, Vec<Dated>> = HashMap::new();
+    for price in db::prices::all(pool).await?.into_iter().filter(|price| price.meter == Meter::Tokens.word()) {
+        prices.entry((price.provider.clone(), price.model.clone())).or_default().push(price);
+    }
+    Ok(prices)
 }
 
 async fn lane(
@@ -387,19 +407,11 @@ async fn lane(
     pool: &PgPool,
     owner: OwnerId,
     model: &Model,
-    price: Option<(i64, Decimal)>,
+    prices: Vec<Dated>,
 ) -> Result<(Batcher, Tokenizer, Arc<dyn Embedder>), StartError> {
     let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
     let provider =
         config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
-    if price.is_none() {
-        tracing::error!(
-            model = model.name,
-            provider = model.provider,
-            "no price is known: usage is booked without a cost; add it under [[prices]]"
-        );
-        crate::telemetry::unknown_price(&model.provider, &model.name);
-    }
     let (embedder, tokenizer) = embedder(provider, model).await.map_err(refuse)?;
     let settings = LaneSettings {
         provider: model.provider.clone(),
@@ -409,92 +421,15 @@ async fn lane(
         tokens: model.tokens,
         concurrency: provider.concurrency,
         linger: config.worker.linger,
-        price,
+        prices,
     };
+    if settings.price().is_none() {
+        tracing::error!(
+            model = model.name,
+            provider = model.provider,
+            "no price is known: usage is booked without a cost; add it under [[prices]]"
+        );
+        crate::telemetry::unknown_price(&model.provider, &model.name);
+    }
     Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder)), tokenizer, embedder))
-}
-
-/// What makes vectors of a model, without its lane: for a search, or to see whether it loads.
-///
-/// # Errors
-/// [`StartError::Model`]
-pub async fn open_model(config: &Config, model: &Model) -> Result<Arc<dyn Embedder>, StartError> {
-    let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
-    let provider =
-        config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
-    embedder(provider, model).await.map(|(embedder, _)| embedder).map_err(refuse)
-}
-
-/// The price of one token of a model, as configured for today. What runs here costs nothing; none: nobody knows.
-pub fn token_price(config: &Config, model: &Model) -> Option<Decimal> {
-    let now = time::OffsetDateTime::now_utc();
-    let of_model = config
-        .prices
-        .iter()
-        .filter(|price| price.model == model.label && price.meter == Meter::Tokens && price.from <= now);
-    let here = config
-        .providers
-        .get(&model.provider)
-        .is_some_and(|provider| !matches!(provider.kind, ProviderKind::OpenAi { .. }));
-    of_model.max_by_key(|price| price.from).map(|price| price.usd).or(here.then_some(Decimal::ZERO))
-}
-
-async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<dyn Embedder>, Tokenizer), String> {
-    match &provider.kind {
-        ProviderKind::OpenAi { url, key } => {
-            let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
-            let endpoint = OpenAiEndpoint { url: url.clone(), key: key.clone() };
-            let settings = OpenAiModel {
-                name: model.name.clone(),
-                dimensions: model.dimensions,
-                send_dimensions: model.send_dimensions,
-            };
-            Ok((Arc::new(OpenAi::new(client, endpoint, settings, provider.timeout)), tokenizer(model, None)?))
-        }
-        ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
-        ProviderKind::Local { folder, threads } => {
-            let folder = model_folder(folder.clone()).await?;
-            let settings = LocalModel { dimensions: model.dimensions, longest: model.longest };
-            let (threads, path) = (*threads, folder.clone());
-            let local = tokio::task::spawn_blocking(move || Local::load(&path, settings, threads))
-                .await
-                .map_err(|error| error.to_string())?
-                .map_err(|error| with_causes(&error))?;
-            Ok((Arc::new(local), tokenizer(model, Some(folder))?))
-        }
-    }
-}
-
-/// The configured folder, or MiniLM as `gristmill fetch` brings it.
-async fn model_folder(folder: Option<PathBuf>) -> Result<PathBuf, String> {
-    match folder {
-        Some(folder) => Ok(folder),
-        None => tokio::task::spawn_blocking(|| embedded::ensure(Artifact::MiniLm, &|_| {}))
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| with_causes(&error)),
-    }
-}
-
-fn tokenizer(model: &Model, folder: Option<PathBuf>) -> Result<Tokenizer, String> {
-    match (model.tokenizer, folder) {
-        (TokenizerKind::Cl100k, _) => Ok(Tokenizer::cl100k()),
-        (TokenizerKind::O200k, _) => Ok(Tokenizer::o200k()),
-        (TokenizerKind::Model, Some(folder)) => {
-            let path = folder.join("tokenizer.json");
-            let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            Tokenizer::from_json(&bytes)
-        }
-        (TokenizerKind::Model, None) => Err("tokenizer = \"model\" needs a provider of kind \"local\"".to_owned()),
-    }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

@@ -1,15 +1,17 @@
 //! The batcher: texts of many jobs and tenants packed into full requests, under one lane per provider and model.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
+use sqlx::types::time::OffsetDateTime;
 use tokio::sync::mpsc;
 
 use crate::db::cache;
+use crate::db::prices::Dated;
 use crate::domain::{JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
@@ -39,6 +41,8 @@ pub struct OfJob {
 pub struct Paid {
     pub vectors: Vec<Vec<f32>>,
     pub tokens: u64,
+    /// Texts of which vectors may be parked: to be forgotten once they are written.
+    pub parked: Vec<cache::TextHash>,
 }
 
 /// Why a job's texts were not embedded.
@@ -72,11 +76,17 @@ pub struct LaneSettings {
     pub concurrency: usize,
     /// How long a request that is not full waits for more texts.
     pub linger: Duration,
-    /// The price of a token, and its id; none is an alarm.
-    pub price: Option<(i64, Decimal)>,
+    /// The prices of a token, oldest date first; none that holds is an alarm.
+    pub prices: Vec<Dated>,
 }
 
 impl LaneSettings {
+    /// The price that holds now, and its id: a worker may run through the day on which it changes.
+    pub fn price(&self) -> Option<(i64, Decimal)> {
+        let now = OffsetDateTime::now_utc();
+        self.prices.iter().rev().find(|price| price.valid_from <= now).map(|price| (price.id, price.usd))
+    }
+
     /// What `vector_cache` calls this model.
     pub fn cache_name(&self) -> String {
         format!("{}/{}/{}", self.provider, self.model, self.dimensions)
@@ -120,7 +130,14 @@ impl Batcher {
         }
         let (reply, mut answers) = mpsc::unbounded_channel();
         let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
-        let call = Arc::new(JobCall { job: job.clone(), open: AtomicUsize::new(open.len()), reply });
+        let parked = Arc::new(AtomicBool::new(job.tried));
+        let call = Arc::new(JobCall {
+            job: job.clone(),
+            open: AtomicUsize::new(open.len()),
+            parked: Arc::clone(&parked),
+            reply,
+        });
+        let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
         for nth in open {
             let Some(text) = texts[nth].take() else { continue };
@@ -134,8 +151,9 @@ impl Batcher {
             vectors[nth] = Some(vector);
         }
         let vectors: Option<Vec<Vec<f32>>> = vectors.into_iter().collect();
+        let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
         vectors
-            .map(|vectors| Paid { vectors, tokens })
+            .map(|vectors| Paid { vectors, tokens, parked })
             .ok_or_else(|| EmbedFailure::Garbled("a text got no answer".to_owned()))
     }
 
@@ -158,6 +176,17 @@ impl Batcher {
             }
         }
         Ok(tokens)
+    }
+
+    /// Drops parked vectors that are written now. Best effort: what stays is pruned by age.
+    pub async fn forget(&self, tenant: &str, texts: &[cache::TextHash]) {
+        if texts.is_empty() {
+            return;
+        }
+        let model = self.lane.settings.cache_name();
+        if let Err(error) = cache::forget(&self.lane.pool, tenant, &model, texts).await {
+            tracing::warn!(vectors = texts.len(), error = crate::db::describe(&error), "parked vectors stay behind");
+        }
     }
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.

@@ -1,6 +1,6 @@
 //! A lane: one provider and model, with its queue, its requests under way, its breaker and its pauses.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
 
 /// The longest a request waits in the lane for its provider; beyond, its jobs give their slots back and snooze.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A provider's word on how long to wait is believed up to here.
+const LONGEST_PAUSE: Duration = Duration::from_mins(15);
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 5;
 const BREAKER_FIRST: Duration = Duration::from_secs(10);
@@ -36,6 +38,8 @@ pub(super) struct JobCall {
     pub job: OfJob,
     /// Texts without an answer.
     pub open: AtomicUsize,
+    /// Some of its vectors were parked.
+    pub parked: Arc<AtomicBool>,
     pub reply: mpsc::UnboundedSender<(usize, Answer)>,
 }
 
@@ -46,6 +50,13 @@ pub(super) struct Item {
     /// Its place among the job's texts.
     pub nth: usize,
     pub call: Arc<JobCall>,
+}
+
+impl Item {
+    fn answer(self, answer: Answer) {
+        // A job that has given up is not told.
+        self.call.reply.send((self.nth, answer)).ok();
+    }
 }
 
 /// How a lane is.
@@ -149,7 +160,7 @@ impl Lane {
     async fn decide(&self, error: ProviderError, mut batch: Vec<Item>, tries: u32, stack: &mut Vec<(Vec<Item>, u32)>) {
         match error {
             ProviderError::RateLimited { after } => {
-                let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6)));
+                let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6))).min(LONGEST_PAUSE);
                 self.shut(pause, EmbedFailure::RateLimited { after: pause });
                 if tries + 1 < TRIES && pause <= PATIENCE {
                     stack.push((batch, tries + 1));
@@ -260,9 +271,11 @@ impl Lane {
         };
         let weights: Vec<u64> =
             intent.shares.iter().map(|share| u64::try_from(share.tokens).unwrap_or_default()).collect();
-        let cost = |tokens: u64| self.settings.price.map(|(_, usd)| usd * Decimal::from(tokens)).filter(|_| paid);
+        let price = self.settings.price().filter(|_| paid);
+        let cost = |tokens: u64| price.map(|(_, usd)| usd * Decimal::from(tokens));
         let parts = intent.shares.iter().zip(portions(total, &weights)).map(|(share, tokens)| calls::Part {
             job: share.job,
+            revision: share.revision,
             tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
             cost: cost(tokens),
         });
@@ -272,7 +285,7 @@ impl Lane {
             error_kind,
             request_id: answer.as_ref().ok().and_then(|embedded| embedded.request_id.clone()),
             tokens: (outcome != "unknown").then(|| i64::try_from(total).unwrap_or(i64::MAX)),
-            price: self.settings.price.map(|(id, _)| id).filter(|_| paid),
+            price: price.map(|(id, _)| id),
             cost: cost(total),
             parts: parts.collect(),
         }
@@ -285,19 +298,26 @@ impl Lane {
         for item in &batch {
             item.call.open.fetch_sub(1, Ordering::AcqRel);
         }
+        let mut waiting = Vec::new();
         let mut parked = Vec::new();
         for ((item, vector), tokens) in batch.into_iter().zip(embedded.vectors).zip(portions(total, &weights)) {
             if item.call.open.load(Ordering::Acquire) > 0 || item.call.reply.is_closed() {
+                item.call.parked.store(true, Ordering::Release);
                 parked.push(cache::Parked {
                     tenant: item.call.job.tenant.clone(),
                     text: hash(&item.text),
                     vector: vector.clone(),
                 });
+                waiting.push((item, vector, tokens));
+            } else {
+                item.answer(Ok((vector, tokens)));
             }
-            // A job that has given up is not told; its vector is parked.
-            item.call.reply.send((item.nth, Ok((vector, tokens)))).ok();
         }
+        // Parked before it is told: a job that is through forgets what was parked for it.
         self.park(&parked).await;
+        for (item, vector, tokens) in waiting {
+            item.answer(Ok((vector, tokens)));
+        }
     }
 
     /// Keeps paid vectors; best effort, since losing them costs money, not truth.
@@ -392,8 +412,7 @@ impl EmbedFailure {
 fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
     for item in batch {
         item.call.open.fetch_sub(1, Ordering::AcqRel);
-        // A job that has given up needs no answer.
-        item.call.reply.send((item.nth, Err(failure.clone()))).ok();
+        item.answer(Err(failure.clone()));
     }
 }
 

@@ -55,6 +55,20 @@ pub async fn find(
     Ok(rows.into_iter().filter_map(|row| Some((row.digest.try_into().ok()?, floats(&row.vector)))).collect())
 }
 
+/// Drops the vectors of these texts: they are in a target now, and what was booked once must not be booked again.
+pub async fn forget(db: impl PgExecutor<'_>, tenant: &str, model: &str, texts: &[TextHash]) -> sqlx::Result<()> {
+    let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
+    sqlx::query!(
+        "delete from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3)",
+        tenant,
+        model,
+        &texts,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
 /// Removes up to `limit` entries older than `older`.
 pub async fn prune(db: impl PgExecutor<'_>, older: Duration, limit: i64) -> sqlx::Result<u64> {
     let done = sqlx::query!(

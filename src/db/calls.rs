@@ -78,6 +78,7 @@ pub struct CallResult {
 #[derive(Debug, Clone)]
 pub struct Part {
     pub job: JobId,
+    pub revision: Revision,
     pub tokens: i64,
     pub cost: Option<Decimal>,
 }
@@ -85,6 +86,7 @@ pub struct Part {
 /// Writes what became of a call.
 pub async fn settle(connection: &mut PgConnection, result: &CallResult) -> sqlx::Result<()> {
     let jobs: Vec<i64> = result.parts.iter().map(|part| part.job.0).collect();
+    let revisions: Vec<i64> = result.parts.iter().map(|part| part.revision.0).collect();
     let tokens: Vec<i64> = result.parts.iter().map(|part| part.tokens).collect();
     let costs: Vec<Option<Decimal>> = result.parts.iter().map(|part| part.cost).collect();
     sqlx::query!(
@@ -95,8 +97,8 @@ pub async fn settle(connection: &mut PgConnection, result: &CallResult) -> sqlx:
            )
            update gristmill.provider_call_jobs as share
            set tokens = part.tokens, cost = part.cost
-           from unnest($8::bigint[], $9::bigint[], $10::numeric[]) as part (job_id, tokens, cost)
-           where share.call_id = $1 and share.job_id = part.job_id"#,
+           from unnest($8::bigint[], $9::bigint[], $10::bigint[], $11::numeric[]) as part (job_id, revision, tokens, cost)
+           where share.call_id = $1 and share.job_id = part.job_id and share.revision = part.revision"#,
         result.id,
         result.outcome,
         result.error_kind,
@@ -105,6 +107,7 @@ pub async fn settle(connection: &mut PgConnection, result: &CallResult) -> sqlx:
         result.cost,
         result.price,
         &jobs,
+        &revisions,
         &tokens,
         &costs as &[Option<Decimal>],
     )

@@ -4,14 +4,15 @@ use rust_decimal::Decimal;
 use sqlx::PgExecutor;
 use sqlx::types::time::OffsetDateTime;
 
-/// A price that holds now.
+/// A price, and from when on it holds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Current {
+pub struct Dated {
     pub id: i64,
     pub provider: String,
     pub model: String,
     pub meter: String,
     pub usd: Decimal,
+    pub valid_from: OffsetDateTime,
 }
 
 /// The configured price of one meter from a date on. An earlier word for the same date is replaced only while nothing was
@@ -41,12 +42,11 @@ pub async fn set(
     Ok(())
 }
 
-/// The prices that hold now.
-pub async fn current(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Current>> {
+/// Every price there is, oldest date first: which one holds is a question of the moment.
+pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Dated>> {
     sqlx::query_as!(
-        Current,
-        r#"select distinct on (provider, model, meter) id, provider, model, meter, usd
-           from gristmill.prices where valid_from <= now() order by provider, model, meter, valid_from desc"#,
+        Dated,
+        "select id, provider, model, meter, usd, valid_from from gristmill.prices order by provider, model, meter, valid_from",
     )
     .fetch_all(db)
     .await

@@ -78,12 +78,13 @@ async fn attempt(
 
     // The row may have changed and the lease may be gone by now; the transaction that writes asks both again.
     let parked = parkable(&plan, &vectors);
-    let facts = facts_of(document, &plan, &paid, deps);
+    let price = deps.batcher.settings().price();
+    let facts = facts_of(document, &plan, &paid, price, deps);
     let cost = facts.cost;
     let done = DoneWork {
         tokens: paid.tokens,
         cost,
-        price: deps.batcher.settings().price.map(|(id, _)| id),
+        price: price.map(|(id, _)| id),
         reader: (document.reader != "column").then(|| document.reader.clone()),
         chunks: plan.chunks,
         vectors,
@@ -94,7 +95,9 @@ async fn attempt(
         Work { job: job.clone(), end: End::Done(Box::new(done)), facts: timed(facts, trace), stages: trace.json() };
     let committed = deps.committer.commit(work).await;
     trace.stage("commit");
-    if !matches!(committed, Ok(Committed::Written)) {
+    if matches!(committed, Ok(Committed::Written)) {
+        deps.batcher.forget(&tenant, &paid.parked).await;
+    } else {
         deps.batcher.park(&tenant, &parked).await;
     }
     match committed? {
@@ -154,13 +157,14 @@ async fn embed(
     }
     let mut vectors: Vec<Option<Vec<f32>>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
-        return Ok((vectors, Paid { vectors: Vec::new(), tokens: 0 }));
+        return Ok((vectors, Paid { vectors: Vec::new(), tokens: 0, parked: Vec::new() }));
     }
     let of = OfJob {
         id: job.id,
         revision: job.revision,
         tenant: row.tenant.clone(),
-        tried: job.starts > 1 || job.revision.0 > 1,
+        // A first try with `fresh` pays for all again; a later one finds what that paid for.
+        tried: job.starts > 1 || (job.revision.0 > 1 && !job.fresh),
     };
     let mut paid = deps.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Vec<f32>, usize)>> = vec![Vec::new(); plan.chunks.len()];
@@ -206,8 +210,13 @@ fn parkable(plan: &ChunkPlan, vectors: &[Option<Vec<f32>>]) -> Vec<(String, Vec<
         .collect()
 }
 
-fn facts_of(document: &Document, plan: &ChunkPlan, paid: &Paid, deps: &Deps) -> JobFacts {
-    let price = deps.batcher.settings().price;
+fn facts_of(
+    document: &Document,
+    plan: &ChunkPlan,
+    paid: &Paid,
+    price: Option<(i64, Decimal)>,
+    deps: &Deps,
+) -> JobFacts {
     JobFacts {
         tokens: Some(paid.tokens),
         tokens_of_text: u64::try_from(plan.tokens).ok(),

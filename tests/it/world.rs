@@ -8,7 +8,6 @@ use gristmill::app::{self, Running};
 use gristmill::config::Config;
 use gristmill::db;
 use gristmill::extract::Extractor;
-use gristmill::worker::Engine;
 use sqlx::{AssertSqlSafe, PgPool};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -217,23 +216,6 @@ impl World {
         .join("\n")
     }
 
-    /// The plan of the one pipeline.
-    pub async fn plan(&self) -> Arc<db::app::Plan> {
-        let resolved = app::resolve(&self.pool, &self.config()).await.expect("the database is there");
-        assert!(resolved.refused.is_empty(), "{:?}", resolved.refused);
-        Arc::clone(&resolved.plans[0])
-    }
-
-    /// Waits until a query that returns one boolean says true.
-    pub async fn until(&self, query: &str) {
-        let waited = tokio::time::timeout(Duration::from_secs(20), async {
-            while !self.value::<bool>(query).await {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        });
-        waited.await.unwrap_or_else(|_| panic!("never true: {query}"));
-    }
-
     /// Uploads a file as a frontend would: below the user's folder, then its row.
     pub async fn upload(&self, name: &str, bytes: &[u8]) -> Uuid {
         let path = format!("{USER}/{name}");
@@ -268,11 +250,17 @@ impl World {
         }
     }
 
+    /// Parser children of the program under test: this program is its tests.
+    fn extractor(&self) -> Extractor {
+        Extractor::with_program(app::parser_settings(&self.config()), env!("CARGO_BIN_EXE_gristmill"))
+    }
+
     /// Starts a worker.
     pub async fn start(&self) -> Worker {
         let stop = CancellationToken::new();
-        let mut running = app::start(&self.config(), &self.pool, stop.clone()).await.expect("the worker starts");
-        running.engine = with_parser(&running.engine, &self.config());
+        let running = app::start_with(&self.config(), &self.pool, stop.clone(), self.extractor())
+            .await
+            .expect("the worker starts");
         let engine = Arc::clone(&running.engine);
         let task = tokio::spawn(async move { engine.run().await.expect("the engine runs") });
         Worker { running, stop, task, pool: self.pool.clone() }
@@ -323,15 +311,6 @@ impl Worker {
         self.stop.cancel();
         self.task.await.expect("the worker ends well");
     }
-}
-
-/// The same engine with our program as its parser child: tests run in a program that is none.
-fn with_parser(engine: &Engine, config: &Config) -> Arc<Engine> {
-    let mut pipelines = engine.pipelines.clone();
-    for deps in &mut pipelines {
-        deps.extractor = Extractor::with_program(app::parser_settings(config), env!("CARGO_BIN_EXE_gristmill"));
-    }
-    Engine::new(engine.pool.clone(), engine.owner, engine.settings.clone(), pipelines, engine.stop.clone())
 }
 
 fn parse(toml: &str) -> Config {

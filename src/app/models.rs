@@ -1,0 +1,99 @@
+//! Models made ready: their driver, their tokenizer, their price.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rust_decimal::Decimal;
+
+use crate::chunk::Tokenizer;
+use crate::config::{Config, Meter, Model, Provider, ProviderKind, TokenizerKind};
+use crate::embedded::{self, Artifact};
+use crate::net::{self, Patience};
+use crate::providers::{Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel};
+
+use super::StartError;
+
+/// What makes vectors of a model, without its lane: for a search, or to see whether it loads.
+///
+/// # Errors
+/// [`StartError::Model`]
+pub async fn open_model(config: &Config, model: &Model) -> Result<Arc<dyn Embedder>, StartError> {
+    let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
+    let provider =
+        config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
+    embedder(provider, model).await.map(|(embedder, _)| embedder).map_err(refuse)
+}
+
+/// The price of one token of a model, as configured for today. What runs here costs nothing; none: nobody knows.
+pub fn token_price(config: &Config, model: &Model) -> Option<Decimal> {
+    let now = time::OffsetDateTime::now_utc();
+    let of_model = config
+        .prices
+        .iter()
+        .filter(|price| price.model == model.label && price.meter == Meter::Tokens && price.from <= now);
+    let here = config
+        .providers
+        .get(&model.provider)
+        .is_some_and(|provider| !matches!(provider.kind, ProviderKind::OpenAi { .. }));
+    of_model.max_by_key(|price| price.from).map(|price| price.usd).or(here.then_some(Decimal::ZERO))
+}
+
+pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<dyn Embedder>, Tokenizer), String> {
+    match &provider.kind {
+        ProviderKind::OpenAi { url, key } => {
+            let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
+            let endpoint = OpenAiEndpoint { url: url.clone(), key: key.clone() };
+            let settings = OpenAiModel {
+                name: model.name.clone(),
+                dimensions: model.dimensions,
+                send_dimensions: model.send_dimensions,
+            };
+            Ok((Arc::new(OpenAi::new(client, endpoint, settings, provider.timeout)), tokenizer(model, None)?))
+        }
+        ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
+        ProviderKind::Local { folder, threads } => {
+            let folder = model_folder(folder.clone()).await?;
+            let settings = LocalModel { dimensions: model.dimensions, longest: model.longest };
+            let (threads, path) = (*threads, folder.clone());
+            let local = tokio::task::spawn_blocking(move || Local::load(&path, settings, threads))
+                .await
+                .map_err(|error| error.to_string())?
+                .map_err(|error| with_causes(&error))?;
+            Ok((Arc::new(local), tokenizer(model, Some(folder))?))
+        }
+    }
+}
+
+/// The configured folder, or MiniLM as `gristmill fetch` brings it.
+async fn model_folder(folder: Option<PathBuf>) -> Result<PathBuf, String> {
+    match folder {
+        Some(folder) => Ok(folder),
+        None => tokio::task::spawn_blocking(|| embedded::ensure(Artifact::MiniLm, &|_| {}))
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| with_causes(&error)),
+    }
+}
+
+fn tokenizer(model: &Model, folder: Option<PathBuf>) -> Result<Tokenizer, String> {
+    match (model.tokenizer, folder) {
+        (TokenizerKind::Cl100k, _) => Ok(Tokenizer::cl100k()),
+        (TokenizerKind::O200k, _) => Ok(Tokenizer::o200k()),
+        (TokenizerKind::Model, Some(folder)) => {
+            let path = folder.join("tokenizer.json");
+            let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Tokenizer::from_json(&bytes)
+        }
+        (TokenizerKind::Model, None) => Err("tokenizer = \"model\" needs a provider of kind \"local\"".to_owned()),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,246 @@
+//! Every paid call is on the books, each job's part of it, and what its customer is charged.
+
+use std::time::Duration;
+
+use gristmill::db::calls::{self, Intent, Share};
+use gristmill::domain::{JobId, OwnerId, Revision};
+use insta::assert_snapshot;
+use uuid::Uuid;
+
+use crate::fake_openai::{Answer, FakeOpenAi, Options};
+use crate::world::{DIMENSIONS, World};
+
+fn vendor() -> FakeOpenAi {
+    FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
+}
+
+const CALLS: &str = "select concat_ws(' ', outcome, error_kind, 'inputs=' || inputs, 'tokens=' || tokens, 'cost=' || cost) \
+                     from gristmill.provider_calls order by started_at, outcome";
+const USAGE: &str = "select concat_ws(' ', 'r' || revision, meter, quantity, unit, 'cost=' || coalesce(cost::text, 'unknown')) \
+                     from gristmill.usage_events order by job_id, revision, meter";
+
+/// A text of so many paragraphs, each a chunk of its own.
+pub fn paragraphs(words: &[&str]) -> String {
+    words.iter().map(|word| paragraph(word)).collect::<Vec<_>>().join("\n\n")
+}
+
+/// A hundred and ten words: with 200 tokens to a chunk, two of these never share one.
+pub fn paragraph(word: &str) -> String {
+    let sentence = format!("The {word} mill grinds what the {word} river brings. ");
+    sentence.repeat(12).trim_end().to_owned()
+}
+
+#[tokio::test]
+async fn a_call_is_on_the_books_before_it_is_made() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+
+    assert_eq!(world.list(CALLS).await, ["intent inputs=1"]);
+    let shares = world.list("select concat_ws(' ', inputs, tokens, cost) from gristmill.provider_call_jobs").await;
+    assert_eq!(shares, ["1 5"]);
+
+    gate.open();
+    worker.idle().await;
+    worker.stop().await;
+    assert_eq!(world.list(CALLS).await, ["paid inputs=1 tokens=5 cost=0.00000010"]);
+}
+
+#[tokio::test]
+async fn the_parts_of_a_packed_call_sum_to_the_whole() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("linger = \"5ms\"", "linger = \"50ms\"");
+    world.register().await;
+    for nth in 0..7 {
+        world.insert(&format!("row {nth}"), &"One more mill. ".repeat(nth + 1)).await;
+    }
+
+    world.work().await;
+
+    assert!(vendor.requests() < 7, "nothing was packed");
+    let wrong: i64 = world
+        .value(
+            "select count(*) from gristmill.provider_calls as call where (tokens, cost) is distinct from \
+                 (select row (sum(tokens), sum(cost)) from gristmill.provider_call_jobs as share where share.call_id = call.id)",
+        )
+        .await;
+    assert_eq!(wrong, 0);
+    let sums = "select concat_ws(' ', sum(tokens), sum(cost)) from gristmill.provider_calls \
+                union all select concat_ws(' ', sum(quantity), sum(cost)) from gristmill.usage_events";
+    let sums = world.list(sums).await;
+    assert_eq!(sums[0], sums[1], "what was paid and what is charged");
+}
+
+#[tokio::test]
+async fn usage_is_booked_once_per_revision_in_exact_decimals() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    world.sql("update public.documents set content = 'The mill grinds again.'").await;
+    world.work().await;
+
+    assert_snapshot!(world.list(USAGE).await.join("\n"), @r#"
+    r1 tokens 5 token cost=0.00000010
+    r2 tokens 6 token cost=0.00000012
+    "#);
+}
+
+#[tokio::test]
+async fn an_unknown_price_is_no_cost_rather_than_nothing() {
+    let vendor = vendor();
+    let price = "[[prices]]\nmodel = \"small\"\nmeter = \"tokens\"\nusd = \"0.00000002\"\nfrom = 2026-01-01\n";
+    let world = World::with_vendor(&vendor).await.change(price, "");
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.list(USAGE).await.join("\n"), @"r1 tokens 5 token cost=unknown");
+    assert_eq!(world.list(CALLS).await, ["paid inputs=1 tokens=5"]);
+}
+
+#[tokio::test]
+async fn what_embeds_nothing_books_nothing() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    world.sql("update public.documents set name = 'renamed'").await;
+    world.work().await;
+    world.sql("select gristmill.retry(id) from gristmill.embedding_jobs").await;
+    world.work().await;
+
+    let revisions: i64 = world.value("select revision from gristmill.embedding_jobs").await;
+    assert_eq!((revisions, vendor.requests()), (3, 1));
+    assert_eq!(world.list(USAGE).await.len(), 1);
+    let name: String = world.value("select metadata->>'name' from public.document_chunks").await;
+    assert_eq!(name, "renamed");
+}
+
+#[tokio::test]
+async fn a_fresh_retry_pays_for_all_again_once() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    world.register().await;
+    world.insert("book", &paragraphs(&["old", "new", "far"])).await;
+    world.work().await;
+    world.sql("select gristmill.retry(id, fresh => true) from gristmill.embedding_jobs").await;
+    world.work().await;
+    world.sql("select gristmill.retry(id) from gristmill.embedding_jobs").await;
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"book completed | completed attempt=1 chunks=3");
+    let paid: Vec<usize> = ["old", "new", "far"].map(|word| vendor.paid(&paragraph(word))).to_vec();
+    assert_eq!(paid, [2, 2, 2]);
+    assert_snapshot!(world.list(USAGE).await.join("\n"), @r#"
+    r1 tokens 396 token cost=0.00000792
+    r2 tokens 396 token cost=0.00000792
+    "#);
+}
+
+#[tokio::test]
+async fn vectors_of_a_failed_attempt_are_not_bought_again() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    let world = world.change("kind = \"openai\"", "kind = \"openai\"\nconcurrency = 1");
+    world.register().await;
+    world.insert("book", &paragraphs(&["old", "new", "far"])).await;
+    vendor.script([Answer::good(), Answer::status(503), Answer::status(503), Answer::status(503)]);
+    world.work().await;
+    assert_snapshot!(world.state().await, @"book pending | waiting attempt=0 chunks=0 unavailable the provider is away: status 503, server_error: The server had an error processing your request.");
+    let parked: i64 = world.value("select count(*) from gristmill.vector_cache").await;
+    assert!(parked >= 1);
+
+    world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"book completed | completed attempt=1 chunks=3");
+    let paid: Vec<usize> = ["old", "new", "far"].map(|word| vendor.paid(&paragraph(word))).to_vec();
+    assert_eq!(paid, [1, 1, 1]);
+    let sums = "select sum(tokens)::text from gristmill.provider_calls union all select sum(quantity)::text from gristmill.usage_events";
+    let sums = world.list(sums).await;
+    assert_eq!(sums[0], sums[1], "what was paid and what is charged");
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.vector_cache").await, 0);
+}
+
+#[tokio::test]
+async fn a_text_that_comes_back_is_charged_as_often_as_it_was_paid() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    world.register().await;
+    let (first, second) = (paragraphs(&["old", "new", "far"]), paragraphs(&["wet", "dry", "hot"]));
+    let book = world.insert("book", &first).await;
+    for text in [second, first] {
+        world.work().await;
+        sqlx::query("update public.documents set content = $2 where id = $1")
+            .bind(book)
+            .bind(text)
+            .execute(&world.pool)
+            .await
+            .unwrap();
+    }
+    world.work().await;
+
+    let sums = "select sum(tokens)::text from gristmill.provider_calls union all select sum(quantity)::text from gristmill.usage_events";
+    let sums = world.list(sums).await;
+    assert_eq!(sums[0], sums[1], "what was paid and what is charged");
+}
+
+#[tokio::test]
+async fn calls_of_a_dead_worker_become_unknown_and_those_of_a_living_one_stay() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    let share = Share { job: JobId(7), revision: Revision(1), tenant: String::new(), inputs: 3, tokens: 30 };
+    let intent =
+        Intent { id: Uuid::new_v4(), provider: "vendor".to_owned(), model: "small".to_owned(), shares: vec![share] };
+    let mut connection = world.pool.acquire().await.unwrap();
+    calls::intend(&mut connection, OwnerId::fresh(), &intent).await.unwrap();
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    world.sql("update gristmill.provider_calls set started_at = now() - interval '1 hour'").await;
+
+    let marked = calls::mark_unknown(&world.pool, Duration::from_secs(30)).await.unwrap();
+
+    assert_eq!(marked, 1);
+    assert_eq!(world.list(CALLS).await, ["intent inputs=1", "unknown inputs=3"]);
+    gate.open();
+    worker.idle().await;
+    worker.stop().await;
+    assert_eq!(world.list(CALLS).await, ["paid inputs=1 tokens=5 cost=0.00000010", "unknown inputs=3"]);
+}
+
+#[tokio::test]
+async fn of_dated_prices_the_one_of_the_day_holds_and_what_is_booked_stays() {
+    let vendor = vendor();
+    let dated = |usd: &str, from: &str| format!("[[prices]]\nmodel = \"small\"\nusd = \"{usd}\"\nfrom = {from}\n");
+    let prices = [dated("0.001", "2020-01-01"), dated("0.002", "2021-01-01"), dated("0.003", "2999-01-01")].concat();
+    let price = "[[prices]]\nmodel = \"small\"\nmeter = \"tokens\"\nusd = \"0.00000002\"\nfrom = 2026-01-01\n";
+    let world = World::with_vendor(&vendor).await.change(price, &prices);
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    assert_snapshot!(world.list(USAGE).await.join("\n"), @"r1 tokens 5 token cost=0.010");
+
+    // One that nothing was booked under is corrected; the other stands.
+    let world = world.change("\"0.001\"", "\"0.0015\"").change("\"0.002\"", "\"0.0025\"");
+    world.insert("other", "The mill grinds.").await;
+    world.work().await;
+
+    let prices =
+        world.list("select concat_ws(' ', usd, valid_from::date) from gristmill.prices order by valid_from").await;
+    assert_eq!(prices, ["0.0015 2020-01-01", "0.002 2021-01-01", "0.003 2999-01-01"]);
+    assert_snapshot!(world.list(USAGE).await.join("\n"), @r#"
+    r1 tokens 5 token cost=0.010
+    r1 tokens 5 token cost=0.010
+    "#);
+}
