@@ -56,7 +56,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
 
 /// Fetches one artifact unless it is in the cache, saying what it is busy with.
 pub(super) async fn obtain(artifact: Artifact) -> Result<PathBuf, Failure> {
-    let work = move || embedded::ensure_in(&embedded::cache_dir(), artifact, &say, Some(&download));
+    let work = move || embedded::ensure(artifact, &say);
     let fetched = tokio::task::spawn_blocking(work).await.map_err(|error| Failure::of(&error))?;
     Ok(fetched?)
 }
@@ -64,16 +64,4 @@ pub(super) async fn obtain(artifact: Artifact) -> Result<PathBuf, Failure> {
 /// Progress is for people: standard error.
 pub(super) fn say(progress: Progress) {
     eprintln!("{progress}");
-}
-
-/// The downloader lent to machines without pip and uv. It runs on a blocking thread.
-fn download(address: &str) -> std::io::Result<Vec<u8>> {
-    tokio::runtime::Handle::current().block_on(async {
-        let client = crate::net::trusted(crate::net::Patience::Silence(std::time::Duration::from_secs(30)))
-            .map_err(std::io::Error::other)?;
-        let answer = client.get(address).send().await.map_err(|error| std::io::Error::other(error.without_url()))?;
-        let answer = answer.error_for_status().map_err(|error| std::io::Error::other(error.without_url()))?;
-        let body = answer.bytes().await.map_err(|error| std::io::Error::other(error.without_url()))?;
-        Ok(body.to_vec())
-    })
 }

