@@ -73,11 +73,11 @@ async fn attempt(
     let kept = kept_chunks(known, &plan.chunks, &loaded.chunks, &job.digests);
 
     // Waits with thousands of others until a full request is worth sending.
-    let (vectors, paid) = embed(deps, job, &row, &plan, &kept).await?;
+    let (vectors, paid, parts) = embed(deps, job, &row, &plan, &kept).await?;
     trace.stage("embed");
 
     // The row may have changed and the lease may be gone by now; the transaction that writes asks both again.
-    let parked = parkable(&plan, &vectors);
+    let parked: Texts = parkable(&plan, &vectors).into_iter().chain(parts).collect();
     let price = deps.batcher.settings().price();
     let facts = facts_of(document, &plan, &paid, price, deps);
     let cost = facts.cost;
@@ -138,26 +138,29 @@ fn kept_chunks(known: bool, chunks: &[Chunk], existing: &[Existing], digests: &[
     keep(chunks, &existing, digests).into_iter().map(|kept| kept.is_some()).collect()
 }
 
-/// Embeds what is not kept. A chunk in parts becomes the mean of its parts.
+/// Texts with their vectors.
+type Texts = Vec<(String, Vec<f32>)>;
+
+/// Embeds what is not kept. A chunk in parts becomes the mean of its parts, which come along.
 async fn embed(
     deps: &Deps,
     job: &ClaimedJob,
     row: &LoadedRow,
     plan: &ChunkPlan,
     kept: &[bool],
-) -> Result<(Vec<Option<Vec<f32>>>, Paid), JobError> {
+) -> Result<(Vec<Option<Vec<f32>>>, Paid, Texts), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
     for (nth, chunk) in plan.chunks.iter().enumerate().filter(|(nth, _)| !kept[*nth]) {
         let parts = plan.parts.get(nth).filter(|parts| !parts.is_empty());
         for part in parts.map_or_else(|| std::slice::from_ref(chunk), Vec::as_slice) {
             texts.push(Text { text: part.embedded().to_owned(), tokens: part.tokens });
-            owners.push((nth, part.tokens));
+            owners.push((nth, part));
         }
     }
     let mut vectors: Vec<Option<Vec<f32>>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
-        return Ok((vectors, Paid { vectors: Vec::new(), tokens: 0, parked: Vec::new() }));
+        return Ok((vectors, Paid { vectors: Vec::new(), tokens: 0, parked: Vec::new() }, Vec::new()));
     }
     let of = OfJob {
         id: job.id,
@@ -168,8 +171,13 @@ async fn embed(
     };
     let mut paid = deps.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Vec<f32>, usize)>> = vec![Vec::new(); plan.chunks.len()];
-    for ((nth, tokens), vector) in owners.into_iter().zip(std::mem::take(&mut paid.vectors)) {
-        parts[nth].push((vector, tokens));
+    let mut bought = Vec::new();
+    for ((nth, part), vector) in owners.into_iter().zip(std::mem::take(&mut paid.vectors)) {
+        // The mean is nobody's text: what is worth keeping of it are its parts.
+        if plan.parts.get(nth).is_some_and(|parts| !parts.is_empty()) {
+            bought.push((part.embedded().to_owned(), vector.clone()));
+        }
+        parts[nth].push((vector, part.tokens));
     }
     for (vector, parts) in vectors.iter_mut().zip(parts) {
         *vector = mean(parts);
@@ -178,7 +186,7 @@ async fn embed(
         check_vector(vector, deps.plan.model.dimensions)
             .map_err(|error| crate::batch::EmbedFailure::Garbled(format!("a vector {error}")))?;
     }
-    Ok((vectors, paid))
+    Ok((vectors, paid, bought))
 }
 
 /// The mean of vectors weighted by tokens and brought to length 1; a single one stays as it is.
@@ -199,7 +207,7 @@ fn mean(mut parts: Vec<(Vec<f32>, usize)>) -> Option<Vec<f32>> {
 }
 
 /// New vectors with the text they belong to: kept if they cannot be written.
-fn parkable(plan: &ChunkPlan, vectors: &[Option<Vec<f32>>]) -> Vec<(String, Vec<f32>)> {
+fn parkable(plan: &ChunkPlan, vectors: &[Option<Vec<f32>>]) -> Texts {
     let whole = |nth: usize| plan.parts.get(nth).is_none_or(Vec::is_empty);
     plan.chunks
         .iter()

@@ -64,7 +64,7 @@ async fn the_parts_of_a_packed_call_sum_to_the_whole() {
     assert!(vendor.requests() < 7, "nothing was packed");
     let wrong: i64 = world
         .value(
-            "select count(*) from gristmill.provider_calls as call where (tokens, cost) is distinct from \
+            "select count(*) from gristmill.provider_calls as call where (tokens::numeric, cost) is distinct from \
                  (select row (sum(tokens), sum(cost)) from gristmill.provider_call_jobs as share where share.call_id = call.id)",
         )
         .await;
@@ -243,4 +243,38 @@ async fn of_dated_prices_the_one_of_the_day_holds_and_what_is_booked_stays() {
     r1 tokens 5 token cost=0.010
     r1 tokens 5 token cost=0.010
     "#);
+}
+
+#[tokio::test]
+async fn a_text_in_parts_is_bought_once_though_its_row_was_busy() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    let world = world
+        .change("longest = 8000", "longest = 100")
+        .change("tokens = 200\noverlap = 0", "whole = true\nlonger = \"mean\"")
+        .change("retry_first = \"100ms\"", "retry_first = \"100ms\"\ndeadline = \"20s\"");
+    world.register().await;
+    world.insert("book", &paragraphs(&["old", "new", "far"])).await;
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let mut holder = world.database.connect().await;
+    sqlx::raw_sql("begin; select * from public.documents for update").execute(&mut holder).await.unwrap();
+    gate.open();
+    let parked = "select count(*) > 1 from gristmill.vector_cache";
+    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+        while !world.value::<bool>(parked).await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.expect("the parts are parked");
+    sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
+    world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_snapshot!(world.state().await, @"book completed | completed attempt=1 chunks=1");
+    let sums = "select sum(tokens)::text from gristmill.provider_calls union all select sum(quantity)::text from gristmill.usage_events";
+    let sums = world.list(sums).await;
+    assert_eq!(sums[0], sums[1], "what was paid and what is charged");
 }
