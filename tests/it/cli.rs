@@ -380,5 +380,8 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     assert_eq!(ended.code, 0, "{}", ended.err);
     let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
     let done: Vec<_> = lines.iter().filter(|line| line["message"] == "done").collect();
-    assert_eq!((done.len(), &done[0]["job.key"]), (1, &Value::from(key)), "one line per attempt");
+    // The first sweep may have opened the row before it was enqueued: an attempt for each opening that was worked on.
+    let revisions: std::collections::BTreeSet<String> =
+        done.iter().map(|line| line["job.revision"].to_string()).collect();
+    assert_eq!((done.len(), &done[0]["job.key"]), (revisions.len().max(1), &Value::from(key)), "one line per attempt");
 }
