@@ -13,6 +13,11 @@ async fn an_inserted_row_becomes_vectors() {
     world.work().await;
 
     assert_snapshot!(world.state().await, @"note completed | completed attempt=1 chunks=1");
+    // As a client of the application reads it.
+    let vector: pgvector::Vector = world.value("select embedding from public.document_chunks").await;
+    let length = vector.as_slice().iter().map(|value| value * value).sum::<f32>().sqrt();
+    assert_eq!(vector.as_slice().len(), 384);
+    assert!((length - 1.0).abs() < 1e-5, "{length}");
 }
 
 #[tokio::test]
