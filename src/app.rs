@@ -162,9 +162,10 @@ pub async fn register(
     db::pipelines::register(pool, registration).await?;
     let Some(registered) = db::pipelines::find(pool, &pipeline.name).await? else { return Ok(Readiness::SayExisting) };
     if registered.generation != plan.generation {
-        let unpaid = db::pipelines::unpaid(pool, &pipeline.name, &plan.generation).await?;
-        if unpaid.old > 0 {
-            return Ok(Readiness::NewGeneration { rows: unpaid.old });
+        // Whatever state its job is in: a row that was opened again after an `accept` must not let the old generation back in.
+        let rows = db::pipelines::embedded(pool, &pipeline.name).await?;
+        if rows > 0 {
+            return Ok(Readiness::NewGeneration { rows });
         }
         // Nothing was embedded yet: there is nothing to ask a person about.
         db::pipelines::accept_generation(pool, &pipeline.name, &plan.generation).await?;

@@ -180,6 +180,16 @@ pub async fn unpaid(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sq
     .await
 }
 
+/// How many rows have vectors of any generation: until there is one, a change of generation costs nothing.
+pub async fn embedded(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "rows!" from gristmill.embedding_jobs where pipeline = $1 and generation is not null and chunks > 0"#,
+        name,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Pauses a pipeline with a reason that `status` shows.
 pub async fn pause(db: impl PgExecutor<'_>, name: &str, reason: &str) -> sqlx::Result<bool> {
     let done = sqlx::query!("select gristmill.pause($1, $2) as paused", name, reason).fetch_one(db).await?;
