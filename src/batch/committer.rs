@@ -20,8 +20,12 @@ const MOST_JOBS: usize = 64;
 const MOST_CHUNKS: usize = 2_000;
 /// How often a group whose rows are busy is tried again before its jobs wait.
 const BUSY_TRIES: u32 = 5;
+/// From this try on a commit waits a moment for rows that jobs share.
+const PATIENT_FROM: u32 = 2;
 /// Commits under way at once, per pipeline.
 const COMMITS: usize = 2;
+/// With effects on shared rows: two commits would take turns at the same row.
+const SHARING_COMMITS: usize = 1;
 
 /// A job that has come to an end, and how.
 #[derive(Debug)]
@@ -117,9 +121,10 @@ impl Committer {
     /// Starts the committer of one pipeline; it ends with its last clone.
     pub fn start(pool: PgPool, plan: Arc<Plan>) -> Self {
         let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
+        let shares = plan.effects.iter().any(|effect| effect.shared.is_some());
         let shared = Arc::new(Shared { pool, plan, again: sender.downgrade() });
         tokio::spawn(async move {
-            let commits = Arc::new(Semaphore::new(COMMITS));
+            let commits = Arc::new(Semaphore::new(if shares { SHARING_COMMITS } else { COMMITS }));
             let mut waiting = VecDeque::new();
             loop {
                 if waiting.is_empty() {
@@ -178,11 +183,12 @@ impl Shared {
         let mut stack = vec![group];
         while let Some(mut group) = stack.pop() {
             let works: Vec<&Work> = group.iter().map(|request| &request.work).collect();
-            match transaction::run(&self.pool, &self.plan, &works).await {
+            let patient = group.iter().any(|request| request.tries >= PATIENT_FROM);
+            match transaction::run(&self.pool, &self.plan, &works, patient).await {
                 Ok(verdicts) => self.answer(group, verdicts),
-                Err(error) if db::is_passing(&error) => self.put_off(group, &error),
-                Err(error) if group.len() == 1 => {
-                    let refused = CommitError::Refused(db::describe(&error));
+                Err(refusal) if db::is_passing(&refusal.error) => self.put_off(group, &refusal.error),
+                Err(refusal) if group.len() == 1 => {
+                    let refused = CommitError::Refused(refusal.describe());
                     if let Some(request) = group.pop() {
                         self.refuse(request, refused).await;
                     }

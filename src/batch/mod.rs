@@ -3,6 +3,7 @@
 
 mod batcher;
 mod committer;
+mod effects;
 mod facts;
 mod lane;
 mod loader;

@@ -14,24 +14,49 @@ use crate::db::usage::{self, Booked, Event};
 use crate::domain::{Digest, Reason, SourceKey};
 
 use super::committer::{Committed, DoneWork, End, Verdict, Work};
+use super::effects;
 use super::facts::{JobFacts, Names};
 use super::reuse;
 
+/// Why a transaction wrote nothing: the database's word, and the effect it is about.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub error: sqlx::Error,
+    pub effect: Option<String>,
+}
+
+impl From<sqlx::Error> for Refusal {
+    fn from(error: sqlx::Error) -> Self {
+        Self { error, effect: None }
+    }
+}
+
+impl Refusal {
+    /// For a reason: no values of the row.
+    pub fn describe(&self) -> String {
+        let said = crate::db::describe(&self.error);
+        self.effect.as_ref().map_or_else(|| said.clone(), |effect| format!("effect {effect}: {said}"))
+    }
+}
+
 /// A job that passed every check of this transaction.
-struct Going<'a> {
-    work: &'a Work,
-    facts: JobFacts,
+pub(super) struct Going<'a> {
+    pub work: &'a Work,
+    pub facts: JobFacts,
+    /// What effects ask of the row, read under its lock; none where the row is gone.
+    pub values: Option<HashMap<String, Option<String>>>,
     /// Where each kept chunk is; empty for ends without vectors.
     kept: Vec<Option<&'a Existing>>,
 }
 
 /// Writes a group of jobs in one transaction and says what became of each.
-pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work]) -> sqlx::Result<Vec<Verdict>> {
+pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bool) -> Result<Vec<Verdict>, Refusal> {
     let mut connection = pool.acquire().await?;
     let mut transaction = connection.begin().await?;
     let now = app::set_writer(&mut transaction, &plan.pipeline.name).await?;
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
-    lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
+    let mut locked = lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
+    effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;
     lock_jobs(&mut transaction, works, &mut verdicts).await?;
     if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {
         // Another generation was accepted meanwhile: its workers do these jobs.
@@ -55,7 +80,8 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work]) -> sqlx::Re
     for nth in open {
         let chunks = by_job.remove(&nth).unwrap_or_default();
         match prepare(plan, works[nth], &chunks, &now) {
-            Some(ready) => {
+            Some(mut ready) => {
+                ready.values = locked.remove(&nth).map(|row| row.values);
                 verdicts[nth] = Some(Verdict::Is(Committed::Written));
                 going.push((ready, chunks));
             }
@@ -67,6 +93,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work]) -> sqlx::Re
         write_target(&mut transaction, plan, &going).await?;
         let going: Vec<Going<'_>> = going.into_iter().map(|(ready, _)| ready).collect();
         write_sources(&mut transaction, plan, &going).await?;
+        effects::run(&mut transaction, plan, &going).await?;
         book(&mut transaction, plan, &going).await?;
         finish(&mut transaction, plan, &going).await?;
     }
@@ -80,7 +107,7 @@ async fn lock_sources(
     plan: &Plan,
     works: &[&Work],
     verdicts: &mut [Option<Verdict>],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<HashMap<usize, app::LockedRow>> {
     let keys: Vec<&SourceKey> = works.iter().map(|work| &work.job.key).collect();
     let locked: HashMap<usize, app::LockedRow> =
         app::lock_sources(connection, plan, &keys).await?.into_iter().map(|row| (row.nth, row)).collect();
@@ -104,7 +131,7 @@ async fn lock_sources(
             verdicts[nth] = Some(Verdict::Is(Committed::Stale));
         }
     }
-    Ok(())
+    Ok(locked)
 }
 
 /// Locks the job rows and asks lease and revision again.
@@ -161,7 +188,7 @@ fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str
         End::Fail { reason, .. } => ended(&mut facts, "failed", reason, Some(&reason.text)),
         End::Leave { reason } => ended(&mut facts, "cancelled", reason, None),
     }
-    Some(Going { work, facts, kept })
+    Some(Going { work, facts, values: None, kept })
 }
 
 fn ended(facts: &mut JobFacts, state: &'static str, reason: &Reason, error: Option<&String>) {
@@ -409,6 +436,7 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
         },
         ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
         stages: work.stages.clone(),
+        kept: effects::kept(plan, ready),
     }
 }
 
@@ -439,6 +467,7 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
         reader: None,
         ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
         stages: work.stages.clone(),
+        kept: None,
     };
     jobs::finish(&mut *transaction, &[end]).await?;
     transaction.commit().await?;

@@ -7,6 +7,7 @@
 
 mod check;
 mod columns;
+mod effects;
 mod environment;
 mod error;
 mod generation;
@@ -15,6 +16,7 @@ mod pipelines;
 mod raw;
 mod settings;
 mod shape;
+mod statement;
 mod stores;
 mod targets;
 mod template;
@@ -37,9 +39,10 @@ use url::Url;
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
 pub use shape::{
-    Assignment, ChunkSize, Chunking, Existing, FileRule, Longer, OnLeave, Pipeline, Skip, Source, Status, StatusWords,
-    Target, TenantRule, TextRule, Value,
+    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Longer, Occasion, OnLeave, Pipeline, Shared, Skip,
+    Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
 };
+pub use statement::{Numbered, Statement};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
 pub use units::{duration, moment};
 

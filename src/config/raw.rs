@@ -17,6 +17,7 @@ pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// The file being read, and every misfit found so far.
 pub(super) struct Reader<'a> {
     file: &'a str,
+    text: String,
     environment: Environment<'a>,
     line_ends: Vec<usize>,
     misfits: RefCell<Vec<ConfigError>>,
@@ -30,6 +31,7 @@ impl<'a> Reader<'a> {
         let line_ends = text.match_indices('\n').map(|(at, _)| at).collect();
         Self {
             file,
+            text: text.to_owned(),
             environment,
             line_ends,
             misfits: RefCell::default(),
@@ -286,6 +288,18 @@ impl<'a> Item<'a> {
 
     pub(super) fn place(&self) -> Place {
         self.reader.place(self.at, self.key.clone())
+    }
+
+    /// Where the lines of a string begin: below its key, where the quotes that open it end their line.
+    pub(super) fn body_place(&self) -> Place {
+        let mut place = self.place();
+        let rest = &self.reader.text[self.at.min(self.reader.text.len())..];
+        let opening = rest.find(['"', '\'']).map_or("", |at| &rest[at..]);
+        let quotes = ["\"\"\"", "'''"].into_iter().find_map(|quotes| opening.strip_prefix(quotes));
+        if quotes.is_some_and(|body| body.starts_with('\n') || body.starts_with("\r\n")) {
+            place.line += 1;
+        }
+        place
     }
 
     /// What the value is, for messages.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ColumnChoice, Place, Sql, TableName, Template};
+use super::{ColumnChoice, Place, Sql, Statement, TableName, Template};
 
 /// `[pipelines.x]`
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Pipeline {
     /// Columns of the source row set with the commit.
     pub write: Vec<Assignment>,
     pub status: Option<Status>,
+    /// Statements of the configuration that run in the job's transaction, in this order.
+    pub effects: Vec<Effect>,
 }
 
 /// What happens with rows that were there before the pipeline.
@@ -197,4 +199,39 @@ pub struct StatusWords {
     pub completed: String,
     pub failed: String,
     pub skipped: Option<String>,
+}
+
+/// `effects`: an SQL statement inside the job's own transaction.
+#[derive(Debug, Clone)]
+pub struct Effect {
+    pub name: String,
+    pub place: Place,
+    /// Alternatives for databases of different shapes; the first that fits is taken.
+    pub sql: Vec<Statement>,
+    /// The ends of a job that run it.
+    pub on: Vec<Occasion>,
+    /// A row that many jobs write: locked first, and written once for all of them.
+    pub shared: Option<Shared>,
+    /// Left out, said once, where no alternative fits.
+    pub optional: bool,
+    /// May be run again by itself, for rows whose jobs are done.
+    pub repeatable: bool,
+}
+
+/// The ends of a job that an effect can be for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    Done,
+    Skipped,
+    /// The row is gone or out of the set.
+    Left,
+}
+
+/// `shared = { table = "app.folders", key = { id = "{folder_id}" } }`
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub place: Place,
+    pub table: TableName,
+    /// Columns of that table with a value of the source row, or a plain word, each.
+    pub key: Vec<(String, Template)>,
 }

@@ -171,7 +171,7 @@ struct Line {
 }
 
 impl Name {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let word = |ok: Option<Self>, all: Vec<&str>| {
             ok.ok_or_else(|| format!("`{{{text}}}` is not a name; known are {}", all.join(", ")))
         };

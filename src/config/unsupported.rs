@@ -8,7 +8,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ("", &["limits"]),
     ("providers.*", &["requests_per_minute", "tokens_per_minute"]),
     ("models.*", &["sparse", "language", "options"]),
-    ("pipelines.*", &["limit", "queue", "effects", "signal"]),
+    ("pipelines.*", &["limit", "queue", "signal"]),
     ("pipelines.*.target", &["create", "policy"]),
 ];
 

@@ -240,7 +240,7 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    fn check(self, name: &Name) -> Parsed<()> {
+    pub(super) fn check(self, name: &Name) -> Parsed<()> {
         let (fits, instead) = match (self, name) {
             (_, Name::Row(_) | Name::Tenant)
             | (Self::Job | Self::Chunk, Name::Job(_))

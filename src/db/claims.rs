@@ -1,6 +1,7 @@
 //! `gristmill.embedding_jobs`: claiming. Whatever takes several job rows skips locked ones, or takes the source rows first: an
 //! application's transaction may hold one job row and want another.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::PgExecutor;
@@ -55,6 +56,7 @@ struct Row {
     fingerprint: Option<Vec<u8>>,
     fresh: bool,
     traceparent: Option<String>,
+    kept: Option<Json<HashMap<String, Option<String>>>>,
     rank: i32,
     run_at: OffsetDateTime,
 }
@@ -81,6 +83,7 @@ impl Row {
                 fingerprint: self.fingerprint,
                 fresh: self.fresh,
                 traceparent: self.traceparent,
+                kept: self.kept.map(|kept| kept.0),
             },
         }
     }
@@ -153,7 +156,7 @@ pub async fn claim(
            returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
                      job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes, job.crashes_alone,
                      extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
-                     job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent,
+                     job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent, job.kept as "kept: Json<HashMap<String, Option<String>>>",
                      -job.priority as "rank!", job.run_at"#,
         by.pipeline,
         by.generation,
@@ -199,7 +202,7 @@ pub async fn claim_crashed(
            returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
                      job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes, job.crashes_alone,
                      extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
-                     job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent,
+                     job.digests, job.generation, job.fingerprint, job.fresh, job.traceparent, job.kept as "kept: Json<HashMap<String, Option<String>>>",
                      -job.priority as "rank!", job.run_at"#,
         by.pipeline,
         by.generation,

@@ -241,6 +241,8 @@ pub struct Finish {
     pub reader: Option<String>,
     pub ms: i32,
     pub stages: serde_json::Value,
+    /// Values of the row for when it is gone; none keeps what is there.
+    pub kept: Option<serde_json::Value>,
 }
 
 /// What the target holds after a commit.
@@ -272,12 +274,13 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
     let readers: Vec<Option<String>> = ends.iter().map(|end| end.reader.clone()).collect();
     let ms: Vec<i32> = ends.iter().map(|end| end.ms).collect();
     let stages: Vec<serde_json::Value> = ends.iter().map(|end| end.stages.clone()).collect();
+    let kept: Vec<Option<serde_json::Value>> = ends.iter().map(|end| end.kept.clone()).collect();
     let done = sqlx::query!(
         r#"with given as (
                select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[],
-                                    $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[])
+                                    $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[], $16::jsonb[])
                    as given (id, state, tenant, kind, reason, generation, digests, tokens,
-                             fingerprint, need_stands, mirror_error, pages, reader, ms, stages)
+                             fingerprint, need_stands, mirror_error, pages, reader, ms, stages, kept)
            ),
            noted as (
                insert into gristmill.job_attempts
@@ -297,6 +300,7 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
                fingerprint = coalesce(given.fingerprint, job.fingerprint),
                need_stands = given.need_stands, mirror_error = given.mirror_error,
                pages = coalesce(given.pages, job.pages), reader = coalesce(given.reader, job.reader), ms = given.ms,
+               kept = coalesce(given.kept, job.kept),
                fresh = job.fresh and given.state <> 'completed',
                attempt = case when given.state in ('failed', 'completed') then job.attempt + 1 else job.attempt end,
                snoozed_since = null, finished_at = clock_timestamp(),
@@ -317,6 +321,7 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
         &readers as &[Option<String>],
         &ms,
         &stages,
+        &kept as &[Option<serde_json::Value>],
     )
     .execute(db)
     .await?;

@@ -88,4 +88,6 @@ pub struct ClaimedJob {
     /// Embed every chunk again, whatever is remembered.
     pub fresh: bool,
     pub traceparent: Option<String>,
+    /// Values of its row at the last commit, for effects that run when the row may be gone.
+    pub kept: Option<std::collections::HashMap<String, Option<String>>>,
 }

@@ -241,7 +241,8 @@ fn facts_of(
 /// Whether the whole text is written anywhere.
 fn uses_text(deps: &Deps) -> bool {
     let fact = Name::Job(crate::config::JobFact::Text);
-    deps.plan.write.iter().chain(deps.plan.target.columns()).any(|write| write.names().contains(&&fact))
+    let written = deps.plan.write.iter().chain(deps.plan.target.columns()).any(|write| write.names().contains(&&fact));
+    written || deps.plan.effects.iter().any(|effect| effect.statement.names.contains(&fact))
 }
 
 fn timed(mut facts: JobFacts, trace: &Trace) -> JobFacts {

@@ -23,7 +23,7 @@ from = 2026-01-01
 "#;
 
 /// A world with an application's own tables and pipelines, registered while the tables are empty.
-async fn application(schema: &str, pipelines: &str) -> World {
+pub async fn application(schema: &str, pipelines: &str) -> World {
     let world = configured(World::new().await, pipelines);
     world.sql(schema).await;
     let world = reconnected(world).await;
@@ -31,7 +31,7 @@ async fn application(schema: &str, pipelines: &str) -> World {
     world
 }
 
-fn configured(mut world: World, pipelines: &str) -> World {
+pub fn configured(mut world: World, pipelines: &str) -> World {
     let ours = world.toml.find("[pipelines.documents]").expect("the pipelines come last");
     world.toml.truncate(ours);
     world.toml.push_str(MODELS);
@@ -40,7 +40,7 @@ fn configured(mut world: World, pipelines: &str) -> World {
 }
 
 /// Sessions are pinned to the schema in which pgvector was when they were opened.
-async fn reconnected(mut world: World) -> World {
+pub async fn reconnected(mut world: World) -> World {
     world.pool = db::connect(&world.config().database).await.expect("the database is there");
     world
 }

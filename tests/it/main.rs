@@ -9,6 +9,7 @@ mod batching;
 mod cli;
 mod commit;
 mod documents;
+mod effects;
 mod embedded;
 mod engine;
 mod existing;

@@ -131,9 +131,6 @@ target.parent = { note_id = "{id}" }
 target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}", "sparse?" = "{chunk.sparse}" }
 queue = { table = "public.queue?", key = { note_id = "{id}" } }
 signal = { notify = "ready" }
-[[pipelines.notes.effects]]
-name = "counters"
-sql = "select 1"
 [providers.openai]
 kind = "openai"
 key = "${KEY}"
@@ -156,8 +153,50 @@ sparse = true
         no("19: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
         no("20: pipelines.notes.queue", "queue"),
         no("21: pipelines.notes.signal", "signal"),
-        no("22: pipelines.notes.effects", "effects"),
-        no("32: models.small.sparse", "sparse"),
+        no("29: models.small.sparse", "sparse"),
     ];
     assert_eq!(misfits(later), expected);
+}
+
+#[test]
+fn effects_are_one_statement_each_with_names_that_mean_something() {
+    let notes = GOOD.lines().count() + 1;
+    let with = |effect: &str| format!("{GOOD}[[pipelines.notes.effects]]\n{effect}");
+    let one = |effect: &str, line: usize, rest: &str| {
+        check(&with(effect), &[&format!("{}: pipelines.notes.effects[0]{rest}", notes + line)]);
+    };
+    let config = read(&with("name = \"a\"\nsql = [\"select {id}\", \"select 2\"]\non = \"left\""));
+    let effect = &config.pipeline("notes").unwrap().effects[0];
+    assert_eq!((effect.sql.len(), effect.on.as_slice(), effect.repeatable), (2, &[Occasion::Left][..], false));
+    one("sql = \"select 1\"", 0, ".name: is missing; write for example name = \"usage\"");
+    one(
+        "name = \"a\"\nsql = \"commit\"",
+        2,
+        ".sql: must begin with one of insert, update, delete, merge, select, with",
+    );
+    one(
+        "name = \"a\"\nsql = \"select 1; select 2\"",
+        2,
+        ".sql: holds more than one statement; write an effect for each",
+    );
+    one(
+        "name = \"a\"\nsql = \"select {chunk.text}\"",
+        2,
+        ".sql: `{chunk.text}` means nothing here; only the row and {job.…} can be named: a job has many chunks",
+    );
+    one(
+        "name = \"a\"\nsql = \"select 1\"\non = [\"done\", \"failed\"]",
+        3,
+        ".on: \"failed\" is not a word that is known here; known are done, skipped, left",
+    );
+    one(
+        "name = \"a\"\nsql = \"select 1\"\nshared = { table = \"folders\" }",
+        3,
+        ".shared.key: is missing: it says which row is shared; write for example key = { id = \"{folder_id}\" }",
+    );
+    let twice = "name = \"a\"\nsql = \"select 1\"\n";
+    check(
+        &with(&format!("{twice}[[pipelines.notes.effects]]\n{twice}")),
+        &[&format!("{}: pipelines.notes.effects[1].name: a is the name of another effect of this pipeline", notes + 4)],
+    );
 }

@@ -191,3 +191,14 @@ pub async fn enum_words(connection: &mut PgConnection, type_oid: u32) -> sqlx::R
     .fetch_all(connection)
     .await
 }
+
+/// A type's name, qualified and quoted.
+pub async fn type_sql(connection: &mut PgConnection, oid: u32) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        r#"select quote_ident(n.nspname) || '.' || quote_ident(t.typname) as "type!"
+           from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace where t.oid = $1"#,
+        sqlx::postgres::types::Oid(oid),
+    )
+    .fetch_optional(connection)
+    .await
+}

@@ -1,5 +1,7 @@
 //! A pipeline resolved against the database: which columns and types it really reads and writes.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 
 use crate::config::{ChunkFact, Config, Model, Name, Pipeline, Place, TenantRule};
@@ -8,6 +10,7 @@ use crate::domain::SourceKey;
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
+use super::effects::{self, EffectPlan};
 use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
 use super::{asked, literal, quote};
@@ -29,6 +32,11 @@ pub struct Plan {
     pub target: TargetPlan,
     pub write: Vec<ColumnWrite>,
     pub status: Option<StatusPlan>,
+    pub effects: Vec<EffectPlan>,
+    /// Row names that effects use, read under the commit's lock.
+    pub locked_names: Vec<String>,
+    /// Row names that a job keeps, for effects that run when its row may be gone.
+    pub kept_names: BTreeSet<String>,
     /// Joins the configuration's `values` to `source`.
     pub(super) lateral: String,
     /// Text expressions of `names`.
@@ -190,6 +198,8 @@ pub async fn resolve(
     let model = fitting_model(config, pipeline, target.vector(), &mut misfits);
     let (Some(vector), Some(model)) = (vector, model) else { return Ok(Err(misfits)) };
     let provider_kind = config.providers.get(&model.provider);
+    let effects = effects::resolve(connection, pipeline, &table, &mut misfits).await?;
+    let effect_names = effects::row_names(&effects);
     let plan = Plan {
         generation: provider_kind.map(|provider| pipeline.generation(&model, provider)).unwrap_or_default(),
         provider: model.provider.clone(),
@@ -201,6 +211,9 @@ pub async fn resolve(
         target,
         write,
         status,
+        effects,
+        locked_names: effect_names.locked,
+        kept_names: effect_names.kept,
         lateral: shape.lateral,
         expressions: shape.expressions,
         when: shape.when,

@@ -1,11 +1,14 @@
 //! What a commit does to the application's tables. Every function is one statement over many jobs, inside the caller's transaction.
 
+use std::collections::HashMap;
+
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::domain::SourceKey;
 
 use super::assign::{ColumnWrite, WriteKind};
 use super::catalog::Column;
+use super::effects;
 use super::load::{PLACE, parent_match};
 use super::plan::{Plan, TargetPlan};
 use super::vector::Vectors;
@@ -36,6 +39,8 @@ pub struct LockedRow {
     pub nth: usize,
     pub in_set: bool,
     pub fingerprint: Vec<u8>,
+    /// What effects ask of the row.
+    pub values: HashMap<String, Option<String>>,
 }
 
 /// Locks source rows in key order, passing over those somebody else holds, and says what they contain now.
@@ -48,20 +53,23 @@ pub async fn lock_sources(
     keys: &[&SourceKey],
 ) -> sqlx::Result<Vec<LockedRow>> {
     let statement = format!(
-        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint from {from} \
+        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, array[{values}]::text[] as row_values from {from} \
          order by {order} for no key update of source skip locked",
         when = plan.when,
         fingerprint = plan.fingerprint,
+        values = plan.locked_names.iter().map(|name| effects::expression(plan, name)).collect::<Vec<_>>().join(", "),
         from = plan.asked_rows(),
         order = plan.key_list("source"),
     );
     let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
     rows.into_iter()
         .map(|row| {
+            let values: Vec<Option<String>> = row.try_get("row_values")?;
             Ok(LockedRow {
                 nth: nth_of(&row)?,
                 in_set: row.try_get("in_set")?,
                 fingerprint: row.try_get("fingerprint")?,
+                values: plan.locked_names.iter().cloned().zip(values).collect(),
             })
         })
         .collect()
