@@ -143,6 +143,7 @@ async fn supabase_s_server_role_may_look_and_ask_and_its_users_nothing() {
     backlog: SELECT
     embedding_jobs: SELECT
     gristmill.cancel(bigint): EXECUTE
+    gristmill.carry(text,text,numeric): EXECUTE
     gristmill.enqueue(text,anyelement,integer,text): EXECUTE
     gristmill.enqueue(text,text,integer,text): EXECUTE
     gristmill.forget(text): EXECUTE

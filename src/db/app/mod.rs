@@ -8,6 +8,7 @@ mod check;
 mod effects;
 mod load;
 mod plan;
+mod rights;
 mod search;
 mod shape;
 mod sweep;

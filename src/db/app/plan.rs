@@ -11,6 +11,7 @@ use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
 use super::effects::{self, EffectPlan};
+use super::rights;
 use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
 use super::{asked, literal, quote};
@@ -185,7 +186,13 @@ pub async fn resolve(
     let schemas = [Some(&table), target_table.as_ref()].into_iter().flatten().map(|table| table.name.schema.clone());
     let schemas: Vec<String> = schemas.chain(schema.clone()).collect();
     let role = catalog::role(connection, &schemas).await?;
-    privileges(&role, &table, target_table.as_ref(), pipeline, &mut misfits);
+    rights::check(&role, &table, target_table.as_ref(), pipeline, &mut misfits);
+    if source.changed_at.is_none() && source.reopen_on_change {
+        misfits.push(Misfit::warning(
+            &source.place,
+            "changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`",
+        ));
+    }
     let key = key_columns(&table, pipeline, &mut misfits);
     let names = row_names(pipeline, &table, &mut misfits);
     let shape = Shape::new(pipeline, &names);
@@ -234,57 +241,6 @@ pub async fn resolve(
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
     Misfit::new(place, format!("there is no table {name}"))
-}
-
-fn privileges(
-    (role, closed): &(String, Vec<String>),
-    source: &Table,
-    target: Option<&Table>,
-    pipeline: &Pipeline,
-    misfits: &mut Vec<Misfit>,
-) {
-    let role = quote(role);
-    let place = &pipeline.source.place;
-    for schema in closed {
-        misfits.push(
-            Misfit::new(place, format!("this role may not use schema {schema}"))
-                .fix(format!("grant usage on schema {} to {role};", quote(schema))),
-        );
-    }
-    let mut need = |place: &Place, table: &Table, rights: &[(bool, &str)]| {
-        let missing: Vec<&str> = rights.iter().filter(|(held, _)| !held).map(|(_, right)| *right).collect();
-        if !missing.is_empty() {
-            let missing = missing.join(", ");
-            misfits.push(
-                Misfit::new(place, format!("this role may not {missing} {}", table.name))
-                    .fix(format!("grant {missing} on {} to {role};", table.sql())),
-            );
-        }
-    };
-    // Locking a row asks for the right to update it.
-    need(place, source, &[(source.may_select, "select"), (source.may_update, "update")]);
-    if let Some(target) = target {
-        let rights = [
-            (target.may_select, "select"),
-            (target.may_insert, "insert"),
-            (target.may_update, "update"),
-            (target.may_delete, "delete"),
-        ];
-        need(&pipeline.target.place, target, &rights);
-    }
-    for (place, table) in [(place, Some(source)), (&pipeline.target.place, target)] {
-        let Some(table) = table.filter(|table| table.hides_rows) else { continue };
-        misfits.push(
-            Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
-                .fix(format!("alter role {role} bypassrls;")),
-        );
-    }
-    if pipeline.source.changed_at.is_none() && pipeline.source.reopen_on_change {
-        misfits.push(Misfit::warning(
-            place,
-            "changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`",
-        ));
-    }
 }
 
 fn key_columns(table: &Table, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) -> Vec<Column> {
