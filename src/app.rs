@@ -343,6 +343,7 @@ async fn wire(
         }
         let Some((batcher, tokenizer)) = lanes.get(&model.label) else { continue };
         pipelines.push(Deps {
+            pool: pool.clone(),
             rules: Arc::new(rules(&plan)),
             tokenizer: tokenizer.clone(),
             loader: Loader::start(pool.clone(), Arc::clone(&plan)),

@@ -280,14 +280,17 @@ fn choices(plan: &Plan) -> String {
     if let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) {
         text = format!("{text}; status in {}", column.name);
     }
+    let taken = |choice| match choice {
+        (_, 1) => String::new(),
+        (nth, of) => format!(" ({nth} of {of} alternatives)"),
+    };
+    if let Some(limit) = &plan.limit {
+        text = format!("{text}; limit {}{}", limit.name, taken(limit.choice));
+    }
     for effect in &plan.effects {
-        let taken = match effect.choice {
-            (_, 1) => String::new(),
-            (nth, of) => format!(" ({nth} of {of} alternatives)"),
-        };
         let writes: Vec<&str> = effect.writes.iter().map(String::as_str).collect();
         let writes = if writes.is_empty() { "nothing that the planner sees".to_owned() } else { writes.join(", ") };
-        text = format!("{text}; effect {}{taken}: {writes}", effect.name);
+        text = format!("{text}; effect {}{}: {writes}", effect.name, taken(effect.choice));
     }
     text
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::raw::{Environment, Reader, Section};
-use super::{Config, ConfigError, Model, models, pipelines, settings, stores, targets};
+use super::{Config, ConfigError, Model, limits, models, pipelines, settings, stores, targets};
 
 pub(super) fn config(file: &str, text: &str, environment: Environment) -> Result<Config, Vec<ConfigError>> {
     let reader = Reader::new(file, text, environment);
@@ -19,6 +19,7 @@ pub(super) fn config(file: &str, text: &str, environment: Environment) -> Result
 pub(super) struct Named {
     pub(super) stores: BTreeSet<String>,
     pub(super) models: BTreeMap<String, Option<Model>>,
+    pub(super) limits: BTreeSet<String>,
 }
 
 pub(super) fn sections(file: &str, mut root: Section) -> Option<Config> {
@@ -31,7 +32,9 @@ pub(super) fn sections(file: &str, mut root: Section) -> Option<Config> {
     let models = named(&mut root, "models", |name, section| models::model(name, section, &providers));
     let prices = models::prices(root.repeated_sections("prices"), &models.keys().cloned().collect());
 
-    let names = Named { stores: stores.keys().cloned().collect(), models };
+    let limits = named(&mut root, "limits", limits::limit);
+
+    let names = Named { stores: stores.keys().cloned().collect(), models, limits: limits.keys().cloned().collect() };
     let sections = root.named_sections("pipelines").into_iter();
     let pipelines: Vec<_> = sections.filter_map(|(name, section)| pipelines::pipeline(name, section, &names)).collect();
     targets::check_owners(&root, &pipelines);
@@ -46,6 +49,7 @@ pub(super) fn sections(file: &str, mut root: Section) -> Option<Config> {
         providers: held(providers),
         models: held(names.models),
         prices,
+        limits: held(limits),
         pipelines,
     })
 }

@@ -11,6 +11,7 @@ mod effects;
 mod environment;
 mod error;
 mod generation;
+mod limits;
 mod models;
 mod pipelines;
 mod raw;
@@ -39,8 +40,8 @@ use url::Url;
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
 pub use shape::{
-    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Longer, Occasion, OnLeave, Pipeline, Shared, Skip,
-    Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
+    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline, Shared,
+    Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
 };
 pub use statement::{Numbered, Statement};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
@@ -61,6 +62,7 @@ pub struct Config {
     pub providers: BTreeMap<String, Provider>,
     pub models: BTreeMap<String, Model>,
     pub prices: Vec<Price>,
+    pub limits: BTreeMap<String, Limit>,
     pub pipelines: Vec<Pipeline>,
 }
 

@@ -28,6 +28,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let on_leave = section.or("on_leave", word(&ON_LEAVE), OnLeave::Delete);
     let max_attempts = section.or("max_attempts", whole(1..=1_000), 5_i16);
     let optional = section.or("optional", boolean, false);
+    let limit = section.optional("limit", one_of(&named.limits, "limits"));
     let notify = section.or("notify", boolean, true);
 
     let has_file = section.has("file");
@@ -52,6 +53,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         on_leave,
         max_attempts,
         optional,
+        limit,
         notify,
         source: source?,
         // Given but not right: the misfit is recorded, and there is no pipeline.

@@ -17,6 +17,8 @@ pub struct Pipeline {
     pub max_attempts: i16,
     /// Left out, said once, where its tables do not fit.
     pub optional: bool,
+    /// What a tenant may spend; none: no limit.
+    pub limit: Option<String>,
     /// Whether announcing wakes idle workers by NOTIFY.
     pub notify: bool,
     pub source: Source,
@@ -234,4 +236,15 @@ pub struct Shared {
     pub table: TableName,
     /// Columns of that table with a value of the source row, or a plain word, each.
     pub key: Vec<(String, Template)>,
+}
+
+/// `[limits.x]`: a query that says how much a tenant may still spend.
+#[derive(Debug, Clone)]
+pub struct Limit {
+    pub name: String,
+    pub place: Place,
+    /// Alternatives for databases of different shapes; the first that fits is taken.
+    pub sql: Vec<Statement>,
+    /// A job over the limit fails; otherwise it waits until the limit resets.
+    pub fails: bool,
 }

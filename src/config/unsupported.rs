@@ -5,10 +5,9 @@ use super::template::{ChunkFact, JobFact, Name};
 
 /// Keys by the section they stand in.
 const KEYS: &[(&str, &[&str])] = &[
-    ("", &["limits"]),
     ("providers.*", &["requests_per_minute", "tokens_per_minute"]),
     ("models.*", &["sparse", "language", "options"]),
-    ("pipelines.*", &["limit", "queue", "signal"]),
+    ("pipelines.*", &["queue", "signal"]),
     ("pipelines.*.target", &["create", "policy"]),
 ];
 

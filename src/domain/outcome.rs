@@ -28,6 +28,8 @@ impl fmt::Display for Reason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
+    /// Its tenant has spent what a limit allows.
+    Limit,
     /// The row asked for nothing: no text, too short, a skip rule.
     Skipped,
     /// The row is gone or left the set.
@@ -72,7 +74,8 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for help texts and filters.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
+        Self::Limit,
         Self::Skipped,
         Self::Left,
         Self::Person,
@@ -98,6 +101,7 @@ impl ErrorKind {
     /// The word stored in `embedding_jobs.error_kind`.
     pub fn word(self) -> &'static str {
         match self {
+            Self::Limit => "limit",
             Self::Skipped => "skipped",
             Self::Left => "left",
             Self::Person => "person",

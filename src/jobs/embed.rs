@@ -9,6 +9,7 @@ use crate::db::app::{Existing, LoadedRow};
 use crate::domain::{Chunk, ClaimedJob, Digest, Document, check_vector};
 
 use super::content;
+use super::limit;
 use super::{Deps, JobError, Trace};
 
 /// So many workers that died with nothing but this job in hand are no accident.
@@ -71,6 +72,8 @@ async fn attempt(
         return Err(JobError::Skipped("there is no text".to_owned()));
     }
     let kept = kept_chunks(known, &plan.chunks, &loaded.chunks, &job.digests);
+
+    limit::ask(deps, job, &row.tenant, tokens_to_pay(&plan, &kept)).await?;
 
     // Waits with thousands of others until a full request is worth sending.
     let (vectors, paid, parts) = embed(deps, job, &row, &plan, &kept).await?;
@@ -136,6 +139,11 @@ fn kept_chunks(known: bool, chunks: &[Chunk], existing: &[Existing], digests: &[
     }
     let existing: Vec<&Existing> = existing.iter().collect();
     keep(chunks, &existing, digests).into_iter().map(|kept| kept.is_some()).collect()
+}
+
+/// Tokens of the chunks that are not kept.
+fn tokens_to_pay(plan: &ChunkPlan, kept: &[bool]) -> usize {
+    plan.chunks.iter().zip(kept).filter(|(_, kept)| !**kept).map(|(chunk, _)| chunk.tokens).sum()
 }
 
 /// Texts with their vectors.

@@ -34,6 +34,8 @@ pub enum JobError {
     Embed(#[from] EmbedFailure),
     #[error(transparent)]
     Commit(#[from] CommitError),
+    #[error("{reason}")]
+    OverLimit { reason: String, resets: Duration, fails: bool },
     #[error("the attempt took longer than its deadline")]
     Deadline,
     #[error("the attempt panicked")]
@@ -59,6 +61,8 @@ pub struct Standing {
 
 /// How long a job waits whose store, database or rows are busy.
 const SHORT: Duration = Duration::from_secs(10);
+/// How long a job may be put off altogether for its tenant's limits.
+const LIMIT_TOTAL: Duration = Duration::from_hours(24 * 62);
 /// How long a job waits for a file that may still come.
 const AWAIT_FILE: Duration = Duration::from_secs(30);
 
@@ -99,6 +103,10 @@ impl JobError {
             }
             Self::Commit(CommitError::Busy) => snooze(ErrorKind::Database, Duration::from_secs(1)),
             Self::Commit(CommitError::Refused(_)) => fail(ErrorKind::Constraint),
+            Self::OverLimit { fails: true, .. } => fail(ErrorKind::Limit),
+            // Not put off by anybody's fault: a month's limit may reset after a month.
+            Self::OverLimit { resets, .. } => Standing { snooze_total: LIMIT_TOTAL, ..standing }
+                .snooze(Reason::new(ErrorKind::Limit, self.to_string()), *resets),
             Self::Deadline => retry(ErrorKind::Deadline),
             Self::Panicked => retry(ErrorKind::Panicked),
             Self::Crashed => fail(ErrorKind::Crashed),

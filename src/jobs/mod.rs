@@ -3,9 +3,11 @@
 mod content;
 mod embed;
 mod error;
+mod limit;
 
 use std::sync::Arc;
 
+use sqlx::PgPool;
 use tokio::sync::Semaphore;
 
 use crate::batch::{Batcher, Committer, Loader};
@@ -20,6 +22,8 @@ pub use error::{JobError, Standing};
 /// Everything an attempt of one pipeline works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Deps {
+    /// For what an attempt asks alone.
+    pub pool: PgPool,
     pub plan: Arc<Plan>,
     pub rules: Arc<Rules>,
     pub tokenizer: Tokenizer,

@@ -17,6 +17,7 @@ mod extract;
 mod fake_openai;
 mod files;
 mod ledger;
+mod limits;
 mod outcomes;
 mod postgres;
 mod providers;

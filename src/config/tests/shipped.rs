@@ -52,7 +52,7 @@ fn every_known_key_is_documented() {
 /// The keys of a table, dotted, with the names that people choose replaced by `*`.
 fn shapes(table: &toml::Table, path: &str, into: &mut BTreeSet<String>) {
     for (key, value) in table {
-        let named = ["stores.", "providers.", "models.", "pipelines."].contains(&path);
+        let named = ["stores.", "providers.", "models.", "limits.", "pipelines."].contains(&path);
         let shape = format!("{path}{}", if named { "*" } else { key });
         let tables = value.as_array().map_or_else(
             || value.as_table().into_iter().collect(),

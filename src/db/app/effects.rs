@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Column as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _, Statement as _};
 
-use crate::config::{Effect, JobFact, Name, Numbered, Occasion, Pipeline, Place, Shared, Statement, Template};
+use crate::config::{
+    Effect, JobFact, Name, Numbered, Occasion, Pipeline, Place, Shared, Statement, TableName, Template,
+};
 
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
@@ -97,30 +99,39 @@ impl Types {
         let mut types: HashMap<String, String> =
             table.columns.iter().map(|column| (column.name.clone(), column.type_sql())).collect();
         for (name, sql) in &pipeline.source.values {
-            let select = format!("select ({}) as value from {} as source", sql.text, table.sql());
-            let prepared = match (&mut *connection).prepare(AssertSqlSafe(select).into_sql_str()).await {
-                Ok(prepared) => prepared,
-                // Named with its line where the configuration's fragments are tried.
-                Err(sqlx::Error::Database(_)) => continue,
-                Err(error) => return Err(error),
-            };
-            let oid = prepared.columns().first().and_then(|column| column.type_info().oid());
-            if let Some(oid) = oid
-                && let Some(found) = catalog::type_sql(connection, oid.0).await?
-            {
+            if let Some(found) = type_of(connection, &table.name, &sql.text).await? {
                 types.insert(name.clone(), found);
             }
         }
         Ok(Self(types))
     }
 
-    fn cast(&self, name: &Name) -> Option<String> {
+    pub(super) fn cast(&self, name: &Name) -> Option<String> {
         match name {
             Name::Row(name) => self.0.get(name).cloned(),
             Name::Tenant => Some("pg_catalog.text".to_owned()),
             Name::Job(fact) => Some(format!("pg_catalog.{}", fact_type(*fact))),
             Name::Chunk(_) => None,
         }
+    }
+}
+
+/// The type of an expression over a source row, as Postgres infers it; none where it does not hold, which is named with its line where
+/// the configuration's fragments are tried.
+pub(super) async fn type_of(
+    connection: &mut PgConnection,
+    table: &TableName,
+    expression: &str,
+) -> sqlx::Result<Option<String>> {
+    let select = format!("select ({expression}) as value from {} as source", catalog::table_sql(table));
+    let prepared = match (&mut *connection).prepare(AssertSqlSafe(select).into_sql_str()).await {
+        Ok(prepared) => prepared,
+        Err(sqlx::Error::Database(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match prepared.columns().first().and_then(|column| column.type_info().oid()) {
+        Some(oid) => catalog::type_sql(connection, oid.0).await,
+        None => Ok(None),
     }
 }
 
@@ -150,15 +161,12 @@ pub(super) async fn resolve(
     connection: &mut PgConnection,
     pipeline: &Pipeline,
     source: &Table,
+    types: &Types,
     misfits: &mut Vec<Misfit>,
 ) -> sqlx::Result<Vec<EffectPlan>> {
     let mut plans = Vec::new();
-    if pipeline.effects.is_empty() {
-        return Ok(plans);
-    }
-    let types = Types::read(connection, pipeline, source).await?;
     for effect in &pipeline.effects {
-        match one(connection, &types, effect).await? {
+        match one(connection, types, effect).await? {
             Ok(plan) => {
                 doubts(effect, &plan, source, misfits);
                 plans.push(plan);
@@ -187,7 +195,7 @@ async fn one(
     };
     let mut unfit = Vec::new();
     for (nth, statement) in effect.sql.iter().enumerate() {
-        match try_out(connection, types, statement).await? {
+        match try_out(connection, |name| types.cast(name), statement).await? {
             Ok((numbered, writes)) => {
                 return Ok(Ok(EffectPlan {
                     name: effect.name.clone(),
@@ -236,12 +244,12 @@ fn unknown_name(place: &Place, name: &Name) -> Misfit {
 }
 
 /// Has Postgres prepare and plan a statement without running it; says which tables it would write.
-async fn try_out(
+pub(super) async fn try_out(
     connection: &mut PgConnection,
-    types: &Types,
+    cast: impl Fn(&Name) -> Option<String>,
     statement: &Statement,
 ) -> sqlx::Result<Result<(Numbered, BTreeSet<String>), Misfit>> {
-    let numbered = match statement.number(|name| types.cast(name)) {
+    let numbered = match statement.number(cast) {
         Ok(numbered) => numbered,
         Err(name) => return Ok(Err(unknown_name(&statement.place, &name))),
     };

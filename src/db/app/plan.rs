@@ -10,7 +10,8 @@ use crate::domain::SourceKey;
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
-use super::effects::{self, EffectPlan};
+use super::effects::{self, EffectPlan, Types};
+use super::limits::{self, LimitPlan};
 use super::rights;
 use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
@@ -34,6 +35,7 @@ pub struct Plan {
     pub write: Vec<ColumnWrite>,
     pub status: Option<StatusPlan>,
     pub effects: Vec<EffectPlan>,
+    pub limit: Option<LimitPlan>,
     /// Row names that effects use, read under the commit's lock.
     pub locked_names: Vec<String>,
     /// Row names that a job keeps, for effects that run when its row may be gone.
@@ -205,7 +207,9 @@ pub async fn resolve(
     let model = fitting_model(config, pipeline, target.vector(), &mut misfits);
     let (Some(vector), Some(model)) = (vector, model) else { return Ok(Err(misfits)) };
     let provider_kind = config.providers.get(&model.provider);
-    let effects = effects::resolve(connection, pipeline, &table, &mut misfits).await?;
+    let types = Types::read(connection, pipeline, &table).await?;
+    let effects = effects::resolve(connection, pipeline, &table, &types, &mut misfits).await?;
+    let limit = limit_plan(connection, config, pipeline, &types, &mut misfits).await?;
     let effect_names = effects::row_names(&effects);
     let plan = Plan {
         generation: provider_kind.map(|provider| pipeline.generation(&model, provider)).unwrap_or_default(),
@@ -219,6 +223,7 @@ pub async fn resolve(
         write,
         status,
         effects,
+        limit,
         locked_names: effect_names.locked,
         kept_names: effect_names.kept,
         lateral: shape.lateral,
@@ -237,6 +242,31 @@ pub async fn resolve(
         return Ok(Err(misfits));
     }
     Ok(Ok((plan, misfits)))
+}
+
+/// The pipeline's limit, asked with tenants of the type that its rows have.
+async fn limit_plan(
+    connection: &mut PgConnection,
+    config: &Config,
+    pipeline: &Pipeline,
+    types: &Types,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<Option<LimitPlan>> {
+    let Some(limit) = pipeline.limit.as_ref().and_then(|name| config.limits.get(name)) else { return Ok(None) };
+    let text = || "pg_catalog.text".to_owned();
+    let tenant = match &pipeline.source.tenant {
+        Some(TenantRule::Name(name)) => types.cast(&Name::Row(name.clone())).unwrap_or_else(text),
+        Some(TenantRule::Expression(sql)) => {
+            effects::type_of(connection, &pipeline.source.table, &sql.text).await?.unwrap_or_else(text)
+        }
+        Some(TenantRule::Constant(_)) => text(),
+        None => {
+            let message = format!("limit {} is asked per tenant, but source.tenant says nobody's", limit.name);
+            misfits.push(Misfit::new(&pipeline.source.place, message));
+            return Ok(None);
+        }
+    };
+    limits::resolve(connection, types, &tenant, limit, misfits).await
 }
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
