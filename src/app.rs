@@ -285,6 +285,11 @@ pub async fn start_with(
     }
     let mut plans = Vec::new();
     for plan in resolved.plans {
+        if let Some(creation) = &plan.create {
+            tracing::info!(job.pipeline = plan.pipeline.name, "making its target");
+            let mut connection = pool.acquire().await?;
+            db::app::create(&mut connection, &plan.pipeline, creation).await?;
+        }
         match register(pool, &plan, config.worker.sweep_rows, &|| stop.is_cancelled()).await? {
             Readiness::Ready => plans.push(plan),
             other => refused.push((plan.pipeline.name.clone(), say(&plan.pipeline.name, &other))),

@@ -239,6 +239,15 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
     }
     let resolved = app::resolve(pool, config).await?;
     for plan in &resolved.plans {
+        if let Some(creation) = &plan.create {
+            let mut finding = Finding::new(
+                Level::Warning,
+                about(&plan.pipeline.name),
+                "its target is not there yet: a worker makes it when it starts",
+            );
+            finding.fix = Some(creation.sql());
+            findings.push(finding);
+        }
         findings.push(Finding::new(Level::Ok, about(&plan.pipeline.name), choices(plan)));
     }
     findings.extend(resolved.warnings.iter().map(|warning| Finding::of("configuration", warning, Level::Warning)));

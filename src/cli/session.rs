@@ -84,15 +84,23 @@ impl Session {
         let pool = app::connect(&config).await?;
         let resolved = app::resolve(&pool, &config).await?;
         let wanted = |name: &str| names.is_empty() || names.iter().any(|asked| asked == name);
-        let unfit: Vec<String> = resolved
+        let mut unfit: Vec<String> = resolved
             .refused
             .iter()
             .chain(&resolved.left_out)
             .filter(|(name, _)| wanted(name))
             .flat_map(|(_, misfits)| misfits.iter().map(ToString::to_string))
             .collect();
-        let plans: Vec<_> = resolved.plans.into_iter().filter(|plan| wanted(&plan.pipeline.name)).collect();
-        if !unfit.is_empty() && (plans.is_empty() || !names.is_empty()) {
+        let (made, missing): (Vec<_>, Vec<_>) = resolved
+            .plans
+            .into_iter()
+            .filter(|plan| wanted(&plan.pipeline.name))
+            .partition(|plan| plan.create.is_none());
+        let not_there = |plan: &Arc<Plan>| {
+            format!("the target of pipeline {} is not there yet: a worker makes it when it starts", plan.pipeline.name)
+        };
+        unfit.extend(missing.iter().map(not_there));
+        if !unfit.is_empty() && (made.is_empty() || !names.is_empty()) {
             return Err(Failure::Failed(format!(
                 "the configuration does not fit this database:\n{}",
                 unfit.join("\n")
@@ -101,7 +109,7 @@ impl Session {
         for line in unfit {
             eprintln!("warning: left out: {line}");
         }
-        Ok((config, pool, plans))
+        Ok((config, pool, made))
     }
 
     /// The plan of one pipeline.

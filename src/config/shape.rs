@@ -160,6 +160,10 @@ pub struct Target {
     pub place: Place,
     /// None: the columns are the source row's own, and there is one chunk.
     pub table: Option<TableName>,
+    /// Whether the table is ours to make where it is missing.
+    pub create: bool,
+    /// Who may read the rows of a table that we make: an SQL expression over it.
+    pub policy: Option<Sql>,
     /// Columns of the chunk table that say which source row a chunk is of, with their values.
     pub parent: Vec<Assignment>,
     /// A column that tells versions of vectors apart, with this pipeline's word.

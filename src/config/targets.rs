@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::raw::{Item, Section};
 use super::template::{ChunkFact, Name};
-use super::values::{Scope, column_choice, table, template, text, text_or_empty};
+use super::values::{Scope, boolean, column_choice, sql, table, template, text, text_or_empty};
 use super::{Assignment, ColumnChoice, Pipeline, Place, Source, Status, StatusWords, Target, Template, Value};
 
 const VECTOR: Name = Name::Chunk(ChunkFact::Vector);
@@ -40,7 +40,15 @@ pub(super) fn target(mut section: Section, whole: bool) -> Option<Target> {
     let parent = assignments(&mut section, "parent", Scope::Row);
     let version = version(&mut section);
     let columns = assignments(&mut section, "columns", Scope::Chunk);
-    let target = Target { place, table, parent, version, columns };
+    let create = section.or("create", boolean, false);
+    let policy = section.optional("policy", sql);
+    if policy.is_some() && !create {
+        section.misfit_at("policy", "is for a table that we make: set target.create = true, or leave it out");
+    }
+    if create && !has_table {
+        section.misfit_at("create", "makes a table of chunks; name it in target.table");
+    }
+    let target = Target { place, table, create, policy, parent, version, columns };
 
     check_own_value(&section, &target, &VECTOR);
     if has_table {

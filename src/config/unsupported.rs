@@ -8,7 +8,6 @@ const KEYS: &[(&str, &[&str])] = &[
     ("providers.*", &["requests_per_minute", "tokens_per_minute"]),
     ("models.*", &["sparse", "language", "options"]),
     ("pipelines.*", &["queue", "signal"]),
-    ("pipelines.*.target", &["create", "policy"]),
 ];
 
 /// Words by the key they are given for.

@@ -8,6 +8,7 @@ mod architecture;
 mod batching;
 mod cli;
 mod commit;
+mod create;
 mod documents;
 mod effects;
 mod embedded;

@@ -19,7 +19,7 @@ async fn bare(world: &World) {
 }
 
 /// Roles are shared by all databases of the server, and by tests that run beside this one: made once, never dropped.
-async fn make_role(world: &World, role: &str) {
+pub async fn make_role(world: &World, role: &str) {
     world
         .sql(&format!(
             "do $$ begin create role {role}; exception when duplicate_object or unique_violation then null; end $$"

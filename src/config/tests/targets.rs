@@ -125,8 +125,8 @@ model = "small"
 
 source = { table = "notes", key = ["id"], text = "{body}" }
 target.table = "note_vectors"
-target.create = true
-target.policy = "auth.uid() = user_id"
+
+
 target.parent = { note_id = "{id}" }
 target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}", "sparse?" = "{chunk.sparse}" }
 queue = { table = "public.queue?", key = { note_id = "{id}" } }
@@ -146,8 +146,6 @@ sparse = true
         no("4: models.scribe.language", "language"),
         no("4: models.scribe.options", "options"),
         no("7: pipelines.transcripts.kind", "transcribe"),
-        no("16: pipelines.notes.target.create", "create"),
-        no("17: pipelines.notes.target.policy", "policy"),
         no("19: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
         no("20: pipelines.notes.queue", "queue"),
         no("21: pipelines.notes.signal", "signal"),

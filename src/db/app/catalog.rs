@@ -202,3 +202,14 @@ pub async fn type_sql(connection: &mut PgConnection, oid: u32) -> sqlx::Result<O
     .fetch_optional(connection)
     .await
 }
+
+/// Which of these roles there are.
+pub async fn roles(connection: &mut PgConnection, names: &[&str]) -> sqlx::Result<Vec<String>> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    sqlx::query_scalar!(
+        r#"select rolname::text as "name!" from pg_catalog.pg_roles where rolname = any ($1) order by 1"#,
+        &names,
+    )
+    .fetch_all(connection)
+    .await
+}

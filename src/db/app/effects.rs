@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::postgres::PgDatabaseError;
-use sqlx::{AssertSqlSafe, Column as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _, Statement as _};
+use sqlx::{
+    AssertSqlSafe, Column as _, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _, Statement as _,
+};
 
 use crate::config::{
     Effect, JobFact, Name, Numbered, Occasion, Pipeline, Place, Shared, Statement, TableName, Template,
@@ -124,7 +126,10 @@ pub(super) async fn type_of(
     expression: &str,
 ) -> sqlx::Result<Option<String>> {
     let select = format!("select ({expression}) as value from {} as source", catalog::table_sql(table));
-    let prepared = match (&mut *connection).prepare(AssertSqlSafe(select).into_sql_str()).await {
+    let mut attempt = connection.begin().await?;
+    let prepared = (&mut *attempt).prepare(AssertSqlSafe(select).into_sql_str()).await;
+    attempt.rollback().await?;
+    let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(sqlx::Error::Database(_)) => return Ok(None),
         Err(error) => return Err(error),
@@ -254,11 +259,13 @@ pub(super) async fn try_out(
         Err(name) => return Ok(Err(unknown_name(&statement.place, &name))),
     };
     // Only one statement can be prepared: what is explained below is known to be one.
-    let prepared = (&mut *connection).prepare(AssertSqlSafe(numbered.sql.clone()).into_sql_str()).await.map(drop);
+    let mut attempt = connection.begin().await?;
+    let prepared = (&mut *attempt).prepare(AssertSqlSafe(numbered.sql.clone()).into_sql_str()).await.map(drop);
     let explained = match prepared {
-        Ok(()) => explain(connection, &numbered).await,
+        Ok(()) => explain(&mut attempt, &numbered).await,
         Err(error) => Err(error),
     };
+    attempt.rollback().await?;
     match explained {
         Ok(plan) => {
             let mut writes = BTreeSet::new();
@@ -299,9 +306,9 @@ async fn explain(connection: &mut PgConnection, numbered: &Numbered) -> sqlx::Re
     let prepare = format!("prepare gristmill_effect as {}", numbered.sql);
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await?;
     let explain = format!("explain (verbose, format json) execute gristmill_effect{values}");
-    let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await;
+    let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?;
     sqlx::raw_sql("deallocate gristmill_effect").execute(connection).await?;
-    plan?.try_get(0)
+    plan.try_get(0)
 }
 
 /// `update public.folders` and the like, for every table that a plan changes.

@@ -10,12 +10,14 @@ use crate::domain::SourceKey;
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
+use super::create::{self, Creation};
 use super::effects::{self, EffectPlan, Types};
+use super::fragments;
 use super::limits::{self, LimitPlan};
 use super::rights;
 use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
-use super::{asked, literal, quote};
+use super::{asked, literal};
 
 /// A pipeline that fits its database.
 #[derive(Debug, Clone)]
@@ -35,6 +37,8 @@ pub struct Plan {
     pub write: Vec<ColumnWrite>,
     pub status: Option<StatusPlan>,
     pub effects: Vec<EffectPlan>,
+    /// What makes the target, where it is ours to make and not there yet.
+    pub create: Option<Creation>,
     pub limit: Option<LimitPlan>,
     /// Row names that effects use, read under the commit's lock.
     pub locked_names: Vec<String>,
@@ -172,6 +176,33 @@ pub async fn resolve(
     config: &Config,
     pipeline: &Pipeline,
 ) -> sqlx::Result<Result<(Plan, Vec<Misfit>), Vec<Misfit>>> {
+    let missing = match &pipeline.target.table {
+        Some(name) if pipeline.target.create => catalog::table(connection, name).await?.is_none(),
+        Some(_) | None => false,
+    };
+    let source = catalog::table(connection, &pipeline.source.table).await?;
+    let (true, Some(source)) = (missing, source) else { return resolve_now(connection, config, pipeline).await };
+
+    // Everything is held against the table that is going to be, which is then taken back.
+    let mut misfits = Vec::new();
+    let creation = create::creation(connection, config, pipeline, &source, &mut misfits).await?;
+    if !misfits.is_empty() {
+        return Ok(Err(misfits));
+    }
+    let mut trial = sqlx::Connection::begin(connection).await?;
+    let resolved = match create::try_out(&mut trial, pipeline, &creation).await? {
+        Some(misfit) => Err(vec![misfit]),
+        None => resolve_now(&mut trial, config, pipeline).await?,
+    };
+    trial.rollback().await?;
+    Ok(resolved.map(|(plan, warnings)| (Plan { create: Some(creation), ..plan }, warnings)))
+}
+
+async fn resolve_now(
+    connection: &mut PgConnection,
+    config: &Config,
+    pipeline: &Pipeline,
+) -> sqlx::Result<Result<(Plan, Vec<Misfit>), Vec<Misfit>>> {
     let mut misfits = Vec::new();
     let source = &pipeline.source;
     let Some(table) = catalog::table(connection, &source.table).await? else {
@@ -223,6 +254,7 @@ pub async fn resolve(
         write,
         status,
         effects,
+        create: None,
         limit,
         locked_names: effect_names.locked,
         kept_names: effect_names.kept,
@@ -236,7 +268,7 @@ pub async fn resolve(
         source_table: table,
     };
     if misfits.iter().all(|misfit| misfit.warning) {
-        try_fragments(connection, &plan, &mut misfits).await?;
+        fragments::try_out(connection, &plan, &mut misfits).await?;
     }
     if misfits.iter().any(|misfit| !misfit.warning) {
         return Ok(Err(misfits));
@@ -458,37 +490,4 @@ fn fitting_model(config: &Config, pipeline: &Pipeline, column: &Column, misfits:
         ));
     }
     found.map(|model| (*model).clone())
-}
-
-/// Lets Postgres read the configuration's own SQL, so that a typo is named with its line before the first claim.
-async fn try_fragments(connection: &mut PgConnection, plan: &Plan, misfits: &mut Vec<Misfit>) -> sqlx::Result<()> {
-    let source = &plan.pipeline.source;
-    let mut fragments: Vec<(&Place, String)> = Vec::new();
-    let plain = format!("{} as source", plan.source);
-    for sql in [&source.when, &source.needs].into_iter().flatten() {
-        fragments.push((&sql.place, format!("select ({})::boolean from {plain}", sql.text)));
-    }
-    for (name, sql) in &source.values {
-        fragments.push((&sql.place, format!("select ({}) as {} from {plain}", sql.text, quote(name))));
-    }
-    let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
-    for sql in rules.into_iter().flatten() {
-        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
-    }
-    if let Some(TenantRule::Expression(sql)) = &source.tenant {
-        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.relation(&plan.source))));
-    }
-    for (place, statement) in fragments {
-        if let Err(error) =
-            sqlx::query(sqlx::AssertSqlSafe(format!("explain {statement}"))).fetch_all(&mut *connection).await
-        {
-            match &error {
-                sqlx::Error::Database(database) => {
-                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())));
-                }
-                _ => return Err(error),
-            }
-        }
-    }
-    Ok(())
 }

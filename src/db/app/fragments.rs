@@ -1,0 +1,44 @@
+//! The configuration's own SQL fragments, read by Postgres before the first claim.
+
+use sqlx::PgConnection;
+
+use crate::config::{Place, TenantRule};
+
+use super::check::Misfit;
+use super::plan::Plan;
+use super::quote;
+
+/// Lets Postgres read the configuration's own SQL, so that a typo is named with its line before the first claim.
+pub(super) async fn try_out(connection: &mut PgConnection, plan: &Plan, misfits: &mut Vec<Misfit>) -> sqlx::Result<()> {
+    let source = &plan.pipeline.source;
+    let mut fragments: Vec<(&Place, String)> = Vec::new();
+    let plain = format!("{} as source", plan.source);
+    for sql in [&source.when, &source.needs].into_iter().flatten() {
+        fragments.push((&sql.place, format!("select ({})::boolean from {plain}", sql.text)));
+    }
+    for (name, sql) in &source.values {
+        fragments.push((&sql.place, format!("select ({}) as {} from {plain}", sql.text, quote(name))));
+    }
+    let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
+    for sql in rules.into_iter().flatten() {
+        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
+    }
+    if let Some(TenantRule::Expression(sql)) = &source.tenant {
+        fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.relation(&plan.source))));
+    }
+    for (place, statement) in fragments {
+        // What fails must not take a transaction around it along.
+        let mut attempt = sqlx::Connection::begin(&mut *connection).await?;
+        let explained = sqlx::query(sqlx::AssertSqlSafe(format!("explain {statement}"))).fetch_all(&mut *attempt).await;
+        attempt.rollback().await?;
+        if let Err(error) = explained {
+            match &error {
+                sqlx::Error::Database(database) => {
+                    misfits.push(Misfit::new(place, format!("Postgres says: {}", database.message())));
+                }
+                _ => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}

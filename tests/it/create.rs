@@ -1,0 +1,119 @@
+//! A target of ours, for an application that has none: typed like its source, closed to everybody who is not meant to read it.
+
+use gristmill::app;
+use gristmill::db;
+use insta::assert_snapshot;
+use sqlx::Executor as _;
+
+use crate::applications::{configured, reconnected};
+use crate::schema::make_role;
+use crate::world::World;
+
+const SESSIONS: &str = r#"
+[pipelines.sessions]
+kind = "embed"
+model = "tiny"
+existing = "backfill"
+[pipelines.sessions.source]
+table = "app.daily sessions"
+key = ["id"]
+tenant = "user_id"
+when = "status = 'completed' and transcript is not null"
+text = "{transcript}"
+values = { minutes = "seconds / 60.0" }
+[pipelines.sessions.chunks]
+tokens = 12
+overlap = 0
+[pipelines.sessions.target]
+table = "app.session_vectors"
+create = true
+parent = { session_id = "{id}" }
+columns = { user_id = "{user_id}", nth = "{chunk.index}", content = "{chunk.text}", tokens = "{chunk.tokens}", page = "{chunk.page}", minutes = "{minutes}", label = "{status}: {chunk.index}", embedding = "{chunk.vector}", metadata = { status = "{status}" } }
+policy = "auth.uid() = user_id"
+"#;
+
+const TABLES: &str = "create schema app; create schema auth; \
+    create function auth.uid() returns uuid language sql stable as $$ select nullif(current_setting('test.reader', true), '')::uuid $$; \
+    grant usage on schema app, auth to authenticated; \
+    create table app.\"daily sessions\" (id uuid primary key default gen_random_uuid(), user_id uuid, status text, transcript varchar(500), seconds int);";
+
+async fn world(pipelines: &str) -> World {
+    let world = configured(World::new().await, pipelines);
+    for role in ["authenticated", "anon"] {
+        make_role(&world, role).await;
+    }
+    world.sql(TABLES).await;
+    reconnected(world).await
+}
+
+#[tokio::test]
+async fn a_target_that_is_missing_is_made_with_the_types_of_its_values_and_closed_to_strangers() {
+    let world = world(SESSIONS).await;
+    // Held against the database, nothing is made.
+    let resolved = app::resolve(&world.pool, &world.config()).await.unwrap();
+    assert!(resolved.refused.is_empty(), "{:?}", resolved.refused);
+    assert!(world.value::<bool>("select to_regclass('app.session_vectors') is null").await);
+    assert_snapshot!(resolved.plans[0].create.as_ref().unwrap().sql(), @r#"
+    create table "app"."session_vectors" (
+        "session_id" "pg_catalog"."uuid" not null,
+        "user_id" "pg_catalog"."uuid",
+        "nth" pg_catalog.int4 not null,
+        "content" pg_catalog.text not null,
+        "tokens" pg_catalog.int4,
+        "page" pg_catalog.int4,
+        "minutes" pg_catalog."numeric",
+        "label" pg_catalog.text,
+        "embedding" "public".vector(8) not null,
+        "metadata" pg_catalog.jsonb,
+        primary key ("session_id", "nth")
+    );
+    alter table "app"."session_vectors" enable row level security;
+    revoke all on "app"."session_vectors" from "anon", "authenticated";
+    create policy gristmill_read on "app"."session_vectors" for select to authenticated using (auth.uid() = user_id);
+    grant select on "app"."session_vectors" to authenticated;
+    alter table "app"."session_vectors" add foreign key ("session_id") references "app"."daily sessions" ("id") on delete cascade;
+    "#);
+
+    world.work().await;
+    world.sql("insert into app.\"daily sessions\" (user_id, status, transcript, seconds) select ('0000000' || n || '-0000-0000-0000-000000000000')::uuid, 'completed', 'We talked about grain.', 90 from generate_series(1, 3) n").await;
+    world.sql("insert into app.\"daily sessions\" (status, transcript) values ('open', 'Not yet.')").await;
+    world.work().await;
+
+    let rows = "select concat_ws(' ', left(user_id::text, 8), nth, content, tokens, round(minutes, 1), label, vector_dims(embedding), metadata) from app.session_vectors order by 1";
+    assert_snapshot!(world.list(rows).await.join("\n"), @r#"
+    00000001 0 We talked about grain. 5 1.5 completed: 0 8 {"status": "completed"}
+    00000002 0 We talked about grain. 5 1.5 completed: 0 8 {"status": "completed"}
+    00000003 0 We talked about grain. 5 1.5 completed: 0 8 {"status": "completed"}
+    "#);
+
+    let mut connection = world.database.connect().await;
+    connection
+        .execute("set role authenticated; set test.reader = '00000002-0000-0000-0000-000000000000'")
+        .await
+        .unwrap();
+    let seen: i64 =
+        sqlx::query_scalar("select count(*) from app.session_vectors").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(seen, 1);
+    connection.execute("delete from app.session_vectors").await.unwrap_err();
+    connection.execute("reset role; set role anon").await.unwrap();
+    connection.execute("select from app.session_vectors").await.unwrap_err();
+
+    world.sql("delete from app.\"daily sessions\" where user_id = '00000001-0000-0000-0000-000000000000'").await;
+    assert_eq!(world.value::<i64>("select count(*) from app.session_vectors").await, 2);
+}
+
+#[tokio::test]
+async fn a_policy_that_does_not_hold_is_named_and_nothing_is_made() {
+    let world = world(&SESSIONS.replace("auth.uid() = user_id", "auth.uid() = owner")).await;
+    let resolved = app::resolve(&world.pool, &world.config()).await.unwrap();
+    let said: Vec<&str> = resolved
+        .refused
+        .iter()
+        .flat_map(|(_, misfits)| misfits)
+        .map(|one: &db::app::Misfit| one.message.as_str())
+        .collect();
+    assert_snapshot!(said.join("\n"), @r#"
+    the target cannot be created; Postgres says: column "owner" does not exist
+    "#);
+    assert!(world.value::<bool>("select to_regclass('app.session_vectors') is null").await);
+}
