@@ -14,6 +14,7 @@ mod generation;
 mod limits;
 mod models;
 mod pipelines;
+mod queue;
 mod raw;
 mod settings;
 mod shape;
@@ -40,8 +41,8 @@ use url::Url;
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
 pub use shape::{
-    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline, Shared,
-    Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
+    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline, Queue,
+    Shared, Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
 };
 pub use statement::{Numbered, Statement};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};

@@ -10,7 +10,7 @@ use super::template::{ChunkFact, Name};
 use super::values::{Scope, at_least, boolean, column, duration, list, one_of, sql, table, template, template_of_row};
 use super::values::{text, text_or_empty, whole, word};
 use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, Skip, Source, Sql};
-use super::{Template, TenantRule, TextRule, effects, targets};
+use super::{Template, TenantRule, TextRule, effects, queue, targets};
 
 /// Triggers are named after their pipeline, and Postgres names have 63 bytes.
 const LONGEST_NAME: usize = 40;
@@ -40,6 +40,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let target = needed_section(&mut section, "target").and_then(|part| targets::target(part, chunks.whole));
     let write = targets::assignments(&mut section, "write", Scope::Job);
     let status = section.section("status").map(targets::status);
+    let queue = section.section("queue").map(queue::queue);
     let effects = effects::effects(&mut section);
     if let (Some(source), Some(target)) = (&source, &target) {
         targets::check_distinct(&section, source, target, &write, status.as_ref().and_then(Option::as_ref));
@@ -63,6 +64,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         target: target?,
         write,
         status: status.map_or(Some(None), |status| status.map(Some))?,
+        queue: queue.map_or(Some(None), |queue| queue.map(Some))?,
         effects,
     })
 }

@@ -29,6 +29,8 @@ pub struct Pipeline {
     /// Columns of the source row set with the commit.
     pub write: Vec<Assignment>,
     pub status: Option<Status>,
+    /// The application's own job table.
+    pub queue: Option<Queue>,
     /// Statements of the configuration that run in the job's transaction, in this order.
     pub effects: Vec<Effect>,
 }
@@ -251,4 +253,22 @@ pub struct Limit {
     pub sql: Vec<Statement>,
     /// A job over the limit fails; otherwise it waits until the limit resets.
     pub fails: bool,
+}
+
+/// `queue`: the application's own job table, whose rows ask for source rows while their status says so.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    pub place: Place,
+    pub table: TableName,
+    /// The table may be missing.
+    pub optional: bool,
+    /// Columns that name a source row, each with the source's column.
+    pub key: Vec<(String, String)>,
+    pub priority: Option<ColumnChoice>,
+    /// A row asks from this time on.
+    pub not_before: Option<ColumnChoice>,
+    pub status: ColumnChoice,
+    pub words: StatusWords,
+    /// Attempts, errors and times, set with the status.
+    pub columns: Vec<Assignment>,
 }

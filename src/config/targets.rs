@@ -157,7 +157,7 @@ pub(super) fn status(mut section: Section) -> Option<Status> {
 }
 
 /// Our words where the file has no others. `skipped` has no word of its own in most applications, so it must be said.
-fn words(mut section: Section) -> StatusWords {
+pub(super) fn words(mut section: Section) -> StatusWords {
     if !section.has("skipped") {
         let message = "is missing: say which word a skipped row gets, or \"\" to leave its status as it is";
         section.misfit_at("skipped", message);

@@ -7,7 +7,7 @@ use super::template::{ChunkFact, JobFact, Name};
 const KEYS: &[(&str, &[&str])] = &[
     ("providers.*", &["requests_per_minute", "tokens_per_minute"]),
     ("models.*", &["sparse", "language", "options"]),
-    ("pipelines.*", &["queue", "signal"]),
+    ("pipelines.*", &["signal"]),
 ];
 
 /// Words by the key they are given for.

@@ -211,14 +211,16 @@ pub(super) fn column_choice(item: &Item) -> Parsed<ColumnChoice> {
 
 /// `schema.table`, or `table` in schema public.
 pub(super) fn table(item: &Item) -> Parsed<TableName> {
-    from_text(item, "a table name", |text| {
-        let (schema, table) = text.split_once('.').unwrap_or(("public", text));
-        if is_name(schema) && is_name(table) && !table.contains('.') {
-            Ok(TableName { schema: schema.to_owned(), table: table.to_owned() })
-        } else {
-            Err("is not a table name like public.documents (written without quotes)".to_owned())
-        }
-    })
+    from_text(item, "a table name", table_name)
+}
+
+pub(super) fn table_name(text: &str) -> Parsed<TableName> {
+    let (schema, table) = text.split_once('.').unwrap_or(("public", text));
+    if is_name(schema) && is_name(table) && !table.contains('.') {
+        Ok(TableName { schema: schema.to_owned(), table: table.to_owned() })
+    } else {
+        Err("is not a table name like public.documents (written without quotes)".to_owned())
+    }
 }
 
 /// An SQL expression; whether the database takes it is found out at start.

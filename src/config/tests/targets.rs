@@ -129,7 +129,7 @@ target.table = "note_vectors"
 
 target.parent = { note_id = "{id}" }
 target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}", "sparse?" = "{chunk.sparse}" }
-queue = { table = "public.queue?", key = { note_id = "{id}" } }
+
 signal = { notify = "ready" }
 [providers.openai]
 kind = "openai"
@@ -147,7 +147,6 @@ sparse = true
         no("4: models.scribe.options", "options"),
         no("7: pipelines.transcripts.kind", "transcribe"),
         no("19: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
-        no("20: pipelines.notes.queue", "queue"),
         no("21: pipelines.notes.signal", "signal"),
         no("29: models.small.sparse", "sparse"),
     ];

@@ -11,6 +11,7 @@ mod fragments;
 mod limits;
 mod load;
 mod plan;
+mod queue;
 mod rights;
 mod search;
 mod shape;
@@ -29,6 +30,7 @@ pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock
 pub use limits::{Allowance, LimitPlan, Spending, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load};
 pub use plan::{Plan, TargetPlan, resolve};
+pub use queue::{Answer, QueuePlan, answer, lock_asking, open_asked, put_back, take};
 pub use search::{Hit, search};
 pub use sweep::{ClosingIn, Slice, next_key, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};

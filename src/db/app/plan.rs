@@ -14,6 +14,7 @@ use super::create::{self, Creation};
 use super::effects::{self, EffectPlan, Types};
 use super::fragments;
 use super::limits::{self, LimitPlan};
+use super::queue::{self, QueuePlan};
 use super::rights;
 use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
@@ -37,6 +38,7 @@ pub struct Plan {
     pub write: Vec<ColumnWrite>,
     pub status: Option<StatusPlan>,
     pub effects: Vec<EffectPlan>,
+    pub queue: Option<QueuePlan>,
     /// What makes the target, where it is ours to make and not there yet.
     pub create: Option<Creation>,
     pub limit: Option<LimitPlan>,
@@ -241,6 +243,7 @@ async fn resolve_now(
     let types = Types::read(connection, pipeline, &table).await?;
     let effects = effects::resolve(connection, pipeline, &table, &types, &mut misfits).await?;
     let limit = limit_plan(connection, config, pipeline, &types, &mut misfits).await?;
+    let queue = queue::resolve(connection, pipeline, &table, &mut misfits).await?;
     let effect_names = effects::row_names(&effects);
     let plan = Plan {
         generation: provider_kind.map(|provider| pipeline.generation(&model, provider)).unwrap_or_default(),
@@ -254,6 +257,7 @@ async fn resolve_now(
         write,
         status,
         effects,
+        queue,
         create: None,
         limit,
         locked_names: effect_names.locked,

@@ -13,6 +13,7 @@ pub(super) fn row_names(pipeline: &Pipeline, table: &Table, misfits: &mut Vec<Mi
     let mut names = content_names(pipeline);
     let assignments = pipeline.write.iter().chain(pipeline.status.iter().flat_map(|status| &status.columns));
     names.extend(assignments.flat_map(assignment_names));
+    names.extend(pipeline.queue.iter().flat_map(|queue| &queue.columns).flat_map(assignment_names));
     if let Some(TenantRule::Name(name)) = &pipeline.source.tenant {
         names.insert(name.clone());
     }

@@ -395,7 +395,7 @@ fn plain_columns(columns: &[ColumnWrite]) -> Vec<(usize, &ColumnWrite)> {
 }
 
 /// What a column becomes: the given value, or the given keys merged into the object that is there; what else is there stays.
-fn new_value(write: &ColumnWrite, nth: usize, row: &str) -> String {
+pub(super) fn new_value(write: &ColumnWrite, nth: usize, row: &str) -> String {
     let column = write.column.sql();
     match &write.kind {
         WriteKind::Merge(keys) => {
