@@ -43,6 +43,9 @@ async fn attempt(
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
     let loaded = deps.loader.load(&job.key, known).await?;
     let row = loaded.row.ok_or(JobError::SourceGone)?;
+    if row.key != job.key {
+        return Err(JobError::OtherKey(row.key));
+    }
     *seen = Some(row.clone());
     trace.stage("load");
     if !row.in_set {

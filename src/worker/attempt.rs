@@ -9,7 +9,7 @@ use crate::batch::{CommitError, Committed, End, JobFacts, Work};
 use crate::db;
 use crate::db::app::LoadedRow;
 use crate::db::jobs::{Release, ReleaseKind};
-use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason};
+use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason, SourceKey};
 use crate::jobs::{self, Attempted, Deps, JobError, Standing, Trace};
 use crate::telemetry;
 
@@ -31,7 +31,10 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
         Ok(()) => Outcome::Done,
         Err(error) => error.outcome(standing),
     };
-    let reached = end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await;
+    let reached = match &attempted.result {
+        Err(JobError::OtherKey(key)) => hand_on(engine, &job, deps, key, wanted, &attempted.trace).await,
+        _ => end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await,
+    };
     report(&job, &reached, &attempted.trace, started.elapsed());
     release_word(engine, &job, deps, &reached).await;
 }
@@ -116,6 +119,31 @@ async fn end(
         Err(error @ CommitError::Refused(_)) => Outcome::Snooze {
             after: Duration::from_mins(5),
             reason: Reason::new(ErrorKind::Constraint, error.to_string()),
+        },
+    };
+    give_back(engine, job, deps, &reached, trace);
+    reached
+}
+
+/// One row has one job: what was announced under another spelling of its key goes to the job of its own.
+async fn hand_on(
+    engine: &Engine,
+    job: &ClaimedJob,
+    deps: &Deps,
+    key: &SourceKey,
+    outcome: Outcome,
+    trace: &Trace,
+) -> Outcome {
+    let reason = outcome.reason().map_or_else(String::new, ToString::to_string);
+    let reached = match db::jobs::hand_on(&engine.pool, (job.id, job.lease), key, &reason).await {
+        Ok(true) => {
+            engine.wake.notify_waiters();
+            return outcome;
+        }
+        Ok(false) => return Outcome::Lost,
+        Err(error) => Outcome::Snooze {
+            after: Duration::from_secs(1),
+            reason: Reason::new(ErrorKind::Database, db::describe(&error)),
         },
     };
     give_back(engine, job, deps, &reached, trace);

@@ -23,7 +23,7 @@ from = 2026-01-01
 "#;
 
 /// A world with an application's own tables and pipelines, registered while the tables are empty.
-async fn application(schema: &str, pipelines: &str) -> World {
+pub async fn application(schema: &str, pipelines: &str) -> World {
     let world = configured(World::new().await, pipelines);
     world.sql(schema).await;
     let world = reconnected(world).await;
