@@ -180,6 +180,17 @@ pub async fn unpaid(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sq
     .await
 }
 
+/// How many rows wait for a person's word.
+pub async fn held(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "rows!" from gristmill.embedding_jobs
+           where pipeline = $1 and state = 'waiting' and error_kind = 'unaccepted'"#,
+        name,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// How many rows have vectors of any generation: until there is one, a change of generation costs nothing.
 pub async fn embedded(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
