@@ -5,6 +5,7 @@ mod batcher;
 mod committer;
 mod facts;
 mod lane;
+mod leave;
 mod loader;
 mod reuse;
 mod transaction;

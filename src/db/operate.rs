@@ -182,6 +182,25 @@ pub async fn cancel(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Ve
     .await
 }
 
+/// The next jobs of a pipeline, beyond `after`, that a person cancelled, with their keys.
+pub async fn cancelled_by_a_person(
+    db: impl PgExecutor<'_>,
+    pipeline: &str,
+    after: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<(i64, SourceKey)>> {
+    let rows = sqlx::query!(
+        r#"select id, source_key as "key: Json<SourceKey>" from gristmill.embedding_jobs
+           where pipeline = $1 and id > $2 and state = 'cancelled' and error_kind = 'person' order by id limit $3"#,
+        pipeline,
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.key.0)).collect())
+}
+
 /// Announces one row by hand.
 pub async fn enqueue(db: impl PgExecutor<'_>, pipeline: &str, key: &SourceKey, priority: i32) -> sqlx::Result<()> {
     sqlx::query!(

@@ -41,19 +41,22 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
 
 /// An end that has no word of its own must not leave the row `processing`.
 async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &Outcome) {
-    let ended = match reached {
-        Outcome::Cancel(_) => true,
-        Outcome::Lost => db::jobs::is_cancelled(&engine.pool, job.id).await.unwrap_or(false),
+    let word = match reached {
+        Outcome::Cancel(_) => Some(Mirrored::Released),
+        Outcome::Lost => {
+            let cancelled = db::jobs::is_cancelled(&engine.pool, job.id).await.unwrap_or(false);
+            cancelled.then_some(Mirrored::Cancelled)
+        }
         Outcome::Done
         | Outcome::Skip(_)
         | Outcome::Stale
         | Outcome::Retry(_)
         | Outcome::Snooze { .. }
         | Outcome::Fail(_)
-        | Outcome::HandBack => false,
+        | Outcome::HandBack => None,
     };
-    if ended {
-        mirror(engine, deps, &[&job.key], Mirrored::Released).await;
+    if let Some(word) = word {
+        mirror(engine, deps, &[&job.key], word).await;
     }
 }
 

@@ -22,6 +22,7 @@ mod postgres;
 mod providers;
 mod schema;
 mod spine;
+mod statuses;
 mod stores;
 mod triggers;
 mod world;
