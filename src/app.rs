@@ -162,9 +162,7 @@ pub async fn register(
     db::pipelines::register(pool, registration).await?;
     let Some(registered) = db::pipelines::find(pool, &pipeline.name).await? else { return Ok(Readiness::SayExisting) };
     if registered.generation != plan.generation {
-        // Whatever state its job is in: a row that was opened again after an `accept` must not let the old generation back in.
-        let rows = db::pipelines::embedded(pool, &pipeline.name).await?;
-        if rows > 0 {
+        if let Some(rows) = new_generation(pool, plan).await? {
             return Ok(Readiness::NewGeneration { rows });
         }
         // Nothing was embedded yet: there is nothing to ask a person about.
@@ -179,6 +177,20 @@ pub async fn register(
         Some(_) | None => {}
     }
     Ok(Readiness::Ready)
+}
+
+/// How many rows have vectors, where the pipeline is registered with another generation.
+///
+/// # Errors
+/// The database is away.
+pub async fn new_generation(pool: &PgPool, plan: &Plan) -> sqlx::Result<Option<i64>> {
+    let registered = db::pipelines::find(pool, &plan.pipeline.name).await?;
+    if registered.is_none_or(|registered| registered.generation == plan.generation) {
+        return Ok(None);
+    }
+    // Whatever state its job is in: a row that was opened again after an `accept` must not let the old generation back in.
+    let rows = db::pipelines::embedded(pool, &plan.pipeline.name).await?;
+    Ok(Some(rows).filter(|rows| *rows > 0))
 }
 
 async fn take_census(

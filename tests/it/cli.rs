@@ -11,18 +11,18 @@ use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::World;
 
 /// What a command left behind.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Ran {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in {:?} {:?}", self.out, self.err))
     }
 
-    fn ok(self) -> Self {
+    pub fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{} {}", self.out, self.err);
         self
     }
@@ -54,7 +54,7 @@ async fn run(mut command: Command) -> Ran {
 }
 
 /// The binary with a world's configuration.
-async fn gristmill(world: &World, arguments: &[&str]) -> Ran {
+pub async fn gristmill(world: &World, arguments: &[&str]) -> Ran {
     let mut command = command(arguments);
     command.arg("--config").arg(world.config_file());
     run(command).await

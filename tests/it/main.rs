@@ -25,4 +25,5 @@ mod spine;
 mod statuses;
 mod stores;
 mod triggers;
+mod verify;
 mod world;
