@@ -1,5 +1,7 @@
 //! Floor 6: the only place that wires things together, and the order of shutdown.
 
+mod bill;
+mod late;
 mod models;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +31,8 @@ use crate::providers::Embedder;
 use crate::telemetry::Metrics;
 use crate::worker::Engine;
 
+pub use bill::{Estimate, estimate};
+pub use late::late_words;
 use models::embedder;
 pub use models::{open_model, token_price};
 
@@ -287,7 +291,7 @@ pub async fn start_with(
     }
     Extractor::check(&config.parser).map_err(StartError::Parser)?;
     let resolved = resolve(pool, config).await?;
-    for warning in &resolved.warnings {
+    for warning in resolved.warnings.iter().chain(&late_words(pool, &resolved.plans).await?) {
         tracing::warn!("{warning}");
     }
     let mut refused: Vec<(String, String)> =

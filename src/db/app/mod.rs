@@ -14,11 +14,12 @@ mod sweep;
 mod triggers;
 mod vector;
 mod verify;
+mod words;
 mod write;
 
 pub use assign::{ColumnWrite, WriteKind};
 pub use catalog::{Column, Table, vector_schema, vector_version};
-pub use census::{Census, Estimate, census, estimate, has_rows};
+pub use census::{Census, census, has_rows, sample_unpaid};
 pub use check::Misfit;
 pub use leave::take_back;
 pub use load::{Existing, LoadedRow, existing_chunks, load};
