@@ -76,6 +76,7 @@ alter function gristmill.key_of(anyelement) set intervalstyle = 'postgres';
 alter function gristmill.key_of(anyelement) set extra_float_digits = '1';
 alter function gristmill.key_of(anyelement) set bytea_output = 'hex';
 alter function gristmill.key_of(anyelement) set lc_monetary = 'C';
+alter function gristmill.key_of(anyelement) set quote_all_identifiers = off;
 
 -- Whether a key can be compared with its column at all: one bad key must not hold up a statement over many.
 create function gristmill.fits(value text, type text) returns boolean
