@@ -1,5 +1,7 @@
 //! Floor 6: the only place that wires things together, and the order of shutdown.
 
+mod bill;
+mod late;
 mod models;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +31,8 @@ use crate::providers::Embedder;
 use crate::telemetry::Metrics;
 use crate::worker::Engine;
 
+pub use bill::{Estimate, estimate};
+pub use late::late_words;
 use models::embedder;
 pub use models::{open_model, token_price};
 
@@ -162,9 +166,7 @@ pub async fn register(
     db::pipelines::register(pool, registration).await?;
     let Some(registered) = db::pipelines::find(pool, &pipeline.name).await? else { return Ok(Readiness::SayExisting) };
     if registered.generation != plan.generation {
-        // Whatever state its job is in: a row that was opened again after an `accept` must not let the old generation back in.
-        let rows = db::pipelines::embedded(pool, &pipeline.name).await?;
-        if rows > 0 {
+        if let Some(rows) = new_generation(pool, plan).await? {
             return Ok(Readiness::NewGeneration { rows });
         }
         // Nothing was embedded yet: there is nothing to ask a person about.
@@ -179,6 +181,20 @@ pub async fn register(
         Some(_) | None => {}
     }
     Ok(Readiness::Ready)
+}
+
+/// How many rows have vectors, where the pipeline is registered with another generation.
+///
+/// # Errors
+/// The database is away.
+pub async fn new_generation(pool: &PgPool, plan: &Plan) -> sqlx::Result<Option<i64>> {
+    let registered = db::pipelines::find(pool, &plan.pipeline.name).await?;
+    if registered.is_none_or(|registered| registered.generation == plan.generation) {
+        return Ok(None);
+    }
+    // Whatever state its job is in: a row that was opened again after an `accept` must not let the old generation back in.
+    let rows = db::pipelines::embedded(pool, &plan.pipeline.name).await?;
+    Ok(Some(rows).filter(|rows| *rows > 0))
 }
 
 async fn take_census(
@@ -275,7 +291,7 @@ pub async fn start_with(
     }
     Extractor::check(&config.parser).map_err(StartError::Parser)?;
     let resolved = resolve(pool, config).await?;
-    for warning in &resolved.warnings {
+    for warning in resolved.warnings.iter().chain(&late_words(pool, &resolved.plans).await?) {
         tracing::warn!("{warning}");
     }
     let mut refused: Vec<(String, String)> =

@@ -98,7 +98,7 @@ fn describe_all() {
     describe_counter!("gristmill_claimed_total", "Jobs claimed by this process");
     describe_counter!("gristmill_attempts_total", "Attempts of this process by how they ended");
     describe_histogram!("gristmill_attempt_seconds", "How long attempts took");
-    describe_gauge!("gristmill_jobs", "Jobs in the database by pipeline and state");
+    describe_gauge!("gristmill_jobs", "Unfinished and failed jobs by pipeline and state");
     describe_gauge!("gristmill_oldest_seconds", "Age of the oldest job that is due, by pipeline and state");
     describe_gauge!("gristmill_lag_seconds", "Age of a pipeline's oldest job that nobody has finished");
     describe_gauge!("gristmill_unknown_price", "1 where a model has no price: usage is booked without a cost");

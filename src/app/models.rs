@@ -75,7 +75,7 @@ async fn model_folder(folder: Option<PathBuf>) -> Result<PathBuf, String> {
     }
 }
 
-fn tokenizer(model: &Model, folder: Option<PathBuf>) -> Result<Tokenizer, String> {
+pub(super) fn tokenizer(model: &Model, folder: Option<PathBuf>) -> Result<Tokenizer, String> {
     match (model.tokenizer, folder) {
         (TokenizerKind::Cl100k, _) => Ok(Tokenizer::cl100k()),
         (TokenizerKind::O200k, _) => Ok(Tokenizer::o200k()),

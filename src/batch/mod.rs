@@ -6,6 +6,7 @@ mod committer;
 mod effects;
 mod facts;
 mod lane;
+mod leave;
 mod loader;
 mod reuse;
 mod transaction;

@@ -11,11 +11,12 @@ use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, 
 use crate::db::jobs::{self, Finish, Holds};
 use crate::db::pipelines;
 use crate::db::usage::{self, Booked, Event};
-use crate::domain::{Digest, Reason, SourceKey};
+use crate::domain::{Digest, JobId, Reason, SourceKey};
 
 use super::committer::{Committed, DoneWork, End, Verdict, Work};
 use super::effects;
 use super::facts::{JobFacts, Names};
+use super::leave;
 use super::reuse;
 
 /// Why a transaction wrote nothing: the database's word, and the effect it is about.
@@ -93,9 +94,11 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
         write_target(&mut transaction, plan, &going).await?;
         let going: Vec<Going<'_>> = going.into_iter().map(|(ready, _)| ready).collect();
         write_sources(&mut transaction, plan, &going).await?;
+        let written: Vec<&Work> = going.iter().map(|ready| ready.work).collect();
+        let unsaid = leave::take_back(&mut transaction, plan, &written).await?;
         effects::run(&mut transaction, plan, &going).await?;
         book(&mut transaction, plan, &going).await?;
-        finish(&mut transaction, plan, &going).await?;
+        finish(&mut transaction, plan, &going, &unsaid).await?;
     }
     transaction.commit().await?;
     Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Busy)).collect())
@@ -379,7 +382,12 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
 }
 
 /// The jobs' own end, with the fingerprint that holds after our writes.
-async fn finish(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+async fn finish(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    going: &[Going<'_>],
+    unsaid: &HashMap<JobId, String>,
+) -> sqlx::Result<()> {
     let keys: Vec<&SourceKey> = going.iter().map(|ready| &ready.work.job.key).collect();
     let mut after: HashMap<usize, (Vec<u8>, bool)> = app::reread(connection, plan, &keys)
         .await?
@@ -392,7 +400,8 @@ async fn finish(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>])
         .map(|(nth, ready)| {
             let (fingerprint, need_stands) =
                 after.remove(&nth).map_or((None, false), |(fingerprint, needs)| (Some(fingerprint), needs));
-            end_of(plan, ready, fingerprint, need_stands)
+            let mirror_error = unsaid.get(&ready.work.job.id).cloned();
+            Finish { mirror_error, ..end_of(plan, ready, fingerprint, need_stands) }
         })
         .collect();
     jobs::finish(connection, &ends).await?;

@@ -41,7 +41,8 @@ struct Bill {
     rows_held: i64,
     /// Rows whose vectors are of another generation.
     rows_of_old_generation: i64,
-    /// Judged by the length of their text.
+    /// Judged by so many of them, cut and counted as a job would.
+    rows_sampled: i64,
     tokens_estimated: i64,
     /// Rows whose content is a file: nobody knows before it is read.
     files_of_unknown_tokens: i64,
@@ -65,12 +66,13 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         return Err(Failure::Failed(app::say(name, &readiness)));
     }
     let unpaid = db::pipelines::unpaid(&pool, name, &plan.generation).await?;
-    let estimate = db::app::estimate(&mut *pool.acquire().await?, &plan).await?;
+    let estimate = app::estimate(&config, &pool, &plan).await?;
     let mut bill = Bill {
         pipeline: name.clone(),
         model: plan.model.name.clone(),
         rows_held: unpaid.held,
         rows_of_old_generation: unpaid.old,
+        rows_sampled: estimate.sampled,
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
         usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
@@ -92,7 +94,7 @@ fn people(bill: &Bill) -> String {
     if bill.rows_held == 0 && bill.rows_of_old_generation == 0 {
         return format!("{}: nothing waits for your word", bill.pipeline);
     }
-    let mut tokens = format!("about {}", bill.tokens_estimated);
+    let mut tokens = format!("about {}, judged by {}", bill.tokens_estimated, show::count(bill.rows_sampled, "row"));
     if bill.files_of_unknown_tokens > 0 {
         tokens = format!(
             "{tokens}, and those of {}, unknown before they are read",

@@ -228,7 +228,9 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
         Some(version) => Finding::new(Level::Ok, "pgvector", version),
     });
     drop(connection);
-    match app::check_schema(pool).await {
+    let schema = app::check_schema(pool).await;
+    let known = schema.is_ok();
+    match schema {
         Ok(()) => {
             if !db::pipelines::is_noted_here(pool).await? {
                 findings.push(Finding::new(Level::Error, "database", app::StartError::Copied.to_string()));
@@ -250,7 +252,9 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
         }
         findings.push(Finding::new(Level::Ok, about(&plan.pipeline.name), choices(plan)));
     }
-    findings.extend(resolved.warnings.iter().map(|warning| Finding::of("configuration", warning, Level::Warning)));
+    let late = if known { app::late_words(pool, &resolved.plans).await? } else { Vec::new() };
+    let warnings = resolved.warnings.iter().chain(&late);
+    findings.extend(warnings.map(|warning| Finding::of("configuration", warning, Level::Warning)));
     for (level, unfit) in [(Level::Error, &resolved.refused), (Level::Warning, &resolved.left_out)] {
         for (name, misfits) in unfit {
             findings.extend(misfits.iter().map(|misfit| Finding::of(&about(name), misfit, level)));

@@ -1,15 +1,17 @@
 //! `gristmill jobs`
 
+use std::time::Duration;
+
 use serde::Serialize;
 use sqlx::PgPool;
 
 use crate::db::attempts;
-use crate::db::operate::{self, Filter, Job};
-use crate::domain::{JobId, JobState};
+use crate::db::operate::{self, Filter, Job, Wish};
+use crate::domain::{ErrorKind, JobId, JobState};
 
 use super::ask::Which;
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 use super::{cost, show};
 
 #[derive(Debug, clap::Args)]
@@ -65,8 +67,11 @@ struct Cancel {
     which: Which,
 }
 
-/// Jobs that one statement opens.
+/// Jobs that one statement opens or cancels.
 const SLICE: i64 = 500;
+/// Pauses before jobs are tried that somebody held.
+const BUSY: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1)];
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     match args.what {
@@ -180,6 +185,7 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
     let filter = retry.which.some()?;
     let config = session.config_for_database()?;
     let pool = crate::app::connect(&config).await?;
+    accepted(session, &pool, &filter).await?;
     if retry.dry_run {
         let shares = cost::of_retry(&pool, &config, &filter).await?;
         return session.print(&Retried { would_open: shares, opened: 0 }, |retried| {
@@ -191,24 +197,69 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
             format!("{}\n{note}", cost::table(&retried.would_open))
         });
     }
-    let opened = open(&pool, &filter, retry.fresh).await?;
+    let opened = in_slices(&pool, &filter, Wish::Retry, retry.fresh).await?.len();
     session.print(&Retried { would_open: Vec::new(), opened }, |retried| {
         format!("{} opened", show::count(retried.opened as u64, "job"))
     })
 }
 
-/// Opens what matches, slice by slice. What was opened may match again, so the slices go by what is asked for now: the jobs
-/// that match at the beginning.
-async fn open(pool: &PgPool, filter: &Filter, fresh: bool) -> sqlx::Result<usize> {
-    let mut opened = 0;
+/// Refuses where jobs that match would be paid for under a generation that nobody has accepted. Without the whole configuration
+/// nobody can tell, and the worker that claims them holds the promise.
+async fn accepted(session: &Session, pool: &PgPool, filter: &Filter) -> Result<(), Failure> {
+    let Ok(config) = session.config() else { return Ok(()) };
+    let mut meant = Vec::new();
+    for plan in crate::app::resolve(pool, &config).await?.plans {
+        let name = &plan.pipeline.name;
+        let asked = filter.pipeline.as_ref().is_none_or(|asked| asked == name);
+        let filter = Filter { pipeline: Some(name.clone()), ..filter.clone() };
+        if asked && operate::count(pool, &filter).await?.jobs > 0 {
+            meant.push(plan);
+        }
+    }
+    session::accepted(pool, &meant).await
+}
+
+/// Opens or cancels the jobs that match at the beginning, slice by slice: what was opened may match again. What somebody holds is
+/// tried again a few times, and then said.
+async fn in_slices(pool: &PgPool, filter: &Filter, wish: Wish, fresh: bool) -> Result<Vec<i64>, Failure> {
+    let mut done = Vec::new();
+    let mut busy = 0;
     let mut after = 0;
     loop {
-        let ids = operate::retriable(pool, filter, after, SLICE).await?;
-        let Some(last) = ids.last() else { return Ok(opened) };
+        let mut left = operate::matching(pool, filter, wish, after, SLICE).await?;
+        let Some(last) = left.last() else { break };
         after = *last;
-        let slice = Filter { ids: Some(ids), ..Filter::default() };
-        opened += operate::retry(pool, &slice, fresh, SLICE).await?.len();
+        for wait in BUSY {
+            tokio::time::sleep(wait).await;
+            let through = match wish {
+                Wish::Retry => operate::retry(pool, &left, fresh).await?,
+                Wish::Cancel => operate::cancel(pool, &left).await?,
+            };
+            left.retain(|id| !through.contains(id));
+            done.extend(through);
+            let still = Filter { ids: Some(left), ..filter.clone() };
+            left = operate::matching(pool, &still, wish, 0, SLICE).await?;
+            if left.is_empty() {
+                break;
+            }
+        }
+        busy += left.len();
     }
+    if busy > 0 {
+        eprintln!(
+            "note: {} left as they are, since somebody holds them just now: say it again",
+            show::count(busy as u64, "job")
+        );
+    }
+    if wish == Wish::Retry && filter.states.is_none() && filter.error_kind.is_none() {
+        let states = Some(vec![JobState::Waiting.word().to_owned()]);
+        let kind = Some(ErrorKind::Unaccepted.word().to_owned());
+        let held = Filter { states, error_kind: kind, ..filter.clone() };
+        if !operate::list(pool, &held, 1).await?.is_empty() {
+            eprintln!("note: rows that were there before wait for `gristmill accept PIPELINE`");
+        }
+    }
+    Ok(done)
 }
 
 #[derive(Debug, Serialize)]
@@ -219,6 +270,6 @@ struct Cancelled {
 async fn cancel(session: &Session, cancel: &Cancel) -> Result<(), Failure> {
     let filter = cancel.which.some()?;
     let pool = session.database().await?;
-    let cancelled = Cancelled { cancelled: operate::cancel(&pool, &filter).await? };
+    let cancelled = Cancelled { cancelled: in_slices(&pool, &filter, Wish::Cancel, false).await? };
     session.print(&cancelled, |done| format!("{} cancelled", show::count(done.cancelled.len() as u64, "job")))
 }

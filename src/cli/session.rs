@@ -135,6 +135,20 @@ impl Session {
     }
 }
 
+/// Refuses to open jobs of a pipeline whose new generation nobody has accepted: they would be paid for under it, and be on no bill.
+pub(super) async fn accepted(pool: &PgPool, plans: &[Arc<Plan>]) -> Result<(), Failure> {
+    for plan in plans {
+        let name = &plan.pipeline.name;
+        if let Some(rows) = app::new_generation(pool, plan).await? {
+            return Err(Failure::Failed(format!(
+                "pipeline {name}: {}",
+                app::say(name, &app::Readiness::NewGeneration { rows })
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a pipeline that the configuration does not know.
 pub(super) fn known(config: &Config, name: &str) -> Result<(), Failure> {
     if config.pipeline(name).is_some() {

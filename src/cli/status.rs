@@ -14,7 +14,11 @@ use super::session::Session;
 use super::show;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    /// Count completed, skipped and cancelled jobs as well: this reads the whole table of jobs
+    #[arg(long)]
+    all: bool,
+}
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -30,6 +34,7 @@ struct Pipeline {
     /// `ready`, `paused`, `counting`, `new generation`, `unregistered` or `does not fit`.
     standing: &'static str,
     why: Option<String>,
+    /// Completed, skipped and cancelled ones with `--all` only.
     jobs: BTreeMap<&'static str, i64>,
     /// Rows that wait for `gristmill accept`; also counted as waiting.
     held: i64,
@@ -46,15 +51,25 @@ struct Worker {
     seen_seconds: f64,
 }
 
-pub(super) async fn run(session: &Session, _args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let pool = session.database().await?;
-    let mut status = Status { pipelines: registered(&pool).await?, workers: workers(&pool).await?, notes: Vec::new() };
-    compare(session, &pool, &mut status).await?;
-    session.print(&status, people)
+    let counted: Vec<JobState> = JobState::ALL.into_iter().filter(|state| args.all || is_backlog(*state)).collect();
+    let mut status =
+        Status { pipelines: registered(&pool, &counted).await?, workers: workers(&pool).await?, notes: Vec::new() };
+    compare(session, &pool, &counted, &mut status).await?;
+    session.print(&status, |status| people(status, &counted))
 }
 
-async fn registered(pool: &PgPool) -> Result<Vec<Pipeline>, Failure> {
-    let backlog = db::jobs::backlog(pool).await?;
+/// Whether somebody may still have to see to jobs of this state: these are cheap to count.
+fn is_backlog(state: JobState) -> bool {
+    !state.is_finished() || state == JobState::Failed
+}
+
+async fn registered(pool: &PgPool, counted: &[JobState]) -> Result<Vec<Pipeline>, Failure> {
+    let mut backlog = db::jobs::backlog(pool).await?;
+    if !counted.iter().copied().all(is_backlog) {
+        backlog.extend(db::jobs::ended(pool).await?);
+    }
     let mut pipelines = Vec::new();
     for found in db::pipelines::all(pool).await? {
         let lines: Vec<_> = backlog.iter().filter(|line| line.pipeline == found.name).collect();
@@ -73,8 +88,8 @@ async fn registered(pool: &PgPool) -> Result<Vec<Pipeline>, Failure> {
         pipelines.push(Pipeline {
             standing,
             why,
-            jobs: JobState::ALL.into_iter().map(|state| (state.word(), of(state))).collect(),
-            held: db::pipelines::unpaid(pool, &found.name, &found.generation).await?.held,
+            jobs: counted.iter().map(|state| (state.word(), of(*state))).collect(),
+            held: db::pipelines::held(pool, &found.name).await?,
             oldest_seconds: oldest,
             name: found.name,
         });
@@ -95,7 +110,7 @@ async fn workers(pool: &PgPool) -> sqlx::Result<Vec<Worker>> {
 }
 
 /// Holds what is registered against the configuration, where that one is complete here.
-async fn compare(session: &Session, pool: &PgPool, status: &mut Status) -> Result<(), Failure> {
+async fn compare(session: &Session, pool: &PgPool, counted: &[JobState], status: &mut Status) -> Result<(), Failure> {
     let Ok(config) = session.config() else {
         status.notes.push(
             "the configuration lacks something here, so nothing is said of generations; see `gristmill check`"
@@ -114,7 +129,7 @@ async fn compare(session: &Session, pool: &PgPool, status: &mut Status) -> Resul
                 name: name.to_owned(),
                 standing,
                 why,
-                jobs: JobState::ALL.into_iter().map(|state| (state.word(), 0)).collect(),
+                jobs: counted.iter().map(|state| (state.word(), 0)).collect(),
                 held: 0,
                 oldest_seconds: None,
             }),
@@ -140,10 +155,10 @@ async fn compare(session: &Session, pool: &PgPool, status: &mut Status) -> Resul
     Ok(())
 }
 
-fn people(status: &Status) -> String {
-    let states = JobState::ALL.map(JobState::word);
+fn people(status: &Status, counted: &[JobState]) -> String {
+    let states: Vec<&str> = counted.iter().copied().map(JobState::word).collect();
     let mut header = vec!["pipeline", "standing"];
-    header.extend(states);
+    header.extend(&states);
     header.extend(["held", "oldest due"]);
     let rows = status.pipelines.iter().map(|pipeline| {
         let standing = match &pipeline.why {
@@ -151,7 +166,7 @@ fn people(status: &Status) -> String {
             None => pipeline.standing.to_owned(),
         };
         let mut row = vec![pipeline.name.clone(), standing];
-        row.extend(states.map(|state| show::maybe(pipeline.jobs.get(state))));
+        row.extend(states.iter().map(|state| show::maybe(pipeline.jobs.get(state))));
         row.extend([pipeline.held.to_string(), pipeline.oldest_seconds.map_or_else(String::new, show::seconds)]);
         row
     });

@@ -5,10 +5,10 @@ use sqlx::PgPool;
 
 use crate::app;
 use crate::db;
-use crate::db::app::{Finding, Plan};
+use crate::db::app::{Finding, FindingKind, Plan};
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -39,35 +39,54 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let names: Vec<String> = args.pipeline.iter().cloned().collect();
     let (_, pool, plans) = session.plans(&names).await?;
     let mut verified = Verified { findings: Vec::new(), unregistered: Vec::new(), opened: false };
+    if args.fix {
+        if !db::pipelines::is_at_home(&pool).await? {
+            return Err(app::StartError::Copied.into());
+        }
+        session::accepted(&pool, &plans).await?;
+    }
     for plan in plans {
         if db::pipelines::find(&pool, &plan.pipeline.name).await?.is_none() {
             verified.unregistered.push(plan.pipeline.name.clone());
             continue;
         }
-        verified.findings.extend(look(&pool, &plan).await?);
-    }
-    if args.fix && !verified.findings.is_empty() {
-        if !db::pipelines::is_at_home(&pool).await? {
-            return Err(app::StartError::Copied.into());
+        let findings = look(&pool, &plan).await?;
+        if args.fix {
+            for slice in findings.chunks(500) {
+                db::app::mend(&mut *pool.acquire().await?, &plan, slice).await?;
+            }
         }
-        for slice in verified.findings.chunks(500) {
-            db::app::reopen(&mut *pool.acquire().await?, slice).await?;
-        }
-        verified.opened = true;
+        verified.findings.extend(findings);
     }
+    verified.opened = args.fix && !verified.findings.is_empty();
     session.print(&verified, people)?;
-    if verified.findings.is_empty() || verified.opened { Ok(()) } else { Err(Failure::Said) }
+    let unreadable = verified.findings.iter().any(|finding| finding.kind == FindingKind::Unreadable);
+    if verified.findings.is_empty() || (verified.opened && !unreadable) { Ok(()) } else { Err(Failure::Said) }
 }
 
 async fn look(pool: &PgPool, plan: &Plan) -> sqlx::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut after = None;
+    let mut slices = db::app::ClosingIn::new(SLICE);
     loop {
         // A connection for each slice: workers need theirs.
         let mut connection = pool.acquire().await?;
-        let (found, next) = db::app::verify(&mut connection, plan, after.as_ref(), SLICE).await?;
-        findings.extend(found);
-        after = next;
+        after = match db::app::verify(&mut connection, plan, after.as_ref(), slices.rows()).await {
+            Ok((found, next)) => {
+                findings.extend(found);
+                next
+            }
+            Err(error) => {
+                if !slices.on(error)? {
+                    continue;
+                }
+                let bad = db::app::next_key(&mut connection, plan, after.as_ref()).await?;
+                let pipeline = plan.pipeline.name.clone();
+                let finding = |key| Finding { pipeline, key, kind: FindingKind::Unreadable, failed: false };
+                findings.extend(bad.clone().map(finding));
+                bad
+            }
+        };
         if after.is_none() {
             break;
         }
@@ -82,7 +101,7 @@ fn people(verified: &Verified) -> String {
         lines.push(format!("{name}: no worker has started with it yet, so there is nothing to hold against"));
     }
     if verified.findings.is_empty() {
-        lines.push("nothing is wrong: every completed row has its vectors".to_owned());
+        lines.push("nothing is wrong: every completed row has its vectors and says so".to_owned());
         return lines.join("\n");
     }
     let rows = verified.findings.iter().take(SHOWN).map(|finding| {
@@ -94,7 +113,11 @@ fn people(verified: &Verified) -> String {
         lines.push(format!("and {} more (--json shows all)", verified.findings.len() - SHOWN));
     }
     let found = show::count(verified.findings.len() as u64, "finding");
-    let what = if verified.opened { "opened; a worker mends them" } else { "not opened; --fix opens their jobs" };
+    let what = if verified.opened {
+        "opened; a worker mends them, but for unreadable rows"
+    } else {
+        "not opened; --fix opens their jobs"
+    };
     lines.push(format!("{found}, {what}"));
     lines.join("\n")
 }

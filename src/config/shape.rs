@@ -199,7 +199,8 @@ pub struct Status {
     pub columns: Vec<Assignment>,
 }
 
-/// The application's words for our states. `skipped` must be said where the set can skip; none: not mirrored.
+/// The application's words for our states. `skipped` must be said where the set can skip; none: not mirrored. `cancelled` may be
+/// said; none: the word for `pending`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusWords {
     pub pending: String,
@@ -207,6 +208,15 @@ pub struct StatusWords {
     pub completed: String,
     pub failed: String,
     pub skipped: Option<String>,
+    pub cancelled: Option<String>,
+}
+
+impl StatusWords {
+    /// Every word that we may write.
+    pub fn all(&self) -> Vec<&str> {
+        let always = [&self.pending, &self.processing, &self.completed, &self.failed];
+        always.into_iter().chain(&self.skipped).chain(&self.cancelled).map(String::as_str).collect()
+    }
 }
 
 /// `effects`: an SQL statement inside the job's own transaction.

@@ -168,6 +168,7 @@ pub(super) fn words(mut section: Section) -> StatusWords {
         completed: section.or("completed", text, "completed"),
         failed: section.or("failed", text, "failed"),
         skipped: section.read("skipped", text_or_empty).filter(|word| !word.is_empty()),
+        cancelled: section.optional("cancelled", text),
     };
     section.finish();
     words

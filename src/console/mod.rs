@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::LaneStatus;
 use crate::db;
+use crate::domain::JobState;
 use crate::telemetry::{self, Metrics};
 
 pub use ready::{Problem, Readiness};
@@ -93,7 +94,7 @@ async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
 }
 
 impl Console {
-    /// Counts the backlog, unless that was done a moment ago: counting reads the whole table.
+    /// Counts the backlog, unless that was done a moment ago.
     async fn count_backlog(&self) {
         let mut counted = self.counted.lock().await;
         if counted.is_some_and(|at| at.elapsed() < BACKLOG_EVERY) {
@@ -111,7 +112,7 @@ impl Console {
     fn tell(&self, backlog: &[db::jobs::Backlog]) {
         for (pipeline, _) in &self.watched.pipelines {
             let mut lag: f64 = 0.0;
-            for state in crate::domain::JobState::ALL {
+            for state in [JobState::Waiting, JobState::Pending, JobState::Processing, JobState::Failed] {
                 let found = backlog.iter().find(|line| &line.pipeline == pipeline && line.state == state.word());
                 let oldest = found.and_then(|line| line.oldest_seconds);
                 let open = (!state.is_finished()).then(|| oldest.unwrap_or(0.0).max(0.0));

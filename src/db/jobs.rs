@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use sqlx::PgExecutor;
+use sqlx::types::Json;
+use sqlx::{Connection as _, PgExecutor, PgPool};
 use uuid::Uuid;
 
-use crate::domain::{Digest, JobId, LeaseId, Reason, Revision};
+use crate::domain::{Digest, JobId, LeaseId, Reason, Revision, SourceKey};
 
 /// Extends the leases that are still ours and returns the jobs whose lease is not. Rows that somebody locks are passed over:
 /// a worker that was away keeps its lease if nobody took it.
@@ -328,6 +329,37 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
     Ok(done.rows_affected())
 }
 
+/// Cancels a job that was announced under another spelling of its row's key and opens the job of `key` instead; says whether the
+/// lease was still ours. The other job is not waited for long: somebody may hold it and want this one.
+pub async fn hand_on(
+    pool: &PgPool,
+    (job, lease): (JobId, LeaseId),
+    key: &SourceKey,
+    reason: &str,
+) -> sqlx::Result<bool> {
+    let mut connection = pool.acquire().await?;
+    let mut transaction = connection.begin().await?;
+    sqlx::query!("set local lock_timeout = '100ms'").execute(&mut *transaction).await?;
+    let ended = sqlx::query!(
+        r#"with ended as (
+               update gristmill.embedding_jobs
+               set state = 'cancelled', error_kind = 'left', reason = $4, snoozed_since = null, finished_at = clock_timestamp(),
+                   lease_id = null, lease_until = null, worker = null, stage = null, alone = false
+               where id = $1 and lease_id = $2 and lease_until > clock_timestamp()
+               returning pipeline, tenant, priority
+           )
+           select gristmill.open_jobs(pipeline, array[$3::jsonb], array[tenant], array[null::timestamptz], priority, true) from ended"#,
+        job.0,
+        lease.0,
+        Json(key) as Json<&SourceKey>,
+        reason,
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(ended.is_some())
+}
+
 /// Says on the job rows how far their attempts are; best effort, for people who look.
 pub async fn set_stage(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)], stage: &str) -> sqlx::Result<()> {
     let (ids, leases) = columns(held);
@@ -347,6 +379,7 @@ pub async fn set_stage(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)], stage
 }
 
 /// Jobs per pipeline and state, and the age of the oldest that is due, in seconds.
+#[derive(Debug)]
 pub struct Backlog {
     pub pipeline: String,
     pub state: String,
@@ -354,14 +387,33 @@ pub struct Backlog {
     pub oldest_seconds: Option<f64>,
 }
 
-/// The whole backlog; finished states are counted as well.
+/// What somebody may still have to see to: unfinished and failed jobs. Each state has an index of its own, so that finished jobs,
+/// however many there are, cost nothing.
 pub async fn backlog(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
     sqlx::query_as!(
         Backlog,
-        r#"select pipeline, state, count(*) as "jobs!",
+        r#"with open as (
+               select pipeline, state, run_at from gristmill.embedding_jobs where state = 'pending'
+               union all select pipeline, state, run_at from gristmill.embedding_jobs where state = 'processing'
+               union all select pipeline, state, run_at from gristmill.embedding_jobs where state = 'waiting'
+               union all select pipeline, state, null from gristmill.embedding_jobs where state = 'failed'
+           )
+           select pipeline as "pipeline!", state as "state!", count(*) as "jobs!",
                   extract(epoch from clock_timestamp() - min(run_at) filter
-                      (where state in ('pending', 'processing') or (state = 'waiting' and run_at < clock_timestamp())))::float8 as oldest_seconds
-           from gristmill.embedding_jobs group by pipeline, state order by pipeline, state"#,
+                      (where state <> 'waiting' or run_at < clock_timestamp()))::float8 as oldest_seconds
+           from open group by pipeline, state order by pipeline, state"#,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Jobs that ended well, or that nobody wants, per pipeline and state: this reads the whole table.
+pub async fn ended(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
+    sqlx::query_as!(
+        Backlog,
+        r#"select pipeline, state, count(*) as "jobs!", null::float8 as oldest_seconds
+           from gristmill.embedding_jobs where state in ('completed', 'skipped', 'cancelled')
+           group by pipeline, state order by pipeline, state"#,
     )
     .fetch_all(db)
     .await
@@ -370,13 +422,12 @@ pub async fn backlog(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
 /// Whether work is left that a run would do now: claimable, in hand, or due within `horizon`.
 pub async fn is_busy(db: impl PgExecutor<'_>, pipelines: &[String], horizon: Duration) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
-        r#"select exists (
-               select from gristmill.embedding_jobs as job
-               join gristmill.pipelines as registered on registered.name = job.pipeline
-               where job.pipeline = any ($1) and registered.paused_at is null
-                 and (job.state in ('pending', 'processing')
-                      or (job.state = 'waiting' and job.run_at < clock_timestamp() + make_interval(secs => $2)))
-           ) as "busy!""#,
+        r#"with asked as (select name from gristmill.pipelines where name = any ($1) and paused_at is null)
+           select exists (select from gristmill.embedding_jobs where state = 'pending' and pipeline in (select name from asked))
+               or exists (select from gristmill.embedding_jobs where state = 'processing' and pipeline in (select name from asked))
+               or exists (select from gristmill.embedding_jobs where state = 'waiting' and pipeline in (select name from asked)
+                          and run_at < clock_timestamp() + make_interval(secs => $2))
+               or exists (select from gristmill.announcements where pipeline in (select name from asked)) as "busy!""#,
         pipelines,
         horizon.as_secs_f64(),
     )

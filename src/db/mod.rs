@@ -1,6 +1,7 @@
 //! Floor 2: all SQL. One file per table of ours, with queries checked at compile time; [`app`] alone builds SQL over the
 //! application's tables, from identifiers validated against the catalogue.
 
+pub mod announcements;
 pub mod app;
 pub mod attempts;
 pub mod cache;
@@ -37,8 +38,19 @@ pub enum ConnectError {
     TransactionPooling,
 }
 
-/// Opens the pool every statement goes through. Sessions are pinned: UTC, ISO dates, no hidden rows (`row_security = off` makes a
-/// policy that would hide rows an error with a name), and a search path of pgvector's schema only.
+/// Settings that change how values read as text: keys and fingerprints must read the same in our sessions and in triggers.
+const TEXT_FORMAT: [(&str, &str); 7] = [
+    ("timezone", "'UTC'"),
+    ("datestyle", "'ISO, MDY'"),
+    ("intervalstyle", "'postgres'"),
+    ("extra_float_digits", "1"),
+    ("bytea_output", "'hex'"),
+    ("lc_monetary", "'C'"),
+    ("quote_all_identifiers", "off"),
+];
+
+/// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
+/// = off` makes a policy that would hide rows an error with a name), read committed, and a search path of pgvector's schema only.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -53,10 +65,10 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         return Err(ConnectError::TransactionPooling);
     }
     let search_path = vector_schema.map_or_else(|| "''".to_owned(), |schema| app::quote(&schema));
+    let text_format: String = TEXT_FORMAT.iter().map(|(name, value)| format!("set {name} = {value}; ")).collect();
     let pinned = format!(
-        "set search_path = {search_path}; set row_security = off; set timezone = 'UTC'; set datestyle = 'ISO, MDY'; \
-         set intervalstyle = 'postgres'; set extra_float_digits = 1; set bytea_output = 'hex'; \
-         set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
+        "{text_format}set search_path = {search_path}; set row_security = off; \
+         set default_transaction_isolation = 'read committed'; set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
     );
     PgPoolOptions::new()
         .max_connections(settings.connections)
@@ -118,6 +130,11 @@ pub fn is_passing(error: &sqlx::Error) -> bool {
         }),
         _ => false,
     }
+}
+
+/// Whether a lock was waited for in vain.
+pub fn is_locked(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
 }
 
 /// What a database error may say in a reason: the message without the detail, which can quote a row's values.

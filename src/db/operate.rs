@@ -75,6 +75,26 @@ pub async fn list(db: impl PgExecutor<'_>, filter: &Filter, limit: i64) -> sqlx:
     .await
 }
 
+/// What a person wants of jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Opens finished jobs again and lets waiting ones go at once; rows that wait for `accept` are not among them.
+    Retry,
+    /// Cancels unfinished and failed jobs.
+    Cancel,
+}
+
+impl Wish {
+    /// The states it is for, and whether rows that wait for `accept` are meant as well.
+    fn is_for(self) -> (Vec<String>, bool) {
+        let (states, held): (&[&str], bool) = match self {
+            Self::Retry => (&["completed", "skipped", "failed", "cancelled", "waiting"], false),
+            Self::Cancel => (&["waiting", "pending", "processing", "failed"], true),
+        };
+        (states.iter().map(|&state| state.to_owned()).collect(), held)
+    }
+}
+
 /// How many jobs match, and how many tokens they had when they were last embedded.
 #[derive(Debug, Clone, Copy)]
 pub struct Match {
@@ -86,6 +106,7 @@ pub struct Match {
 
 /// Counts what a retry would open.
 pub async fn count(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Match> {
+    let (states, held) = Wish::Retry.is_for();
     sqlx::query_as!(
         Match,
         r#"select count(*) as "jobs!", coalesce(sum(tokens), 0)::bigint as "tokens!", count(*) filter (where tokens is null) as "unknown!"
@@ -94,7 +115,7 @@ pub async fn count(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Mat
              and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
              and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
              and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
-             and state in ('completed', 'skipped', 'failed', 'cancelled', 'waiting')"#,
+             and state = any ($8) and ($9 or error_kind is distinct from 'unaccepted')"#,
         filter.ids.as_deref(),
         filter.pipeline,
         filter.tenant,
@@ -102,21 +123,30 @@ pub async fn count(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Mat
         filter.error_kind,
         filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
         filter.since,
+        &states,
+        held,
     )
     .fetch_one(db)
     .await
 }
 
-/// Numbers of up to `limit` matching jobs that a retry would open, beyond `after`.
-pub async fn retriable(db: impl PgExecutor<'_>, filter: &Filter, after: i64, limit: i64) -> sqlx::Result<Vec<i64>> {
+/// Numbers of up to `limit` matching jobs that a wish is for, beyond `after`.
+pub async fn matching(
+    db: impl PgExecutor<'_>,
+    filter: &Filter,
+    wish: Wish,
+    after: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<i64>> {
+    let (states, held) = wish.is_for();
     sqlx::query_scalar!(
         r#"select id from gristmill.embedding_jobs
            where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
              and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
              and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
              and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
-             and state in ('completed', 'skipped', 'failed', 'cancelled', 'waiting') and id > $8
-           order by id limit $9"#,
+             and state = any ($8) and ($9 or error_kind is distinct from 'unaccepted') and id > $10
+           order by id limit $11"#,
         filter.ids.as_deref(),
         filter.pipeline,
         filter.tenant,
@@ -124,6 +154,8 @@ pub async fn retriable(db: impl PgExecutor<'_>, filter: &Filter, after: i64, lim
         filter.error_kind,
         filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
         filter.since,
+        &states,
+        held,
         after,
         limit,
     )
@@ -131,55 +163,52 @@ pub async fn retriable(db: impl PgExecutor<'_>, filter: &Filter, after: i64, lim
     .await
 }
 
-/// Opens up to `limit` matching jobs again; returns those opened. Call until it returns none.
-pub async fn retry(db: impl PgExecutor<'_>, filter: &Filter, fresh: bool, limit: i64) -> sqlx::Result<Vec<i64>> {
+/// Opens jobs again; returns those opened. Jobs that somebody holds are passed over: a statement that waits with many rows in hand
+/// would end in a deadlock with whoever wants them in another order.
+pub async fn retry(db: impl PgExecutor<'_>, jobs: &[i64], fresh: bool) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
-        r#"with asked as materialized (
+        r#"with free as materialized (
                select id from gristmill.embedding_jobs
-               where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
-                 and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
-                 and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
-                 and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
-                 and state in ('completed', 'skipped', 'failed', 'cancelled', 'waiting')
-               order by id limit $9
+               where id = any ($1) and error_kind is distinct from 'unaccepted' order by id for update skip locked
            )
-           select id as "id!" from asked where gristmill.retry(id, $8)"#,
-        filter.ids.as_deref(),
-        filter.pipeline,
-        filter.tenant,
-        filter.states.as_deref(),
-        filter.error_kind,
-        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
-        filter.since,
+           select id as "id!" from free where gristmill.retry(id, $2)"#,
+        jobs,
         fresh,
-        limit,
     )
     .fetch_all(db)
     .await
 }
 
-/// Cancels matching unfinished or failed jobs; returns those cancelled.
-pub async fn cancel(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Vec<i64>> {
+/// Cancels unfinished or failed jobs; returns those cancelled. Jobs that somebody holds are passed over.
+pub async fn cancel(db: impl PgExecutor<'_>, jobs: &[i64]) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
-        r#"with asked as materialized (
-               select id from gristmill.embedding_jobs
-               where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
-                 and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
-                 and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
-                 and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
-                 and state in ('waiting', 'pending', 'processing', 'failed')
+        r#"with free as materialized (
+               select id from gristmill.embedding_jobs where id = any ($1) order by id for update skip locked
            )
-           select id as "id!" from asked where gristmill.cancel(id)"#,
-        filter.ids.as_deref(),
-        filter.pipeline,
-        filter.tenant,
-        filter.states.as_deref(),
-        filter.error_kind,
-        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
-        filter.since,
+           select id as "id!" from free where gristmill.cancel(id)"#,
+        jobs,
     )
     .fetch_all(db)
     .await
+}
+
+/// The next jobs of a pipeline, beyond `after`, that a person cancelled, with their keys.
+pub async fn cancelled_by_a_person(
+    db: impl PgExecutor<'_>,
+    pipeline: &str,
+    after: i64,
+    limit: i64,
+) -> sqlx::Result<Vec<(i64, SourceKey)>> {
+    let rows = sqlx::query!(
+        r#"select id, source_key as "key: Json<SourceKey>" from gristmill.embedding_jobs
+           where pipeline = $1 and id > $2 and state = 'cancelled' and error_kind = 'person' order by id limit $3"#,
+        pipeline,
+        after,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.key.0)).collect())
 }
 
 /// Announces one row by hand.

@@ -63,10 +63,12 @@ pub async fn register(db: impl PgExecutor<'_>, with: Registration<'_>) -> sqlx::
            on conflict (name) do update set
                source_table = excluded.source_table, max_attempts = excluded.max_attempts,
                grace = excluded.grace, notify = excluded.notify,
-               existing = coalesce(registered.existing, excluded.existing)
+               existing = case when registered.census_done then coalesce(registered.existing, excluded.existing)
+                               else coalesce(excluded.existing, registered.existing) end
            where (registered.source_table, registered.max_attempts, registered.grace, registered.notify)
                is distinct from (excluded.source_table, excluded.max_attempts, excluded.grace, excluded.notify)
-              or (registered.existing is null and excluded.existing is not null)"#,
+              or (excluded.existing is not null and registered.existing is distinct from excluded.existing
+                  and (registered.existing is null or not registered.census_done))"#,
         with.name,
         with.generation,
         with.source_table,
@@ -175,6 +177,17 @@ pub async fn unpaid(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sq
            from gristmill.embedding_jobs where pipeline = $1"#,
         name,
         generation,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// How many rows wait for a person's word.
+pub async fn held(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "rows!" from gristmill.embedding_jobs
+           where pipeline = $1 and state = 'waiting' and error_kind = 'unaccepted'"#,
+        name,
     )
     .fetch_one(db)
     .await

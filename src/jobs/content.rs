@@ -1,7 +1,7 @@
 //! From a loaded row to its document: the text of its columns, or its file.
 
 use crate::config::{FileRule, Name, Piece, Template, TextRule};
-use crate::db::app::LoadedRow;
+use crate::db::app::{LoadedRow, Plan};
 use crate::domain::Document;
 use crate::extract::Input;
 use crate::files::{BadPath, FileBytes, FileError, StorePath, StorePattern};
@@ -19,14 +19,19 @@ pub(super) async fn read(deps: &Deps, row: &LoadedRow) -> Result<Content, JobErr
     if let Some(file) = deps.plan.pipeline.file.as_ref().filter(|_| row.is_file) {
         return read_file(deps, file, row).await;
     }
-    let text = match &deps.plan.pipeline.source.text {
+    let document = of_columns(&deps.plan, row);
+    let weight = weigh(deps, u64::try_from(document.text.len()).unwrap_or(u64::MAX)).await;
+    Ok(Content { document, _weight: weight })
+}
+
+/// The document of a row whose content is in its columns.
+pub(super) fn of_columns(plan: &Plan, row: &LoadedRow) -> Document {
+    let text = match &plan.pipeline.source.text {
         None => String::new(),
         Some(rule) => text_of(rule, row),
     };
-    let weight = weigh(deps, u64::try_from(text.len()).unwrap_or(u64::MAX)).await;
     // Postgres keeps no NUL; a text that came from a column has none, a template could still be given one.
-    let text = if text.contains('\0') { text.replace('\0', "") } else { text };
-    Ok(Content { document: Document::plain(text), _weight: weight })
+    Document::plain(if text.contains('\0') { text.replace('\0', "") } else { text })
 }
 
 fn text_of(rule: &TextRule, row: &LoadedRow) -> String {

@@ -3,9 +3,9 @@
 use rust_decimal::Decimal;
 
 use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Work, keep};
-use crate::chunk::{self, Plan as ChunkPlan};
+use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, Name, Template};
-use crate::db::app::{Existing, LoadedRow};
+use crate::db::app::{Existing, LoadedRow, Plan};
 use crate::domain::{Chunk, ClaimedJob, Digest, Document, check_vector};
 
 use super::content;
@@ -44,6 +44,9 @@ async fn attempt(
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
     let loaded = deps.loader.load(&job.key, known).await?;
     let row = loaded.row.ok_or(JobError::SourceGone)?;
+    if row.key != job.key {
+        return Err(JobError::OtherKey(row.key));
+    }
     *seen = Some(row.clone());
     trace.stage("load");
     if !row.in_set {
@@ -66,7 +69,7 @@ async fn attempt(
         return Err(JobError::Skipped(reason));
     }
 
-    let plan = cut(deps, &row, document)?;
+    let plan = cut(&deps.plan, &deps.rules, &deps.tokenizer, &row, document)?;
     trace.stage("chunk");
     if plan.chunks.is_empty() {
         return Err(JobError::Skipped("there is no text".to_owned()));
@@ -111,13 +114,33 @@ async fn attempt(
 }
 
 /// Cuts the document; what is embedded may be dressed with a title, a section, a model's prefix.
-fn cut(deps: &Deps, row: &LoadedRow, document: &Document) -> Result<ChunkPlan, JobError> {
-    let prefix = &deps.plan.model.prefix;
-    let template = deps.plan.pipeline.chunks.embed.as_ref();
+fn cut(
+    plan: &Plan,
+    rules: &Rules,
+    tokenizer: &Tokenizer,
+    row: &LoadedRow,
+    document: &Document,
+) -> Result<ChunkPlan, TooLong> {
+    let prefix = &plan.model.prefix;
+    let template = plan.pipeline.chunks.embed.as_ref();
     let dress = |chunk: &Chunk| format!("{prefix}{}", dressed(template, row, chunk));
     let dress: Option<&dyn Fn(&Chunk) -> String> =
         if template.is_some() || !prefix.is_empty() { Some(&dress) } else { None };
-    Ok(chunk::split(document, &deps.rules, &deps.tokenizer, dress)?)
+    chunk::split(document, rules, tokenizer, dress)
+}
+
+/// Tokens that embedding a row whose content is in its columns would cost: 0 where it would be skipped or refused.
+pub fn tokens_of(plan: &Plan, rules: &Rules, tokenizer: &Tokenizer, row: &LoadedRow) -> usize {
+    let document = content::of_columns(plan, row);
+    if !row.in_set || row.skip || document.text.trim().chars().count() < plan.pipeline.skip.shorter_than.max(1) {
+        return 0;
+    }
+    let Ok(cut) = cut(plan, rules, tokenizer, row, &document) else { return 0 };
+    let of_chunk = |(nth, chunk): (usize, &Chunk)| match cut.parts.get(nth).filter(|parts| !parts.is_empty()) {
+        Some(parts) => parts.iter().map(|part| part.tokens).sum(),
+        None => chunk.tokens,
+    };
+    cut.chunks.iter().enumerate().map(of_chunk).sum()
 }
 
 fn dressed(template: Option<&Template>, row: &LoadedRow, chunk: &Chunk) -> String {

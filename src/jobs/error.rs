@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::batch::{CommitError, EmbedFailure, LoadError};
 use crate::chunk::TooLong;
-use crate::domain::{ErrorKind, Outcome, Reason};
+use crate::domain::{ErrorKind, Outcome, Reason, SourceKey};
 use crate::extract::ExtractError;
 use crate::files::FileError;
 
@@ -13,6 +13,9 @@ pub enum JobError {
     SourceGone,
     #[error("source row is not in the set")]
     OutOfSet,
+    /// The job was announced under another spelling of its row's key.
+    #[error("the row's key is written {0}: the job of that key does the work")]
+    OtherKey(SourceKey),
     #[error("{0}")]
     Skipped(String),
     #[error("another worker took over this job")]
@@ -73,7 +76,9 @@ impl JobError {
         let snooze = |kind, after| standing.snooze(Reason::new(kind, self.to_string()), after);
         let retry = |kind| standing.retry(Reason::new(kind, self.to_string()));
         match self {
-            Self::SourceGone | Self::OutOfSet => Outcome::Cancel(Reason::new(ErrorKind::Left, self.to_string())),
+            Self::SourceGone | Self::OutOfSet | Self::OtherKey(_) => {
+                Outcome::Cancel(Reason::new(ErrorKind::Left, self.to_string()))
+            }
             Self::Skipped(reason) => Outcome::Skip(Reason::new(ErrorKind::Skipped, reason.clone())),
             Self::LeaseLost => Outcome::Lost,
             Self::Stale => Outcome::Stale,

@@ -16,7 +16,7 @@ use crate::db::app::Plan;
 use crate::extract::Extractor;
 use crate::files::Files;
 
-pub use embed::{Attempted, run};
+pub use embed::{Attempted, run, tokens_of};
 pub use error::{JobError, Standing};
 
 /// Everything an attempt of one pipeline works with. Cheap to clone.

@@ -159,24 +159,29 @@ pub(super) enum Mirrored {
     Processing,
     /// The word for `processing` is taken back.
     Released,
+    /// A person wants no more of it.
+    Cancelled,
 }
 
-/// Sets a status word on source rows; best effort, since nothing depends on it.
-pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) {
-    let Some(status) = &deps.plan.pipeline.status else { return };
+/// Sets a status word on source rows; best effort, since nothing depends on it. Says whether it was done.
+pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) -> bool {
+    let Some(status) = &deps.plan.pipeline.status else { return true };
     let words = &status.words;
+    let (processing, pending) = (words.processing.as_str(), words.pending.as_str());
     let (word, instead_of) = match what {
-        Mirrored::Processing => (&words.processing, None),
-        Mirrored::Released => (&words.pending, Some(words.processing.as_str())),
+        Mirrored::Processing => (processing, Vec::new()),
+        Mirrored::Released => (pending, vec![processing]),
+        Mirrored::Cancelled => (words.cancelled.as_deref().unwrap_or(pending), vec![processing, pending]),
     };
     let written = async {
         let mut connection = engine.pool.acquire().await?;
-        db::app::mirror(&mut connection, &deps.plan, keys, word, instead_of).await
+        db::app::mirror(&mut connection, &deps.plan, keys, word, &instead_of).await
     };
     // A pool that is drained or a key that does not fit must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(error)) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
         Err(_) => tracing::debug!(word, "the status could not be mirrored in time"),
     }
+    false
 }

@@ -9,7 +9,7 @@ use crate::batch::{CommitError, Committed, End, JobFacts, Work};
 use crate::db;
 use crate::db::app::LoadedRow;
 use crate::db::jobs::{Release, ReleaseKind};
-use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason};
+use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason, SourceKey};
 use crate::jobs::{self, Attempted, Deps, JobError, Standing, Trace};
 use crate::telemetry;
 
@@ -31,26 +31,32 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
         Ok(()) => Outcome::Done,
         Err(error) => error.outcome(standing),
     };
-    let reached = end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await;
+    let reached = match &attempted.result {
+        Err(JobError::OtherKey(key)) => hand_on(engine, &job, deps, key, wanted, &attempted.trace).await,
+        _ => end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await,
+    };
     report(&job, &reached, &attempted.trace, started.elapsed());
     release_word(engine, &job, deps, &reached).await;
 }
 
 /// An end that has no word of its own must not leave the row `processing`.
 async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &Outcome) {
-    let ended = match reached {
-        Outcome::Cancel(_) => true,
-        Outcome::Lost => db::jobs::is_cancelled(&engine.pool, job.id).await.unwrap_or(false),
+    let word = match reached {
+        Outcome::Cancel(_) => Some(Mirrored::Released),
+        Outcome::Lost => {
+            let cancelled = db::jobs::is_cancelled(&engine.pool, job.id).await.unwrap_or(false);
+            cancelled.then_some(Mirrored::Cancelled)
+        }
         Outcome::Done
         | Outcome::Skip(_)
         | Outcome::Stale
         | Outcome::Retry(_)
         | Outcome::Snooze { .. }
         | Outcome::Fail(_)
-        | Outcome::HandBack => false,
+        | Outcome::HandBack => None,
     };
-    if ended {
-        mirror(engine, deps, &[&job.key], Mirrored::Released).await;
+    if let Some(word) = word {
+        mirror(engine, deps, &[&job.key], word).await;
     }
 }
 
@@ -116,6 +122,31 @@ async fn end(
         Err(error @ CommitError::Refused(_)) => Outcome::Snooze {
             after: Duration::from_mins(5),
             reason: Reason::new(ErrorKind::Constraint, error.to_string()),
+        },
+    };
+    give_back(engine, job, deps, &reached, trace);
+    reached
+}
+
+/// One row has one job: what was announced under another spelling of its key goes to the job of its own.
+async fn hand_on(
+    engine: &Engine,
+    job: &ClaimedJob,
+    deps: &Deps,
+    key: &SourceKey,
+    outcome: Outcome,
+    trace: &Trace,
+) -> Outcome {
+    let reason = outcome.reason().map_or_else(String::new, ToString::to_string);
+    let reached = match db::jobs::hand_on(&engine.pool, (job.id, job.lease), key, &reason).await {
+        Ok(true) => {
+            engine.wake.notify_waiters();
+            return outcome;
+        }
+        Ok(false) => return Outcome::Lost,
+        Err(error) => Outcome::Snooze {
+            after: Duration::from_secs(1),
+            reason: Reason::new(ErrorKind::Database, db::describe(&error)),
         },
     };
     give_back(engine, job, deps, &reached, trace);

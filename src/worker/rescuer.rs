@@ -9,11 +9,12 @@ use crate::telemetry;
 use super::{Engine, pause};
 
 const PROMOTE: i64 = 5_000;
+const FOLD: i64 = 5_000;
 const RESCUE: i64 = 500;
 const PRUNE: i64 = 5_000;
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
-/// Once a second promotes; five times a lease rescues; once a minute tidies. Until `stop`.
+/// Once a second promotes and folds; five times a lease rescues; once a minute tidies. Until `stop`.
 pub(super) async fn run(engine: Arc<Engine>) {
     let every = (engine.settings.lease / 5).max(Duration::from_secs(1));
     // One full lease after our own start or reconnection: while the database was away nobody could renew.
@@ -22,7 +23,8 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut tidied_at: Option<Instant> = None;
     while !pause(Duration::from_secs(1), &engine.stop).await {
         let mut step = async || -> sqlx::Result<()> {
-            if db::jobs::promote(&engine.pool, PROMOTE).await? > 0 {
+            let promoted = db::jobs::promote(&engine.pool, PROMOTE).await?;
+            if promoted > 0 || fold(&engine).await? > 0 {
                 engine.wake.notify_waiters();
             }
             if rescued_at.elapsed() >= every && Instant::now() >= trusted_from {
@@ -41,6 +43,14 @@ pub(super) async fn run(engine: Arc<Engine>) {
                 trusted_from = Instant::now() + engine.settings.lease;
             }
         }
+    }
+}
+
+/// A job that somebody is just inserting is waited for a moment only: the next second has another try.
+async fn fold(engine: &Engine) -> sqlx::Result<i64> {
+    match db::announcements::fold(&engine.pool, FOLD).await {
+        Err(error) if db::is_locked(&error) => Ok(0),
+        folded => folded,
     }
 }
 

@@ -574,7 +574,10 @@ async fn what_does_not_fit_is_named_with_its_place() {
     let without_pgvector = "drop extension vector cascade; create schema app; create table app.notes (id int, body text); \
         create table app.note_chunks (note_id int, nth int, body text, embedding real[])";
     let more = |keys: &str| NOTES.replace("key = [\"id\"]", &format!("key = [\"id\"]\n{keys}"));
-    let cases: [(&str, String, String); 11] = [
+    let checks = "alter table app.notes add state text check (state in ('pending', 'busy', 'completed')), \
+        add check (state <> 'busy' or body <> '')";
+    let domain = "create domain app.progress as text check (value in ('pending', 'busy', 'failed')); alter table app.notes add state app.progress";
+    let cases: [(&str, String, String); 13] = [
         ("no source", String::new(), NOTES.to_owned()),
         ("no target", NOTE_TABLES.replace("app.note_chunks", "app.other"), NOTES.to_owned()),
         ("no columns", NOTE_TABLES.to_owned(), NOTES.replace("{body}", "{bodi}").replace("nth =", "n =")),
@@ -584,6 +587,8 @@ async fn what_does_not_fit_is_named_with_its_place() {
         ("a typo in a condition", NOTE_TABLES.to_owned(), more("when = \"delete_at is null\"")),
         ("no changed_at", NOTE_TABLES.to_owned(), more("changed_at = \"updated_at\"\norder = \"created\"")),
         ("a word", format!("{NOTE_TABLES}; {enums}"), format!("{NOTES}{status}")),
+        ("a check", format!("{NOTE_TABLES}; {checks}"), format!("{NOTES}{status}")),
+        ("a domain", format!("{NOTE_TABLES}; {domain}"), format!("{NOTES}{status}")),
         ("no pgvector", without_pgvector.to_owned(), NOTES.to_owned()),
         ("nothing", NOTE_TABLES.to_owned(), NOTES.to_owned()),
     ];
@@ -614,6 +619,10 @@ async fn what_does_not_fit_is_named_with_its_place() {
     # a word
     workers.toml:64: pipelines.notes.status: type progress has no word `busy`; it has pending, completed, failed
         to mend it: alter type "public"."progress" add value 'busy';
+    # a check
+    workers.toml:64: pipelines.notes.status: column state of app.notes does not take the word `failed`: constraint notes_state_check ((state = ANY (ARRAY['pending'::text, 'busy'::text, 'completed'::text]))) refuses it
+    # a domain
+    workers.toml:64: pipelines.notes.status: column state of app.notes does not take the word `completed`: constraint progress_check of type progress refuses it
     # no pgvector
     workers.toml:60: pipelines.notes.target: this database has no pgvector
         to mend it: create extension vector;

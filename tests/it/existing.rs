@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gristmill::app::{self, Readiness};
 use gristmill::db;
-use gristmill::db::app::{Plan, estimate};
+use gristmill::db::app::Plan;
 use insta::assert_snapshot;
 use tokio_util::sync::CancellationToken;
 
@@ -80,10 +80,9 @@ async fn adopted_rows_with_valid_vectors_are_done_and_the_rest_waits_for_a_word(
     let plan = plan(&world).await;
     let unpaid = db::pipelines::unpaid(&world.pool, "documents", &plan.generation).await.expect("it counts");
     assert_eq!((unpaid.held, unpaid.old), (120, 0));
-    let mut connection = world.pool.acquire().await.expect("it is there");
-    let guess = estimate(&mut connection, &plan).await.expect("it estimates");
-    assert_eq!((guess.rows, guess.files), (120, 0));
-    drop(connection);
+    let guess = app::estimate(&world.config(), &world.pool, &plan).await.expect("it estimates");
+    // "Old text 7.", "Old text 17.", "Old text 117.": five tokens each, whatever else the row has.
+    assert_eq!((guess.rows, guess.sampled, guess.tokens, guess.files), (120, 120, 600, 0));
 
     // What is new flows at once, what is held does not.
     world.insert("new", "New text.").await;
@@ -247,4 +246,48 @@ async fn an_adopted_row_that_asks_for_itself_is_not_paid_unasked() {
     180 completed
     120 waiting unaccepted was there before; waits for `gristmill accept`
     ");
+}
+
+#[tokio::test]
+async fn another_word_for_rows_that_were_there_before_is_said_to_come_too_late() {
+    let world = World::new().await;
+    world.insert("old", "Old text.").await;
+    world.register().await;
+    let said = async |world: &World| {
+        let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
+        let late = app::late_words(&world.pool, &resolved.plans).await.expect("the database is there");
+        late.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(said(&world).await, "");
+
+    let world = world.change("existing = \"backfill\"", "existing = \"ignore\"");
+    assert_snapshot!(said(&world).await, @r#"workers.toml:36: pipelines.documents: existing was "backfill" when the rows that were there before got their jobs, and "ignore" changes nothing of that: `gristmill jobs cancel --pipeline documents --kind unaccepted` gives up those that wait"#);
+    world.register().await;
+    assert_eq!(standing(&world).await, "1 waiting unaccepted was there before; waits for `gristmill accept`");
+
+    let world = world.change("existing = \"ignore\"", "existing = \"adopt\"");
+    assert_snapshot!(said(&world).await, @r#"workers.toml:36: pipelines.documents: existing was "backfill" when the rows that were there before got their jobs, and "adopt" changes nothing of that: `gristmill accept documents` opens those that wait"#);
+    let checked = crate::cli::gristmill(&world, &["check"]).await.ok().out;
+    assert!(checked.contains("existing was"), "{checked}");
+}
+
+#[tokio::test]
+async fn the_bill_is_judged_by_a_sample_that_is_cut_and_counted_as_a_job_would() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world
+        .sql(&format!(
+            "insert into public.documents (user_id, name, content, storage_path) \
+             select '{USER}', n::text, case when n % 4 > 0 then repeat('The mill grinds. ', n % 4) end, case when n % 4 = 0 then 'x' end \
+             from generate_series(1, 1200) n"
+        ))
+        .await;
+    register(&world, &*plan(&world).await).await;
+
+    let guess = app::estimate(&world.config(), &world.pool, &*plan(&world).await).await.expect("it estimates");
+
+    assert_eq!((guess.rows, guess.sampled), (1_200, 500));
+    // A quarter are files; a sentence has five tokens, and the others have two on average.
+    assert!((250..350).contains(&guess.files), "{guess:?}");
+    assert!((8_000..10_000).contains(&guess.tokens), "{guess:?}");
 }

@@ -432,7 +432,7 @@ async fn a_row_that_leaves_loses_its_vectors() {
             left before pending
               job cancelled attempt=0 left source row is not in the set
               tried cancel left
-            left later completed
+            left later pending
               job cancelled attempt=0 left source row is not in the set
               tried cancel left
               usage 2 tokens

@@ -182,6 +182,21 @@ pub async fn unique_keys(connection: &mut PgConnection, table: &Table) -> sqlx::
     Ok(rows)
 }
 
+/// The CHECK constraints that are about one column alone: their names and conditions.
+pub async fn checks(connection: &mut PgConnection, table: &Table, column: &str) -> sqlx::Result<Vec<(String, String)>> {
+    let found = sqlx::query!(
+        r#"select c.conname::text as "name!", pg_catalog.pg_get_expr(c.conbin, c.conrelid) as "condition!"
+           from pg_catalog.pg_constraint c
+           join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and array[a.attnum] = c.conkey
+           where c.conrelid = $1 and c.contype = 'c' and a.attname = $2 order by c.conname"#,
+        table.oid,
+        column,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(found.into_iter().map(|check| (check.name, check.condition)).collect())
+}
+
 /// The words of an enum type.
 pub async fn enum_words(connection: &mut PgConnection, type_oid: u32) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(

@@ -1,6 +1,7 @@
 //! The rows that were there before us: each gets a job, and none is paid for without a person's word.
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::config::Existing;
 use crate::domain::SourceKey;
@@ -128,57 +129,26 @@ pub(super) fn parent_of_source(plan: &Plan) -> String {
     matches
 }
 
-/// What embedding some rows may cost in tokens, judged by the length of their text.
-#[derive(Debug, Clone, Copy)]
-pub struct Estimate {
-    pub rows: i64,
-    /// About four characters make a token.
-    pub tokens: i64,
-    /// Rows whose content is a file: nobody knows before it is read.
-    pub files: i64,
-}
-
-/// Estimates what the held rows of a pipeline would cost, from up to 1,000 of them.
+/// How many rows wait for a person's word, and the keys of up to `limit` of them, taken at random.
 ///
 /// # Errors
 /// The database is away or refuses.
-pub async fn estimate(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<Estimate> {
-    let matches: Vec<String> = plan
-        .key
-        .iter()
-        .enumerate()
-        .map(|(nth, column)| format!("source.{} = (held.source_key->>{nth})::{}", column.sql(), column.type_sql()))
-        .collect();
-    let lengths: Vec<String> = plan.expressions.iter().map(|value| format!("coalesce(length({value}), 0)")).collect();
-    let is_file = plan.pipeline.file.as_ref().map_or_else(
-        || "false".to_owned(),
-        |file| {
-            file.when
-                .as_ref()
-                .map_or_else(|| "true".to_owned(), |sql| format!("coalesce(({})::boolean, false)", sql.text))
-        },
-    );
-    let statement = format!(
-        "with held as materialized ( \
-             select source_key from gristmill.embedding_jobs \
-             where pipeline = $1 and ((state = 'waiting' and error_kind = 'unaccepted') or (state = 'completed' and generation is distinct from $2)) \
-         ), sampled as materialized (select source_key from held limit 1000), \
-         measured as ( \
-             select {is_file} as is_file, case when {is_file} then 0 else {lengths} end as characters \
-             from sampled as held join {source} as source on {matches}{lateral} \
-         ) \
-         select (select count(*) from held) as rows, \
-                coalesce((select ceil(avg(characters) / 4.0 * (select count(*) from held)) from measured), 0)::bigint as tokens, \
-                coalesce((select round(avg(is_file::int) * (select count(*) from held)) from measured), 0)::bigint as files",
-        lengths = if lengths.is_empty() { "0".to_owned() } else { lengths.join(" + ") },
-        source = plan.source,
-        matches = matches.join(" and "),
-        lateral = plan.lateral,
-    );
-    let row = sqlx::query(AssertSqlSafe(statement))
-        .bind(&plan.pipeline.name)
-        .bind(&plan.generation)
-        .fetch_one(connection)
-        .await?;
-    Ok(Estimate { rows: row.try_get("rows")?, tokens: row.try_get("tokens")?, files: row.try_get("files")? })
+pub async fn sample_unpaid(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    limit: i64,
+) -> sqlx::Result<(i64, Vec<SourceKey>)> {
+    let unpaid = crate::db::pipelines::unpaid(&mut *connection, &plan.pipeline.name, &plan.generation).await?;
+    let keys = sqlx::query_scalar!(
+        r#"select source_key as "key: Json<SourceKey>" from gristmill.embedding_jobs
+           where pipeline = $1 and ((state = 'waiting' and error_kind = 'unaccepted')
+               or (state = 'completed' and generation is distinct from $2))
+           order by pg_catalog.hashint8(id) limit $3"#,
+        plan.pipeline.name,
+        plan.generation,
+        limit,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok((unpaid.held + unpaid.old, keys.into_iter().map(|key| key.0).collect()))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::config::Name;
@@ -13,6 +14,8 @@ use super::{asked, by_column};
 /// A source row as an attempt sees it.
 #[derive(Debug, Clone)]
 pub struct LoadedRow {
+    /// The key as the row itself has it: `007` finds the row of 7.
+    pub key: SourceKey,
     /// Whether the row is in the pipeline's set.
     pub in_set: bool,
     /// Whether it asks for itself; none where the pipeline has no `needs`.
@@ -54,9 +57,10 @@ pub async fn load(
         Some(file) => condition(file.when.as_ref(), "true"),
     };
     let statement = format!(
-        "select asked.gm_nth as nth, {when} as in_set, {needs} as needs, {tenant} as tenant, {fingerprint} as fingerprint, \
+        "select asked.gm_nth as nth, {key} as key, {when} as in_set, {needs} as needs, {tenant} as tenant, {fingerprint} as fingerprint, \
                 {is_file} as is_file, {skip} as skip, array[{values}]::text[] as row_values \
          from {from}",
+        key = plan.key_json("source"),
         when = plan.when,
         needs = plan.needs.as_deref().unwrap_or("null::boolean"),
         tenant = plan.tenant,
@@ -73,7 +77,9 @@ pub async fn load(
     for row in query.fetch_all(connection).await? {
         let nth: i64 = row.try_get("nth")?;
         let values: Vec<Option<String>> = row.try_get("row_values")?;
+        let key: Json<SourceKey> = row.try_get("key")?;
         let loaded = LoadedRow {
+            key: key.0,
             in_set: row.try_get("in_set")?,
             needs: row.try_get("needs")?,
             tenant: row.try_get("tenant")?,

@@ -8,6 +8,7 @@ mod check;
 mod create;
 mod effects;
 mod fragments;
+mod leave;
 mod limits;
 mod load;
 mod plan;
@@ -19,23 +20,25 @@ mod sweep;
 mod triggers;
 mod vector;
 mod verify;
+mod words;
 mod write;
 
 pub use assign::{ColumnWrite, WriteKind};
 pub use catalog::{Column, Table, vector_schema, vector_version};
-pub use census::{Census, Estimate, census, estimate, has_rows};
+pub use census::{Census, census, has_rows, sample_unpaid};
 pub use check::Misfit;
 pub use create::{Creation, create};
 pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock_shared, run as run_effect, settle};
+pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, lock_asking, open_asked, put_back, take};
 pub use search::{Hit, search};
-pub use sweep::{ClosingIn, Slice, next_key, open_unreadable, sweep_leavers, sweep_set};
+pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{VectorKind, VectorType};
-pub use verify::{Finding, FindingKind, orphans, reopen, verify};
+pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use write::{
     ChunkRow, LockedRow, SourceUpdate, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread, set_writer,
     update_chunks, update_sources, which_exist,

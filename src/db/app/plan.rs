@@ -18,7 +18,7 @@ use super::queue::{self, QueuePlan};
 use super::rights;
 use super::shape::{Shape, row_names};
 use super::vector::{VectorKind, VectorType};
-use super::{asked, literal};
+use super::{asked, words};
 
 /// A pipeline that fits its database.
 #[derive(Debug, Clone)]
@@ -233,7 +233,9 @@ async fn resolve_now(
     let shape = Shape::new(pipeline, &names);
     let write = assign::resolve(&table, &pipeline.write, &mut misfits);
     let status = pipeline.status.as_ref().map(|status| status_plan(&table, status, &mut misfits));
-    words_fit(connection, pipeline, status.as_ref(), &mut misfits).await?;
+    if let (Some(rule), Some(column)) = (&pipeline.status, status.as_ref().and_then(|status| status.column.as_ref())) {
+        words::fit(connection, &table, rule, column, &mut misfits).await?;
+    }
     let target = target_plan(connection, &table, target_table.as_ref(), pipeline, &mut misfits).await?;
     let Some(target) = target else { return Ok(Err(misfits)) };
     let vector = vector_type(target.vector(), schema, &pipeline.target.place, &mut misfits);
@@ -335,42 +337,6 @@ fn status_plan(table: &Table, status: &crate::config::Status, misfits: &mut Vec<
         misfits.push(missing_column(&status.place, table, status.column.first()));
     }
     StatusPlan { column, columns: assign::resolve(table, &status.columns, misfits) }
-}
-
-/// Enum columns must know every status word.
-async fn words_fit(
-    connection: &mut PgConnection,
-    pipeline: &Pipeline,
-    status: Option<&StatusPlan>,
-    misfits: &mut Vec<Misfit>,
-) -> sqlx::Result<()> {
-    let (Some(rule), Some(column)) = (&pipeline.status, status.and_then(|status| status.column.as_ref())) else {
-        return Ok(());
-    };
-    if !column.is_enum {
-        return Ok(());
-    }
-    let known = catalog::enum_words(connection, column.type_oid).await?;
-    let words = &rule.words;
-    for word in [
-        Some(&words.pending),
-        Some(&words.processing),
-        Some(&words.completed),
-        Some(&words.failed),
-        words.skipped.as_ref(),
-    ] {
-        let Some(word) = word else { continue };
-        if !known.contains(word) {
-            misfits.push(
-                Misfit::new(
-                    &rule.place,
-                    format!("type {} has no word `{word}`; it has {}", column.type_name, known.join(", ")),
-                )
-                .fix(format!("alter type {} add value {};", column.type_sql(), literal(word))),
-            );
-        }
-    }
-    Ok(())
 }
 
 async fn target_plan(

@@ -110,12 +110,13 @@ impl QueuePlan {
         format!("{}::{}", literal(word), self.status.type_sql())
     }
 
-    /// The word for a job's state; a row that left is told as a failure.
+    /// The word for a job's state; where there is none for a row that left, that is a failure.
     pub fn word_of(&self, state: &str) -> &str {
         match state {
             "completed" => &self.words.completed,
             "skipped" => self.words.skipped.as_ref().unwrap_or(&self.words.completed),
             "pending" => &self.words.pending,
+            "cancelled" => self.words.cancelled.as_ref().unwrap_or(&self.words.failed),
             _ => &self.words.failed,
         }
     }

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::domain::SourceKey;
 
+use super::literal;
 use super::plan::Plan;
 
 /// How far a pass has come.
@@ -101,7 +102,8 @@ fn asks(plan: &Plan) -> String {
         None => format!("gm_job is null or {left}"),
         Some(needs) => format!(
             "(gm_job is null and {needs}) or (gm_state = 'completed' and {needs} and (not gm_stands or {moved})) \
-             or ((gm_state in ('skipped', 'failed') or {left}) and {needs} and {harmless} and (gm_known is null or {moved}))",
+             or ({left} and {needs}) \
+             or (gm_state in ('skipped', 'failed') and {needs} and {harmless} and (gm_known is null or {moved}))",
         ),
     };
     format!("{entered} or (gm_state in ('completed', 'skipped', 'failed') and {harmless} and {changed})")
@@ -128,7 +130,7 @@ impl ClosingIn {
         self.rows
     }
 
-    /// Whether the row after the last one is alone to blame; else a smaller slice is worth a try.
+    /// Whether the next one is alone to blame; else a smaller slice is worth a try.
     ///
     /// # Errors
     /// The error again, where no row is to blame for it.
@@ -199,11 +201,7 @@ pub async fn sweep_leavers(
 ) -> sqlx::Result<(i64, Option<i64>)> {
     let statement = format!(
         "with slice as materialized ( \
-             select id, source_key, state from gristmill.embedding_jobs \
-             where pipeline = $1 and id > $2 and (state in ('completed', 'skipped', 'failed') \
-                     or (state = 'cancelled' and error_kind = 'person') or (state = 'waiting' and error_kind = 'unaccepted')) \
-               and error_kind is distinct from 'constraint' and jsonb_array_length(source_key) = {count} \
-             order by id limit $3 \
+             select id, source_key, state from gristmill.embedding_jobs where {rests} order by id limit $3 \
          ), gone as materialized ( \
              select job.source_key from slice join gristmill.embedding_jobs as job using (id) \
              where not exists (select from {from} where {found} and (slice.state = 'cancelled' or {when})) \
@@ -212,7 +210,7 @@ pub async fn sweep_leavers(
          select (select count(*) from slice) as seen, (select max(id) from slice) as last, \
                 coalesce((select case when count(*) > 0 then gristmill.open_jobs($1, array_agg(source_key), \
                     array_fill(''::text, array[count(*)::int]), array_fill(null::timestamptz, array[count(*)::int]), 0, true) end from gone), 0) as opened",
-        count = plan.key.len(),
+        rests = rests(plan),
         from = plan.relation(&plan.source),
         found = plan.key_of_json("source", "slice.source_key"),
         when = plan.when,
@@ -228,6 +226,33 @@ pub async fn sweep_leavers(
     let seen: i64 = row.try_get("seen")?;
     let last: Option<i64> = row.try_get("last")?;
     Ok((row.try_get("opened")?, last.filter(|_| seen >= limit)))
+}
+
+/// Jobs of pipeline `$1` behind `$2` that nobody works on. One that may never have found its row may have a key that is none.
+fn rests(plan: &Plan) -> String {
+    let fits: Vec<String> = plan
+        .key
+        .iter()
+        .enumerate()
+        .map(|(nth, column)| format!("gristmill.fits(source_key->>{nth}, {})", literal(&column.type_sql())))
+        .collect();
+    format!(
+        "pipeline = $1 and id > $2 and jsonb_array_length(source_key) = {count} \
+         and case when state in ('completed', 'skipped') or (state = 'waiting' and error_kind = 'unaccepted') then true \
+                  when state = 'failed' or (state = 'cancelled' and error_kind = 'person') then {fits} \
+                  else false end",
+        count = plan.key.len(),
+        fits = fits.join(" and "),
+    )
+}
+
+/// The job after `after` that [`sweep_leavers`] looks at.
+///
+/// # Errors
+/// The database is away.
+pub async fn next_leaver(connection: &mut PgConnection, plan: &Plan, after: i64) -> sqlx::Result<Option<i64>> {
+    let statement = format!("select min(id) from gristmill.embedding_jobs where {}", rests(plan));
+    sqlx::query_scalar(AssertSqlSafe(statement)).bind(&plan.pipeline.name).bind(after).fetch_one(connection).await
 }
 
 /// `(a, b) > ($1::type, $2::type)`, or nothing to be behind of.

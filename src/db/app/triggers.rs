@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::plan::Plan;
 use super::{literal, quote};
+use crate::db::TEXT_FORMAT;
 
 /// A pipeline's triggers and their functions, as SQL.
 #[derive(Debug, Clone)]
@@ -63,11 +64,10 @@ fn transition(event: &str) -> &'static str {
 /// One function: deaf to its own pipeline's writes, pinned so that keys read the same as the worker's, and swallowing its own
 /// errors: the sweep catches up. `others` does not catch a cancellation.
 fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
+    let text_format: String = TEXT_FORMAT.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
     format!(
         "create or replace function {function}() returns trigger language plpgsql security definer \
-         set search_path = '' set timezone = 'UTC' set datestyle = 'ISO, MDY' set intervalstyle = 'postgres' set extra_float_digits = 1 \
-         set enable_nestloop = off \
-         as $gristmill${}$gristmill$",
+         set search_path = '' {text_format}set enable_nestloop = off as $gristmill${}$gristmill$",
         source_of(plan, event),
     )
 }
@@ -75,24 +75,75 @@ fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
 /// A function's source, by which an installed one is known.
 fn source_of(plan: &Plan, event: &str) -> String {
     let name = literal(&plan.pipeline.name);
-    let body = match event {
-        "insert" => announce(&name, &rows_of(plan, "gm_new"), "new_row", "new_row.asks"),
-        "delete" => announce(&name, &rows_of(plan, "gm_old"), "new_row", "new_row.in_set"),
-        _ => update_body(plan, &name),
+    let (new, old) = (alone(plan, "new"), alone(plan, "old"));
+    let of = |new: &str, old: &str| match event {
+        "insert" => announce(&name, &rows_of(plan, new), "new_row", "new_row.asks"),
+        "delete" => announce(&name, &rows_of(plan, old), "new_row", "new_row.in_set"),
+        _ => update_body(plan, &name, new, old),
     };
     format!(
         "\n\
+         declare gm_pair record;\n\
          begin\n\
              if current_setting('gristmill.writer', true) = {name} then return null; end if;\n\
              begin\n\
-                 {body}\n\
-             exception when others then\n\
-                 raise warning 'gristmill could not announce rows of %: %', {table}, sqlerrm;\n\
+                 {whole}\n\
+                 return null;\n\
+             exception\n\
+                 -- A row that cannot be read must not silence its neighbours.\n\
+                 when data_exception or cardinality_violation or plpgsql_error then null;\n\
+                 when others then\n\
+                     raise warning 'gristmill could not announce rows of %: %', {table}, sqlerrm;\n\
+                     return null;\n\
              end;\n\
+             for gm_pair in {pairs} loop\n\
+                 begin\n\
+                     {one}\n\
+                 exception when others then\n\
+                     -- The attempt of its own job says what is wrong with it.\n\
+                     perform gristmill.open_jobs({name}, array[gm_pair.new_key, gm_pair.old_key], array['', ''], \
+                         array[null, null]::timestamptz[], 0, false);\n\
+                 end;\n\
+             end loop;\n\
+             return null;\n\
+         exception when others then\n\
+             raise warning 'gristmill could not announce rows of %: %', {table}, sqlerrm;\n\
              return null;\n\
          end\n",
+        whole = of("gm_new", "gm_old"),
+        pairs = pairs(plan, event),
+        one = of(&new, &old),
         table = literal(&plan.source_table.name.to_string()),
     )
+}
+
+/// The rows of a statement, each beside what it was before.
+fn pairs(plan: &Plan, event: &str) -> String {
+    let side = |which: &str| {
+        let relation = format!("gm_{which}");
+        let (row, key) = (format!("row({relation}.*)::{}", plan.source), plan.key_json(&relation));
+        format!(
+            "not ({relation} is null) as is_{which}, {row} as {which}_row, case when not ({relation} is null) then {key} end as {which}_key"
+        )
+    };
+    let none =
+        |which: &str| format!("false as is_{which}, null::{} as {which}_row, null::jsonb as {which}_key", plan.source);
+    match event {
+        "insert" => format!("select {}, {} from gm_new", side("new"), none("old")),
+        "delete" => format!("select {}, {} from gm_old", none("new"), side("old")),
+        _ => format!(
+            "select {}, {} from gm_new full join gm_old on {} = {}",
+            side("new"),
+            side("old"),
+            plan.key_json("gm_new"),
+            plan.key_json("gm_old"),
+        ),
+    }
+}
+
+/// One row of a pair, as a relation.
+fn alone(plan: &Plan, which: &str) -> String {
+    format!("(select (gm_pair.{which}_row::{}).* where gm_pair.is_{which})", plan.source)
 }
 
 /// What the worker would read of each row: its key, whether it is in the set, whether it asks, and its content.
@@ -121,7 +172,7 @@ fn announce(name: &str, rows: &str, alias: &str, condition: &str) -> String {
 
 /// An update announces rows whose content changed, that began to ask, that entered or left the set, or whose key is new; and the
 /// old key of a row whose key changed.
-fn update_body(plan: &Plan, name: &str) -> String {
+fn update_body(plan: &Plan, name: &str, new: &str, old: &str) -> String {
     let changed = if plan.pipeline.source.reopen_on_change {
         "new_row.content is distinct from old_row.content"
     } else {
@@ -136,10 +187,10 @@ fn update_body(plan: &Plan, name: &str) -> String {
          union all \
          select old_row.key, old_row.tenant, old_row.ordered from ({}) as old_row \
          where old_row.in_set and not exists (select from ({}) as new_row where new_row.key = old_row.key)",
-        rows_of(plan, "gm_new"),
-        rows_of(plan, "gm_old"),
-        rows_of(plan, "gm_old"),
-        rows_of(plan, "gm_new"),
+        rows_of(plan, new),
+        rows_of(plan, old),
+        rows_of(plan, old),
+        rows_of(plan, new),
     );
     announce(name, &joined, "asked", "true")
 }

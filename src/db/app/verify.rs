@@ -3,14 +3,16 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
+use crate::config::OnLeave;
 use crate::domain::SourceKey;
 
 use super::census::parent_of_source;
 use super::plan::{Plan, TargetPlan};
 use super::sweep::{behind, bind_key};
+use super::write::mirror;
 
-/// What is wrong with a row's vectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+/// What is wrong with a row or its vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FindingKind {
     /// The row is in the set and has no job, or is called completed without all of its vectors.
@@ -19,8 +21,16 @@ pub enum FindingKind {
     Stale,
     /// A vector is null, all zeros, or of the wrong length.
     Invalid,
-    /// Vectors of a row that is not in the set.
+    /// There are more chunks than the job wrote.
+    Extra,
+    /// A chunk's stored text is not the one that its vector is of.
+    Altered,
+    /// The row's status word or count of chunks is not what its job came to.
+    Status,
+    /// Vectors of a row that is not in the set, or not there.
     Orphaned,
+    /// An expression of the configuration fails on the row.
+    Unreadable,
 }
 
 /// One row that is not as it should be.
@@ -29,12 +39,15 @@ pub struct Finding {
     pub pipeline: String,
     pub key: SourceKey,
     pub kind: FindingKind,
+    /// Whether its job failed: opening that one again would be a retry.
+    #[serde(skip)]
+    pub failed: bool,
 }
 
-/// Looks at the next `limit` rows of the set; returns what is wrong and where the next slice starts.
+/// Looks at the next `limit` rows of the source; returns what is wrong and where the next slice starts.
 ///
 /// # Errors
-/// The database is away or refuses.
+/// The database is away, or an expression of the configuration fails on a row.
 pub async fn verify(
     connection: &mut PgConnection,
     plan: &Plan,
@@ -42,31 +55,23 @@ pub async fn verify(
     limit: i64,
 ) -> sqlx::Result<(Vec<Finding>, Option<SourceKey>)> {
     let keys = plan.key.len();
-    let (count, bad) = counts(plan);
     let statement = format!(
-        "select {key} as key, \
-                (gm_job is null and {asks}) or (gm_state = 'completed' and chunk.gm_chunks < greatest(gm_wanted, 1)) as missing, \
-                gm_state = 'completed' and (gm_generation is distinct from ${generation} \
-                    or (gm_known is not null and gm_known is distinct from {fingerprint})) as stale, \
-                coalesce(gm_state = 'completed' and chunk.gm_bad > 0, false) as invalid \
+        "select {key} as key, gm_state is not distinct from 'failed' as failed, {kind} as kind \
          from {from} left join ( \
              select id as gm_job, source_key as gm_source_key, state as gm_state, chunks as gm_wanted, generation as gm_generation, \
-                    fingerprint as gm_known \
+                    fingerprint as gm_known, digests as gm_digests, mirror_error as gm_unsaid \
              from gristmill.embedding_jobs where pipeline = ${pipeline} \
          ) as gm_jobs on gm_source_key = {key} \
-         cross join lateral (select {count} as gm_chunks, {bad} as gm_bad) as chunk \
-         where {when} and {behind} order by {list} limit ${limit}",
+         cross join lateral (select {counts}) as chunk \
+         where {behind} order by {list} limit ${limit}",
         key = plan.key_json("source"),
-        // A row that asks for itself and does not, needs no job.
-        asks = plan.needs.as_deref().unwrap_or("true"),
-        fingerprint = plan.fingerprint,
+        kind = kind(plan, keys + 3),
         from = plan.relation(&plan.source),
-        when = plan.when,
+        counts = counts(plan),
         behind = behind(plan, after),
         list = plan.key_list("source"),
         pipeline = keys + 1,
         limit = keys + 2,
-        generation = keys + 3,
     );
     let query = bind_key(sqlx::query(AssertSqlSafe(statement)), plan, after)
         .bind(&plan.pipeline.name)
@@ -77,44 +82,120 @@ pub async fn verify(
     let mut last = None;
     for row in &rows {
         let key: Json<SourceKey> = row.try_get("key")?;
-        let said = |name: &str| row.try_get::<Option<bool>, _>(name).map(|said| said.unwrap_or(false));
-        let kind = if said("invalid")? {
-            Some(FindingKind::Invalid)
-        } else if said("missing")? {
-            Some(FindingKind::Missing)
-        } else if said("stale")? {
-            Some(FindingKind::Stale)
-        } else {
-            None
-        };
-        findings.extend(kind.map(|kind| Finding { pipeline: plan.pipeline.name.clone(), key: key.0.clone(), kind }));
+        let kind: Option<Json<FindingKind>> = row.try_get("kind")?;
+        let finding = kind.map(|kind| {
+            Ok::<_, sqlx::Error>(Finding {
+                pipeline: plan.pipeline.name.clone(),
+                key: key.0.clone(),
+                kind: kind.0,
+                failed: row.try_get("failed")?,
+            })
+        });
+        findings.extend(finding.transpose()?);
         last = Some(key.0);
     }
     let full = i64::try_from(rows.len()).is_ok_and(|seen| seen >= limit);
     Ok((findings, last.filter(|_| full)))
 }
 
+/// What is wrong with a row, as JSON; null where nothing is. Each arm is asked only where those before it do not hold.
+fn kind(plan: &Plan, generation: usize) -> String {
+    // A row of the application that never had a job may have a vector of its own.
+    let orphaned = match (&plan.target, plan.pipeline.on_leave) {
+        (_, OnLeave::Keep) => "false",
+        (TargetPlan::Chunks { .. }, OnLeave::Delete) => {
+            "gm_chunks > 0 and coalesce(gm_state not in ('pending', 'processing'), true)"
+        }
+        (TargetPlan::Row { .. }, OnLeave::Delete) => {
+            "gm_chunks > 0 and gm_state in ('completed', 'skipped', 'failed', 'cancelled')"
+        }
+    };
+    format!(
+        "case when not {when} then case when {orphaned} then '\"orphaned\"' end \
+              when gm_job is null then case when {asks} then '\"missing\"' end \
+              when gm_state = 'completed' and gm_bad > 0 then '\"invalid\"' \
+              when gm_state = 'completed' and gm_chunks < greatest(gm_wanted, 1) then '\"missing\"' \
+              when gm_state = 'completed' and (gm_generation is distinct from ${generation} \
+                  or (gm_known is not null and gm_known is distinct from {fingerprint})) then '\"stale\"' \
+              when gm_state = 'completed' and gm_chunks > gm_wanted then '\"extra\"' \
+              when gm_state = 'completed' and {altered} then '\"altered\"' \
+              when {unsaid} then '\"status\"' end::jsonb",
+        when = plan.when,
+        // A row that asks for itself and does not, needs no job.
+        asks = plan.needs.as_deref().unwrap_or("true"),
+        fingerprint = plan.fingerprint,
+        altered = altered(plan),
+        unsaid = unsaid(plan),
+    )
+}
+
+/// Whether a stored text is not the one that was embedded. Where what is embedded is dressed with more than the text, nobody can tell.
+fn altered(plan: &Plan) -> String {
+    let TargetPlan::Chunks { table, index, text: Some(text), .. } = &plan.target else { return "false".to_owned() };
+    if plan.pipeline.chunks.embed.is_some() || !plan.model.prefix.is_empty() {
+        return "false".to_owned();
+    }
+    format!(
+        "gm_digests is not null and exists (select from {table} as chunk where {parent} and \
+             substring(gm_digests from chunk.{index}::int * 16 + 1 for 16) \
+                 is distinct from substring(sha256(convert_to(chunk.{text}::text, 'UTF8')) for 16))",
+        parent = parent_of_source(plan),
+        index = index.sql(),
+        text = text.sql(),
+    )
+}
+
+/// Whether the row says something else than its job came to. What was adopted is in the application's words, and one that asks for
+/// itself again has said something since.
+fn unsaid(plan: &Plan) -> String {
+    let mut differs = Vec::new();
+    if let (Some(rule), Some(column)) =
+        (&plan.pipeline.status, plan.status.as_ref().and_then(|status| status.column.as_ref()))
+    {
+        let words = [
+            ("completed", Some(&rule.words.completed)),
+            ("failed", Some(&rule.words.failed)),
+            ("skipped", rule.words.skipped.as_ref()),
+        ];
+        differs.extend(words.into_iter().filter_map(|(state, word)| {
+            let word = super::literal(word?);
+            Some(format!("(gm_state = '{state}' and source.{}::text is distinct from {word})", column.sql()))
+        }));
+    }
+    differs.extend(plan.write.iter().filter(|write| write.counts_chunks()).map(|write| {
+        format!("(gm_state = 'completed' and source.{}::text is distinct from gm_wanted::text)", write.column.sql())
+    }));
+    if differs.is_empty() {
+        return "false".to_owned();
+    }
+    format!(
+        "gm_unsaid is null and (gm_digests is not null or gm_state = 'failed') and not {needs} and ({differs})",
+        needs = plan.needs.as_deref().unwrap_or("false"),
+        differs = differs.join(" or "),
+    )
+}
+
 /// Chunks of the source row, and those that may not be kept.
-fn counts(plan: &Plan) -> (String, String) {
+fn counts(plan: &Plan) -> String {
     match &plan.target {
         TargetPlan::Row { vector, .. } => {
             let vector = format!("source.{}", vector.sql());
-            let bad = plan.vector.valid(&vector, plan.model.dimensions);
-            (format!("({vector} is not null)::int"), format!("({vector} is not null and not {bad})::int"))
+            let valid = plan.vector.valid(&vector, plan.model.dimensions);
+            format!("({vector} is not null)::int as gm_chunks, ({vector} is not null and not {valid})::int as gm_bad")
         }
         TargetPlan::Chunks { table, vector, .. } => {
             let parent = parent_of_source(plan);
             let valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions);
-            (
-                format!("(select count(*) from {table} as chunk where {parent})"),
-                format!("(select count(*) from {table} as chunk where {parent} and not {valid})"),
+            format!(
+                "(select count(*) from {table} as chunk where {parent}) as gm_chunks, \
+                 (select count(*) from {table} as chunk where {parent} and not {valid}) as gm_bad"
             )
         }
     }
 }
 
-/// Vectors of rows that are not in the set, up to `limit`. Only asked of chunk tables whose parent is the whole key, and only
-/// where the pipeline removes what left.
+/// Vectors of rows that are not there, up to `limit`. Only asked of chunk tables whose parent is the whole key, and only where the
+/// pipeline removes what left.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -133,7 +214,7 @@ pub async fn orphans(connection: &mut PgConnection, plan: &Plan, limit: i64) -> 
             parent.iter().find(of_key).map(|write| format!("chunk.{}::text", write.column.sql()))
         })
         .collect();
-    if columns.len() != plan.key.len() || plan.pipeline.on_leave == crate::config::OnLeave::Keep {
+    if columns.len() != plan.key.len() || plan.pipeline.on_leave == OnLeave::Keep {
         return Ok(Vec::new());
     }
     let ours = version.as_ref().map_or_else(
@@ -142,27 +223,36 @@ pub async fn orphans(connection: &mut PgConnection, plan: &Plan, limit: i64) -> 
     );
     let statement = format!(
         "select distinct jsonb_build_array({columns}) as key from {table} as chunk \
-         where {ours} and not exists (select from {from} where {parent} and {when}) limit $1",
+         where {ours} and not exists (select from {source} as source where {parent}) limit $1",
         columns = columns.join(", "),
-        from = plan.relation(&plan.source),
+        source = plan.source,
         parent = parent_of_source(plan),
-        when = plan.when,
     );
     let rows = sqlx::query(AssertSqlSafe(statement)).bind(limit).fetch_all(connection).await?;
     rows.iter()
         .map(|row| {
             let key: Json<SourceKey> = row.try_get("key")?;
-            Ok(Finding { pipeline: plan.pipeline.name.clone(), key: key.0, kind: FindingKind::Orphaned })
+            Ok(Finding { pipeline: plan.pipeline.name.clone(), key: key.0, kind: FindingKind::Orphaned, failed: false })
         })
         .collect()
 }
 
-/// Opens the jobs of findings.
+/// Opens the jobs of findings. A failed job whose row says something else stays failed: the row is told. What cannot be read needs
+/// a person.
 ///
 /// # Errors
 /// The database is away.
-pub async fn reopen(connection: &mut PgConnection, findings: &[Finding]) -> sqlx::Result<()> {
+pub async fn mend(connection: &mut PgConnection, plan: &Plan, findings: &[Finding]) -> sqlx::Result<()> {
     for finding in findings {
+        if finding.kind == FindingKind::Unreadable {
+            continue;
+        }
+        if finding.failed && finding.kind == FindingKind::Status {
+            if let Some(status) = &plan.pipeline.status {
+                mirror(connection, plan, &[&finding.key], &status.words.failed, &[]).await?;
+            }
+            continue;
+        }
         sqlx::query!(
             "select gristmill.open_jobs($1, array[$2::jsonb], array[''], array[null::timestamptz], 0, true)",
             finding.pipeline,

@@ -314,8 +314,8 @@ pub async fn update_sources(
     Ok(())
 }
 
-/// Sets the status word of rows nobody else holds: of those in the set, or, to take a word back, of those that still have it
-/// (`instead_of`). Best effort, in a transaction of its own.
+/// Sets the status word of rows nobody else holds: of those in the set, or, to take a word back, of those that still have one of
+/// `instead_of`. Best effort, in a transaction of its own.
 ///
 /// # Errors
 /// The database is away or refuses; nothing depends on it.
@@ -324,14 +324,14 @@ pub async fn mirror(
     plan: &Plan,
     keys: &[&SourceKey],
     word: &str,
-    instead_of: Option<&str>,
+    instead_of: &[&str],
 ) -> sqlx::Result<()> {
     let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
     let word_parameter = plan.key.len() + 1;
-    let asked_for = if instead_of.is_some() {
-        format!("source.{}::text = ${}", column.sql(), word_parameter + 1)
-    } else {
+    let asked_for = if instead_of.is_empty() {
         format!("{} and source.{}::text is distinct from ${word_parameter}", plan.when, column.sql())
+    } else {
+        format!("source.{}::text = any (${})", column.sql(), word_parameter + 1)
     };
     let statement = format!(
         "with free as (select {key} from {asked} join {table} as source on {key_match} \
@@ -354,7 +354,7 @@ pub async fn mirror(
     let mut transaction = sqlx::Connection::begin(connection).await?;
     set_writer(&mut transaction, &plan.pipeline.name).await?;
     let query = bound(&statement, by_column(keys, plan.key.len())).bind(word);
-    let query = if let Some(word) = instead_of { query.bind(word) } else { query };
+    let query = if instead_of.is_empty() { query } else { query.bind(instead_of) };
     query.execute(&mut *transaction).await?;
     transaction.commit().await
 }

@@ -1,0 +1,49 @@
+//! What the configuration says too late.
+
+use std::sync::Arc;
+
+use sqlx::PgPool;
+
+use crate::config::{Existing, Pipeline};
+use crate::db;
+use crate::db::app::{Misfit, Plan};
+use crate::db::pipelines::Registered;
+
+use super::word;
+
+/// Pipelines whose `existing` says something else than when the rows that were there before got their jobs: that changes nothing,
+/// and a person has to know.
+///
+/// # Errors
+/// The database is away.
+pub async fn late_words(pool: &PgPool, plans: &[Arc<Plan>]) -> sqlx::Result<Vec<Misfit>> {
+    let registered = db::pipelines::all(pool).await?;
+    let late = |plan: &Arc<Plan>| {
+        let known = registered.iter().find(|known| known.name == plan.pipeline.name)?;
+        late_word(&plan.pipeline, known)
+    };
+    Ok(plans.iter().filter_map(late).collect())
+}
+
+fn late_word(pipeline: &Pipeline, registered: &Registered) -> Option<Misfit> {
+    let now = pipeline.existing?;
+    let was = registered.existing.as_deref().filter(|was| registered.census_done && *was != word(now))?;
+    let name = &pipeline.name;
+    let to_do = match (was, now) {
+        (_, Existing::Ignore) => {
+            format!("`gristmill jobs cancel --pipeline {name} --kind unaccepted` gives up those that wait")
+        }
+        ("ignore", _) => {
+            format!("`gristmill jobs retry --pipeline {name} --state skipped` opens those that were ignored")
+        }
+        ("adopt", _) => {
+            format!("`gristmill jobs retry --pipeline {name} --state completed` embeds those that were adopted")
+        }
+        (_, Existing::Adopt | Existing::Backfill) => format!("`gristmill accept {name}` opens those that wait"),
+    };
+    let message = format!(
+        "existing was \"{was}\" when the rows that were there before got their jobs, and \"{}\" changes nothing of that: {to_do}",
+        word(now)
+    );
+    Some(Misfit::warning(&pipeline.place, message))
+}

@@ -1,0 +1,71 @@
+//! Status words against what their column takes: known before the first claim, not when the first job fails.
+
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::config::Status;
+
+use super::catalog::{self, Column, Table};
+use super::check::Misfit;
+use super::literal;
+
+/// An enum must know every word, and no CHECK of the column alone, or of its domain, may refuse one.
+pub(super) async fn fit(
+    connection: &mut PgConnection,
+    table: &Table,
+    rule: &Status,
+    column: &Column,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<()> {
+    if column.is_enum {
+        let known = catalog::enum_words(connection, column.type_oid).await?;
+        for word in rule.words.all().into_iter().filter(|word| !known.iter().any(|known| known == word)) {
+            misfits.push(
+                Misfit::new(
+                    &rule.place,
+                    format!("type {} has no word `{word}`; it has {}", column.type_name, known.join(", ")),
+                )
+                .fix(format!("alter type {} add value {};", column.type_sql(), literal(word))),
+            );
+        }
+        return Ok(());
+    }
+    let checks = catalog::checks(connection, table, &column.name).await?;
+    for word in rule.words.all() {
+        let value = format!("select {}::{} as {}", literal(word), column.type_sql(), column.sql());
+        let refused = match first_refusing(connection, &value, &checks).await {
+            Ok(refused) => refused.map(|(name, condition)| format!("constraint {name} ({condition})")),
+            Err(sqlx::Error::Database(error)) if error.constraint().is_some() => {
+                error.constraint().map(|name| format!("constraint {name} of type {}", column.type_name))
+            }
+            // The text is none of the type's.
+            Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
+                Some(format!("type {}", column.type_name))
+            }
+            Err(error) => return Err(error),
+        };
+        misfits.extend(refused.map(|what| {
+            let column = format!("column {} of {}", column.name, table.name);
+            Misfit::new(&rule.place, format!("{column} does not take the word `{word}`: {what} refuses it"))
+        }));
+    }
+    Ok(())
+}
+
+/// The first check that a value does not pass; null passes, as it does when a row is written.
+async fn first_refusing(
+    connection: &mut PgConnection,
+    value: &str,
+    checks: &[(String, String)],
+) -> sqlx::Result<Option<(String, String)>> {
+    sqlx::query(AssertSqlSafe(value.to_owned())).execute(&mut *connection).await?;
+    for (name, condition) in checks {
+        let statement = format!("select coalesce(({condition})::boolean, true) from ({value}) as source");
+        match sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut *connection).await {
+            Ok(false) => return Ok(Some((name.clone(), condition.clone()))),
+            // A check that cannot be asked out of its table says nothing.
+            Ok(true) | Err(sqlx::Error::Database(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}

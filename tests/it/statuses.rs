@@ -1,0 +1,151 @@
+//! What a source row says of itself is true: also once its vectors are gone, and where a person wants no more of it.
+
+use insta::assert_snapshot;
+
+use crate::world::World;
+
+const WITH_A_WORD: &str = "alter table public.documents drop constraint documents_processing_status_check";
+
+/// Each document: what it says of itself, and what its job says.
+async fn said(world: &World) -> String {
+    world
+        .list(
+            "select concat_ws(' ', d.name, d.processing_status, d.chunk_count, '|', j.state, j.error_kind, j.mirror_error) \
+             from public.documents d join gristmill.embedding_jobs j on j.source_key = jsonb_build_array(d.id::text) order by d.name",
+        )
+        .await
+        .join("\n")
+}
+
+#[tokio::test]
+async fn a_row_that_left_does_not_claim_the_vectors_that_went() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("left", "The wheel turns.").await;
+    world.insert("stays", "The stone grinds.").await;
+    world.work().await;
+
+    world.sql("update public.documents set deleted_at = now() where name = 'left'").await;
+    world.work().await;
+    assert_snapshot!(said(&world).await, @"
+    left pending 0 | cancelled left
+    stays completed 1 | completed
+    ");
+    assert_eq!(world.sweep(None).await, 0);
+
+    world.sql("update public.documents set deleted_at = null; update public.documents set content = '' where name = 'stays'").await;
+    world.work().await;
+    assert_snapshot!(said(&world).await, @"
+    left completed 1 | completed
+    stays skipped 0 | skipped skipped
+    ");
+}
+
+#[tokio::test]
+async fn a_row_that_left_gets_the_word_that_the_application_has_for_it_and_keeps_one_of_its_own() {
+    let world =
+        World::new().await.change("skipped = \"skipped\" }", "skipped = \"skipped\", cancelled = \"withdrawn\" }");
+    world.sql(WITH_A_WORD).await;
+    world.register().await;
+    world.insert("left", "The wheel turns.").await;
+    world.insert("own", "The stone grinds.").await;
+    world.work().await;
+
+    world
+        .sql("update public.documents set deleted_at = now(), processing_status = case name when 'own' then 'archived' else processing_status end")
+        .await;
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"
+    left withdrawn 0 | cancelled left
+    own archived 0 | cancelled left
+    ");
+}
+
+#[tokio::test]
+async fn a_row_that_asks_for_itself_and_comes_back_gets_its_vectors_back() {
+    let world = World::new().await.change("changed_at = \"updated_at\"", "needs = \"processing_status = 'pending'\"");
+    world.register().await;
+    world.insert("note", "The wheel turns.").await;
+    world.work().await;
+    world.sql("update public.documents set deleted_at = now()").await;
+    world.work().await;
+
+    world.sql("update public.documents set deleted_at = null").await;
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"note completed 1 | completed");
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 1);
+}
+
+#[tokio::test]
+async fn vectors_of_a_row_that_left_go_even_where_the_row_may_not_be_written() {
+    let world = World::new().await;
+    world.register().await;
+    for name in ["one", "shut", "two"] {
+        world.insert(name, "The wheel turns.").await;
+    }
+    world.work().await;
+    world.sql("update public.documents set deleted_at = now()").await;
+    world
+        .sql(
+            "create function public.shut() returns trigger language plpgsql as $$ begin raise 'deleted rows are shut'; end $$; \
+             create trigger shut before update on public.documents for each row when (old.name = 'shut') execute function public.shut()",
+        )
+        .await;
+
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"
+    one pending 0 | cancelled left
+    shut completed 1 | cancelled left deleted rows are shut (P0001)
+    two pending 0 | cancelled left
+    ");
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);
+}
+
+#[tokio::test]
+async fn the_row_of_a_job_that_a_person_cancelled_says_so() {
+    let world =
+        World::new().await.change("skipped = \"skipped\" }", "skipped = \"skipped\", cancelled = \"cancelled\" }");
+    world.sql(WITH_A_WORD).await;
+    world.register().await;
+    world.insert("done", "The stone grinds.").await;
+    world.work().await;
+    world.insert("note", "The wheel turns.").await;
+    world.sweep(None).await;
+    world.sql("select gristmill.enqueue('documents', 'no uuid'); select gristmill.cancel(id) from gristmill.embedding_jobs").await;
+    assert_snapshot!(said(&world).await, @"
+    done completed 1 | completed
+    note pending | cancelled person
+    ");
+
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"
+    done completed 1 | completed
+    note cancelled | cancelled person
+    ");
+}
+
+#[tokio::test]
+async fn a_row_whose_write_was_refused_loses_its_old_vectors_when_it_leaves() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "The wheel turns.").await;
+    world.work().await;
+    world.sql("alter table public.document_chunks add constraint no_poison check (content not like '%poison%')").await;
+    world.sql("update public.documents set content = 'A poison text.'; select gristmill.enqueue('documents', id) from public.documents; select gristmill.enqueue('documents', 'no uuid')").await;
+    world.work().await;
+    assert_snapshot!(said(&world).await, @"note failed 1 | failed constraint");
+
+    world.sql("update public.documents set deleted_at = now()").await;
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"note pending 0 | cancelled left");
+    assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);
+    assert_snapshot!(world.states().await, @"
+    1 cancelled left
+    1 failed constraint
+    ");
+}
