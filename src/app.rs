@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use rust_decimal::Decimal;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader};
+use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader, Memory};
 use crate::chunk::{Rules, Tokenizer};
 use crate::config::{Config, Existing, Meter, Model, ProviderKind};
 use crate::console::Watched;
@@ -23,7 +22,7 @@ use crate::domain::{OwnerId, SourceKey};
 use crate::embedded::{self, Artifact};
 use crate::extract::Extractor;
 use crate::files::{Files, FilesError};
-use crate::jobs::{Deps, MEMORY_UNIT};
+use crate::jobs::Deps;
 use crate::net;
 use crate::providers::Embedder;
 use crate::telemetry::Metrics;
@@ -327,8 +326,7 @@ async fn wire(
 ) -> Result<Running, StartError> {
     let owner = OwnerId::fresh();
     let files = Arc::new(Files::open(&config.stores)?);
-    let units = u32::try_from(config.worker.memory / MEMORY_UNIT).unwrap_or(u32::MAX).max(1);
-    let memory = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX)));
+    let memory = Memory::new(config.worker.memory);
     let prices = set_prices(config, pool).await?;
     let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
     let mut embedders = BTreeMap::new();
@@ -345,13 +343,12 @@ async fn wire(
         pipelines.push(Deps {
             rules: Arc::new(rules(&plan)),
             tokenizer: tokenizer.clone(),
-            loader: Loader::start(pool.clone(), Arc::clone(&plan)),
+            loader: Loader::start(pool.clone(), Arc::clone(&plan), memory.clone()),
             batcher: batcher.clone(),
             committer: Committer::start(pool.clone(), Arc::clone(&plan)),
             files: Arc::clone(&files),
             extractor: extractor.clone(),
-            memory: Arc::clone(&memory),
-            memory_units: units,
+            memory: memory.clone(),
             plan,
         });
     }

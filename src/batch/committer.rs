@@ -38,12 +38,12 @@ pub enum End {
     Done(Box<DoneWork>),
     /// Nothing to embed: old chunks go.
     Skip {
-        row: Box<LoadedRow>,
+        row: Arc<LoadedRow>,
         reason: Reason,
     },
     /// Given up; what is in the target stays.
     Fail {
-        row: Option<Box<LoadedRow>>,
+        row: Option<Arc<LoadedRow>>,
         reason: Reason,
     },
     /// The row is gone or out of the set: chunks go or stay as the pipeline says.
@@ -55,7 +55,7 @@ pub enum End {
 /// Everything a completed job writes.
 #[derive(Debug)]
 pub struct DoneWork {
-    pub row: LoadedRow,
+    pub row: Arc<LoadedRow>,
     pub chunks: Vec<Chunk>,
     /// A new vector for each chunk, or none where the one in the target is kept.
     pub vectors: Vec<Option<Vec<f32>>>,

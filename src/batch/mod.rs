@@ -6,6 +6,7 @@ mod committer;
 mod facts;
 mod lane;
 mod loader;
+mod memory;
 mod reuse;
 mod transaction;
 
@@ -13,4 +14,5 @@ pub use batcher::{Batcher, EmbedFailure, LaneSettings, LaneStatus, OfJob, Paid, 
 pub use committer::{CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;
 pub use loader::{LoadError, Loaded, Loader};
+pub use memory::{Memory, Weight, weight_of_text};
 pub use reuse::keep;

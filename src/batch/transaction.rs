@@ -269,7 +269,7 @@ async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Goin
     let mut with_status = Vec::new();
     for ready in going {
         let row = match &ready.work.end {
-            End::Done(done) => Some(&done.row),
+            End::Done(done) => Some(&*done.row),
             End::Skip { row, .. } => Some(&**row),
             End::Fail { row, .. } => row.as_deref(),
             End::Leave { .. } => continue,

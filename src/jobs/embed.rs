@@ -1,8 +1,10 @@
 //! The story of an embedding job.
 
+use std::sync::Arc;
+
 use rust_decimal::Decimal;
 
-use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Work, keep};
+use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Weight, Work, keep};
 use crate::chunk::{self, Plan as ChunkPlan};
 use crate::config::{ChunkFact, Name, Template};
 use crate::db::app::{Existing, LoadedRow};
@@ -14,27 +16,35 @@ use super::{Deps, JobError, Trace};
 /// So many workers that died with nothing but this job in hand are no accident.
 const CRASHES_ALONE: i16 = 2;
 
-/// What an attempt came to, with what its row said, for whoever writes the end of one that failed.
-pub struct Attempted {
-    pub result: Result<(), JobError>,
-    pub row: Option<LoadedRow>,
+/// What an attempt has in hand, and leaves behind however it ends: one that is cut short has a row, and may have paid, all the same.
+pub struct InWork {
     pub trace: Trace,
+    pub row: Option<Arc<LoadedRow>>,
+    weight: Option<Weight>,
+    /// Vectors that are paid for and not written, with their texts.
+    unwritten: Texts,
+}
+
+impl InWork {
+    /// Starts the clock.
+    pub fn start() -> Self {
+        Self { trace: Trace::start(), row: None, weight: None, unwritten: Vec::new() }
+    }
+
+    /// Keeps what was paid for and not written, for the next attempt.
+    pub async fn park(&mut self, deps: &Deps) {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        if let Some(row) = self.row.as_ref().filter(|_| !unwritten.is_empty()) {
+            deps.batcher.park(&row.tenant, &unwritten).await;
+        }
+    }
 }
 
 /// One attempt at a job, from the row to the commit. Running it twice is harmless.
-pub async fn run(job: &ClaimedJob, deps: &Deps) -> Attempted {
-    let mut trace = Trace::start();
-    let mut row = None;
-    let result = attempt(job, deps, &mut trace, &mut row).await;
-    Attempted { result, row, trace }
-}
-
-async fn attempt(
-    job: &ClaimedJob,
-    deps: &Deps,
-    trace: &mut Trace,
-    seen: &mut Option<LoadedRow>,
-) -> Result<(), JobError> {
+///
+/// # Errors
+/// See [`JobError`].
+pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
     if job.crashes_alone >= CRASHES_ALONE {
         return Err(JobError::Crashed);
     }
@@ -43,8 +53,8 @@ async fn attempt(
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
     let loaded = deps.loader.load(&job.key, known).await?;
     let row = loaded.row.ok_or(JobError::SourceGone)?;
-    *seen = Some(row.clone());
-    trace.stage("load");
+    work.row = Some(Arc::clone(&row));
+    work.trace.stage("load");
     if !row.in_set {
         return Err(JobError::OutOfSet);
     }
@@ -52,9 +62,9 @@ async fn attempt(
         return Err(JobError::Skipped("skip.when holds for the row".to_owned()));
     }
 
-    let content = content::read(deps, &row).await?;
-    trace.stage("read");
-    let document = &content.document;
+    let (document, weight) = content::read(deps, &row, loaded.weight).await?;
+    work.weight = Some(weight);
+    work.trace.stage("read");
     let characters = document.text.trim().chars().count();
     if characters < deps.plan.pipeline.skip.shorter_than.max(1) {
         let reason = if characters == 0 {
@@ -65,8 +75,8 @@ async fn attempt(
         return Err(JobError::Skipped(reason));
     }
 
-    let plan = cut(deps, &row, document)?;
-    trace.stage("chunk");
+    let plan = cut(deps, &row, &document)?;
+    work.trace.stage("chunk");
     if plan.chunks.is_empty() {
         return Err(JobError::Skipped("there is no text".to_owned()));
     }
@@ -74,12 +84,12 @@ async fn attempt(
 
     // Waits with thousands of others until a full request is worth sending.
     let (vectors, paid, parts) = embed(deps, job, &row, &plan, &kept).await?;
-    trace.stage("embed");
+    work.trace.stage("embed");
 
     // The row may have changed and the lease may be gone by now; the transaction that writes asks both again.
-    let parked: Texts = parkable(&plan, &vectors).into_iter().chain(parts).collect();
+    work.unwritten = parkable(&plan, &vectors).into_iter().chain(parts).collect();
     let price = deps.batcher.settings().price();
-    let facts = facts_of(document, &plan, &paid, price, deps);
+    let facts = facts_of(&document, &plan, &paid, price, deps);
     let cost = facts.cost;
     let done = DoneWork {
         tokens: paid.tokens,
@@ -91,17 +101,17 @@ async fn attempt(
         row,
     };
     let tenant = done.row.tenant.clone();
-    let work =
-        Work { job: job.clone(), end: End::Done(Box::new(done)), facts: timed(facts, trace), stages: trace.json() };
-    let committed = deps.committer.commit(work).await;
+    let trace = &mut work.trace;
+    let end = End::Done(Box::new(done));
+    let done = Work { job: job.clone(), end, facts: timed(facts, trace), stages: trace.json() };
+    let committed = deps.committer.commit(done).await;
     trace.stage("commit");
-    if matches!(committed, Ok(Committed::Written)) {
-        deps.batcher.forget(&tenant, &paid.parked).await;
-    } else {
-        deps.batcher.park(&tenant, &parked).await;
-    }
     match committed? {
-        Committed::Written => Ok(()),
+        Committed::Written => {
+            work.unwritten.clear();
+            deps.batcher.forget(&tenant, &paid.parked).await;
+            Ok(())
+        }
         Committed::Stale => Err(JobError::Stale),
         Committed::Lost => Err(JobError::LeaseLost),
     }

@@ -6,15 +6,13 @@ mod error;
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
-use crate::batch::{Batcher, Committer, Loader};
+use crate::batch::{Batcher, Committer, Loader, Memory};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
 use crate::extract::Extractor;
 use crate::files::Files;
 
-pub use embed::{Attempted, run};
+pub use embed::{InWork, run};
 pub use error::{JobError, Standing};
 
 /// Everything an attempt of one pipeline works with. Cheap to clone.
@@ -28,14 +26,9 @@ pub struct Deps {
     pub committer: Committer,
     pub files: Arc<Files>,
     pub extractor: Extractor,
-    /// Bytes in flight, in units of [`MEMORY_UNIT`].
-    pub memory: Arc<Semaphore>,
-    /// All there are.
-    pub memory_units: u32,
+    /// Bytes in flight.
+    pub memory: Memory,
 }
-
-/// Files, texts and vectors are weighed in these many bytes.
-pub const MEMORY_UNIT: u64 = 64 * 1024;
 
 /// What an attempt keeps for its log line and the timeline.
 #[derive(Debug, Default, Clone)]

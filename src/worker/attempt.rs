@@ -1,6 +1,7 @@
 //! One attempt: its span, its deadline, its panic guard, and its end on the job row.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -10,7 +11,7 @@ use crate::db;
 use crate::db::app::LoadedRow;
 use crate::db::jobs::{Release, ReleaseKind};
 use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason};
-use crate::jobs::{self, Attempted, Deps, JobError, Standing, Trace};
+use crate::jobs::{self, Deps, InWork, JobError, Standing, Trace};
 use crate::telemetry;
 
 use super::Engine;
@@ -25,14 +26,16 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
     // However this ends, a panic included: what is not in hand is not renewed, so that the job is not lost.
     let _in_hand = engine.hands.guard(&job);
     let started = Instant::now();
-    let attempted = attempt(engine, &job, deps).await;
-    let standing = standing(engine, &job);
-    let wanted = match &attempted.result {
+    let mut work = InWork::start();
+    let result = attempt(engine, &job, deps, &mut work).await;
+    // However it ended: what is paid for is kept.
+    work.park(deps).await;
+    let wanted = match &result {
         Ok(()) => Outcome::Done,
-        Err(error) => error.outcome(standing),
+        Err(error) => error.outcome(standing(engine, &job)),
     };
-    let reached = end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await;
-    report(&job, &reached, &attempted.trace, started.elapsed());
+    let reached = end(engine, &job, deps, wanted, work.row.take(), &work.trace).await;
+    report(&job, &reached, &work.trace, started.elapsed());
     release_word(engine, &job, deps, &reached).await;
 }
 
@@ -55,18 +58,17 @@ async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &
 }
 
 /// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
-async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps) -> Attempted {
-    let failed = |error| Attempted { result: Err(error), row: None, trace: Trace::default() };
+async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
     let lost = engine.hands.lost(job.id);
-    let work = AssertUnwindSafe(jobs::run(job, deps)).catch_unwind();
+    let run = AssertUnwindSafe(jobs::run(job, deps, work)).catch_unwind();
     tokio::select! {
-        done = tokio::time::timeout(engine.settings.deadline, work) => match done {
-            Ok(Ok(attempted)) => attempted,
-            Ok(Err(_panic)) => failed(JobError::Panicked),
-            Err(_elapsed) => failed(JobError::Deadline),
+        done = tokio::time::timeout(engine.settings.deadline, run) => match done {
+            Ok(Ok(result)) => result,
+            Ok(Err(_panic)) => Err(JobError::Panicked),
+            Err(_elapsed) => Err(JobError::Deadline),
         },
-        () = lost.cancelled() => failed(JobError::LeaseLost),
-        () = engine.give_up.cancelled() => failed(JobError::Shutdown),
+        () = lost.cancelled() => Err(JobError::LeaseLost),
+        () = engine.give_up.cancelled() => Err(JobError::Shutdown),
     }
 }
 
@@ -87,10 +89,9 @@ async fn end(
     job: &ClaimedJob,
     deps: &Deps,
     outcome: Outcome,
-    row: Option<LoadedRow>,
+    row: Option<Arc<LoadedRow>>,
     trace: &Trace,
 ) -> Outcome {
-    let row = row.map(Box::new);
     let finished = match &outcome {
         Outcome::Done | Outcome::Lost => return outcome,
         Outcome::Skip(reason) => row.map(|row| End::Skip { row, reason: reason.clone() }),

@@ -16,6 +16,7 @@ mod extract;
 mod fake_openai;
 mod files;
 mod ledger;
+mod memory;
 mod outcomes;
 mod postgres;
 mod providers;

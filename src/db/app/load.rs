@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::config::Name;
@@ -37,6 +38,31 @@ impl LoadedRow {
     }
 }
 
+/// How many bytes the values of each row take, in the keys' order: asked before they are loaded.
+///
+/// # Errors
+/// The database is away, or a key does not fit its column's type.
+pub async fn sizes(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKey]) -> sqlx::Result<Vec<u64>> {
+    let mut sizes = vec![0; keys.len()];
+    if plan.expressions.is_empty() {
+        return Ok(sizes);
+    }
+    let parts: Vec<String> =
+        plan.expressions.iter().map(|value| format!("coalesce(octet_length({value}), 0)::bigint")).collect();
+    let statement = format!("select asked.gm_nth as nth, {} as bytes from {}", parts.join(" + "), plan.asked_rows());
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for column in by_column(keys, plan.key.len()) {
+        query = query.bind(column);
+    }
+    for row in query.fetch_all(connection).await? {
+        let (nth, bytes): (i64, i64) = (row.try_get("nth")?, row.try_get("bytes")?);
+        if let Some(size) = usize::try_from(nth - 1).ok().and_then(|nth| sizes.get_mut(nth)) {
+            *size = u64::try_from(bytes).unwrap_or_default();
+        }
+    }
+    Ok(sizes)
+}
+
 /// Loads rows by key, in the keys' order; none where there is no such row.
 ///
 /// # Errors
@@ -70,7 +96,9 @@ pub async fn load(
         query = query.bind(column);
     }
     let mut rows: Vec<Option<LoadedRow>> = vec![None; keys.len()];
-    for row in query.fetch_all(connection).await? {
+    // One by one: a row as it came and its values are in memory together.
+    let mut found = query.fetch(connection);
+    while let Some(row) = found.try_next().await? {
         let nth: i64 = row.try_get("nth")?;
         let values: Vec<Option<String>> = row.try_get("row_values")?;
         let loaded = LoadedRow {
