@@ -9,7 +9,7 @@ use rust_decimal::Decimal;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader, Memory};
+use crate::batch::{Batcher, Committer, Fit, LaneSettings, LaneStatus, Loader, Memory, Vital};
 use crate::chunk::{Rules, Tokenizer};
 use crate::config::{Config, Existing, Meter, Model, ProviderKind};
 use crate::console::Watched;
@@ -239,11 +239,13 @@ impl Running {
     /// What the console shows of it.
     pub fn watched(&self, metrics: Metrics) -> Watched {
         let (lanes, engine) = (self.lanes.clone(), Arc::clone(&self.engine));
+        let watched = Arc::clone(&self.engine);
         let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
         Watched {
             pool: self.engine.pool.clone(),
             metrics,
             refused: self.refused.clone(),
+            misfits: Box::new(move || watched.misfits()),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
             lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
@@ -327,6 +329,8 @@ async fn wire(
     let owner = OwnerId::fresh();
     let files = Arc::new(Files::open(&config.stores)?);
     let memory = Memory::new(config.worker.memory);
+    let vital = Vital::default();
+    let shared_config = Arc::new(config.clone());
     let prices = set_prices(config, pool).await?;
     let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
     let mut embedders = BTreeMap::new();
@@ -335,24 +339,26 @@ async fn wire(
         let model = &plan.model;
         if !lanes.contains_key(&model.label) {
             let dated = prices.get(&(model.provider.clone(), model.name.clone())).cloned().unwrap_or_default();
-            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, dated).await?;
+            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, dated, &vital).await?;
             lanes.insert(model.label.clone(), (batcher, tokenizer));
             embedders.insert(model.label.clone(), embedder);
         }
         let Some((batcher, tokenizer)) = lanes.get(&model.label) else { continue };
+        let fit = Fit::new(pool.clone(), Arc::clone(&shared_config), Arc::clone(&plan));
         pipelines.push(Deps {
             rules: Arc::new(rules(&plan)),
             tokenizer: tokenizer.clone(),
-            loader: Loader::start(pool.clone(), Arc::clone(&plan), memory.clone()),
+            loader: Loader::start(pool.clone(), fit.clone(), memory.clone(), &vital),
             batcher: batcher.clone(),
-            committer: Committer::start(pool.clone(), Arc::clone(&plan)),
+            committer: Committer::start(pool.clone(), fit.clone(), &vital),
             files: Arc::clone(&files),
             extractor: extractor.clone(),
             memory: memory.clone(),
+            fit,
             plan,
         });
     }
-    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, stop);
+    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, vital, stop);
     Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), embedders, refused })
 }
 
@@ -406,6 +412,7 @@ async fn lane(
     owner: OwnerId,
     model: &Model,
     prices: Vec<Dated>,
+    vital: &Vital,
 ) -> Result<(Batcher, Tokenizer, Arc<dyn Embedder>), StartError> {
     let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
     let provider =
@@ -429,5 +436,5 @@ async fn lane(
         );
         crate::telemetry::unknown_price(&model.provider, &model.name);
     }
-    Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder)), tokenizer, embedder))
+    Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder), vital), tokenizer, embedder))
 }

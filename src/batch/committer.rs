@@ -9,15 +9,18 @@ use sqlx::PgPool;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::db;
-use crate::db::app::{LoadedRow, Plan};
+use crate::db::app::LoadedRow;
 use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
 
 use super::facts::JobFacts;
+use super::fit::Fit;
 use super::transaction;
+use super::vital::{Vital, guarded};
 
 /// Most jobs, chunks and bytes of one transaction.
 const MOST_JOBS: usize = 64;
 const MOST_CHUNKS: usize = 2_000;
+const MOST_BYTES: usize = 16 << 20;
 /// How often a group whose rows are busy is tried again before its jobs wait.
 const BUSY_TRIES: u32 = 5;
 /// Commits under way at once, per pipeline.
@@ -83,6 +86,9 @@ pub enum CommitError {
     /// The database refuses this job's rows: a constraint, a type.
     #[error("the database refused the write: {0}")]
     Refused(String),
+    /// The application's tables were changed.
+    #[error("the pipeline does not fit its tables any more: {0}")]
+    Misfit(String),
     /// Somebody else holds the rows.
     #[error("the rows are busy")]
     Busy,
@@ -109,16 +115,16 @@ pub struct Committer(mpsc::UnboundedSender<Request>);
 
 struct Shared {
     pool: PgPool,
-    plan: Arc<Plan>,
+    fit: Fit,
     again: mpsc::WeakUnboundedSender<Request>,
 }
 
 impl Committer {
     /// Starts the committer of one pipeline; it ends with its last clone.
-    pub fn start(pool: PgPool, plan: Arc<Plan>) -> Self {
+    pub fn start(pool: PgPool, fit: Fit, vital: &Vital) -> Self {
         let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
-        let shared = Arc::new(Shared { pool, plan, again: sender.downgrade() });
-        tokio::spawn(async move {
+        let shared = Arc::new(Shared { pool, fit, again: sender.downgrade() });
+        vital.spawn("committer", async move {
             let commits = Arc::new(Semaphore::new(COMMITS));
             let mut waiting = VecDeque::new();
             loop {
@@ -156,14 +162,15 @@ impl Committer {
 
 fn next_group(waiting: &mut VecDeque<Request>) -> Vec<Request> {
     let mut group = Vec::new();
-    let mut chunks = 0;
+    let (mut chunks, mut bytes) = (0, 0);
     while let Some(request) = waiting.pop_front() {
-        chunks += match &request.work.end {
-            End::Done(done) => done.chunks.len(),
-            End::Skip { .. } | End::Fail { .. } | End::Leave { .. } => 1,
-        };
+        if let End::Done(done) = &request.work.end {
+            chunks += done.chunks.len();
+            bytes += done.chunks.iter().map(|chunk| chunk.text.len()).sum::<usize>();
+            bytes += request.work.facts.text.as_ref().map_or(0, String::len);
+        }
         group.push(request);
-        if group.len() >= MOST_JOBS || chunks >= MOST_CHUNKS {
+        if group.len() >= MOST_JOBS || chunks >= MOST_CHUNKS || bytes >= MOST_BYTES {
             break;
         }
     }
@@ -176,11 +183,26 @@ impl Shared {
     /// Commits a group; one that the database refuses is halved until the guilty job stands alone.
     async fn commit(&self, group: Vec<Request>) {
         let mut stack = vec![group];
+        let mut looked = false;
         while let Some(mut group) = stack.pop() {
+            if let Some(why) = self.fit.misfit() {
+                let error = CommitError::Misfit(why);
+                group.into_iter().for_each(|request| drop(request.reply.send(Err(error.clone()))));
+                continue;
+            }
+            let plan = self.fit.plan();
             let works: Vec<&Work> = group.iter().map(|request| &request.work).collect();
-            match transaction::run(&self.pool, &self.plan, &works).await {
+            match guarded(transaction::run(&self.pool, &plan, &works)).await {
                 Ok(verdicts) => self.answer(group, verdicts),
                 Err(error) if db::is_passing(&error) => self.put_off(group, &error),
+                // Once for a group: an error that comes again although the tables fit is a row's.
+                Err(error) if !looked && db::may_be_migrated(&error) => {
+                    looked = true;
+                    match self.fit.look().await {
+                        Ok(_) => stack.push(group),
+                        Err(error) => self.put_off(group, &error),
+                    }
+                }
                 Err(error) if group.len() == 1 => {
                     let refused = CommitError::Refused(db::describe(&error));
                     if let Some(request) = group.pop() {

@@ -4,15 +4,19 @@
 mod batcher;
 mod committer;
 mod facts;
+mod fit;
 mod lane;
 mod loader;
 mod memory;
 mod reuse;
 mod transaction;
+mod vital;
 
 pub use batcher::{Batcher, EmbedFailure, LaneSettings, LaneStatus, OfJob, Paid, Text};
 pub use committer::{CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;
+pub use fit::Fit;
 pub use loader::{LoadError, Loaded, Loader};
 pub use memory::{Memory, Weight, weight_of_text};
 pub use reuse::keep;
+pub use vital::{Broken, Vital};

@@ -56,6 +56,8 @@ pub enum ErrorKind {
     Garbled,
     /// The database refused the write: a constraint, a type.
     Constraint,
+    /// The application's tables were changed and do not fit the pipeline.
+    Misfit,
     /// The database is away or busy.
     Database,
     /// The worker died with the job in hand, twice, alone.
@@ -72,7 +74,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for help texts and filters.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Skipped,
         Self::Left,
         Self::Person,
@@ -87,6 +89,7 @@ impl ErrorKind {
         Self::Credential,
         Self::Garbled,
         Self::Constraint,
+        Self::Misfit,
         Self::Database,
         Self::Crashed,
         Self::Panicked,
@@ -112,6 +115,7 @@ impl ErrorKind {
             Self::Credential => "credential",
             Self::Garbled => "garbled",
             Self::Constraint => "constraint",
+            Self::Misfit => "misfit",
             Self::Database => "database",
             Self::Crashed => "crashed",
             Self::Panicked => "panicked",

@@ -6,7 +6,7 @@ mod error;
 
 use std::sync::Arc;
 
-use crate::batch::{Batcher, Committer, Loader, Memory};
+use crate::batch::{Batcher, Committer, Fit, Loader, Memory};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
 use crate::extract::Extractor;
@@ -18,7 +18,10 @@ pub use error::{JobError, Standing};
 /// Everything an attempt of one pipeline works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Deps {
+    /// As it was at the start: what it says of the configuration and the model holds for as long as the worker runs.
     pub plan: Arc<Plan>,
+    /// The plan as the tables are now.
+    pub fit: Fit,
     pub rules: Arc<Rules>,
     pub tokenizer: Tokenizer,
     pub loader: Loader,

@@ -171,7 +171,7 @@ pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], wh
     };
     let written = async {
         let mut connection = engine.pool.acquire().await?;
-        db::app::mirror(&mut connection, &deps.plan, keys, word, instead_of).await
+        db::app::mirror(&mut connection, &deps.fit.plan(), keys, word, instead_of).await
     };
     // A pool that is drained or a key that does not fit must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {

@@ -60,15 +60,19 @@ async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &
 /// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
 async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
     let lost = engine.hands.lost(job.id);
-    let run = AssertUnwindSafe(jobs::run(job, deps, work)).catch_unwind();
     tokio::select! {
-        done = tokio::time::timeout(engine.settings.deadline, run) => match done {
-            Ok(Ok(result)) => result,
-            Ok(Err(_panic)) => Err(JobError::Panicked),
-            Err(_elapsed) => Err(JobError::Deadline),
-        },
+        result = guarded(engine.settings.deadline, jobs::run(job, deps, work)) => result,
         () = lost.cancelled() => Err(JobError::LeaseLost),
         () = engine.give_up.cancelled() => Err(JobError::Shutdown),
+    }
+}
+
+/// A panic and an endless wait are the attempt's own faults, and its alone.
+async fn guarded(deadline: Duration, attempt: impl Future<Output = Result<(), JobError>>) -> Result<(), JobError> {
+    match tokio::time::timeout(deadline, AssertUnwindSafe(attempt).catch_unwind()).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_panic)) => Err(JobError::Panicked),
+        Err(_elapsed) => Err(JobError::Deadline),
     }
 }
 
@@ -109,6 +113,7 @@ async fn end(
         Ok(Committed::Written) => return outcome,
         Ok(Committed::Lost) => return Outcome::Lost,
         Ok(Committed::Stale) => Outcome::Stale,
+        Err(error @ CommitError::Misfit(_)) => JobError::Commit(error).outcome(standing(engine, job)),
         Err(error @ (CommitError::Busy | CommitError::Database(_))) => Outcome::Snooze {
             after: Duration::from_secs(1),
             reason: Reason::new(ErrorKind::Database, error.to_string()),
@@ -161,5 +166,18 @@ fn report(job: &ClaimedJob, outcome: &Outcome, trace: &Trace, took: Duration) {
         Outcome::Done | Outcome::Skip(_) | Outcome::Stale | Outcome::HandBack | Outcome::Cancel(_) => line!(info),
         Outcome::Retry(_) | Outcome::Snooze { .. } | Outcome::Lost => line!(warn),
         Outcome::Fail(_) => line!(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_and_an_endless_wait_end_the_attempt_alone() {
+        let panicked = guarded(Duration::from_secs(5), async { panic!("a stone in the grain") }).await;
+        assert!(matches!(panicked, Err(JobError::Panicked)));
+        let endless = guarded(Duration::ZERO, std::future::pending()).await;
+        assert!(matches!(endless, Err(JobError::Deadline)));
     }
 }

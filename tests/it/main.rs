@@ -17,6 +17,7 @@ mod fake_openai;
 mod files;
 mod ledger;
 mod memory;
+mod migrating;
 mod outcomes;
 mod postgres;
 mod providers;

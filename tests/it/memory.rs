@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::join_all;
 use gristmill::app;
-use gristmill::batch::{Loader, Memory, weight_of_text};
+use gristmill::batch::{Fit, Loader, Memory, Vital, weight_of_text};
 use gristmill::config::Name;
 use gristmill::domain::SourceKey;
 use insta::assert_snapshot;
@@ -18,7 +18,10 @@ const KIB: u64 = 1024;
 /// Loads every row at once, holds each for a round trip, and says how many bytes of content each row saw loaded at most while it was.
 async fn most_beside(world: &World, memory: u64) -> BTreeMap<u64, u64> {
     let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
-    let loader = Loader::start(world.pool.clone(), Arc::clone(&resolved.plans[0]), Memory::new(memory));
+    let loader = {
+        let fit = Fit::new(world.pool.clone(), Arc::new(world.config()), Arc::clone(&resolved.plans[0]));
+        Loader::start(world.pool.clone(), fit, Memory::new(memory), &Vital::default())
+    };
     let in_memory = AtomicU64::new(0);
     let ids = world.list("select id::text from public.documents order by octet_length(content), id").await;
     let keys: Vec<SourceKey> = ids.into_iter().map(|id| SourceKey(vec![id])).collect();
