@@ -176,7 +176,7 @@ impl Shared {
             requests.iter().enumerate().filter(|(_, request)| request.with_chunks).map(|(nth, _)| nth).collect();
         if !asked.is_empty() {
             let keys: Vec<&SourceKey> = asked.iter().map(|&nth| &requests[nth].key).collect();
-            for chunk in db::app::existing_chunks(&mut connection, plan, &keys, false).await? {
+            for chunk in db::app::existing_chunks(&mut connection, plan, &keys).await? {
                 loaded[asked[chunk.nth]].1.push(chunk);
             }
         }
