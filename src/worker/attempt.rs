@@ -59,7 +59,7 @@ async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &
 
 /// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
 async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
-    let lost = engine.hands.lost(job.id);
+    let lost = engine.hands.lost(job.id, job.lease);
     tokio::select! {
         result = guarded(engine.settings.deadline, jobs::run(job, deps, work)) => result,
         () = lost.cancelled() => Err(JobError::LeaseLost),
