@@ -187,7 +187,9 @@ impl Shared {
         while let Some(mut group) = stack.pop() {
             if let Some(why) = self.fit.misfit() {
                 let error = CommitError::Misfit(why);
-                group.into_iter().for_each(|request| drop(request.reply.send(Err(error.clone()))));
+                for request in group {
+                    request.reply.send(Err(error.clone())).ok();
+                }
                 continue;
             }
             let plan = self.fit.plan();

@@ -514,3 +514,21 @@ async fn a_process_finishes_what_is_in_hand_or_is_told_again() {
         assert_eq!(world.state().await, want);
     }
 }
+
+#[tokio::test]
+async fn a_run_that_is_to_end_by_itself_does_so_when_its_tables_no_longer_fit() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    enqueued(&world, "note", "One.").await;
+    let gate = vendor.hold();
+    let mut process = Process::start(&world, &["--once"]);
+    vendor.arrived(1).await;
+    world.sql("alter table public.document_chunks rename column embedding to vector").await;
+    gate.open();
+
+    assert_eq!(process.ended().await, Some(1));
+
+    let job = "select concat_ws(' ', state, error_kind, 'attempt=' || attempt) from gristmill.embedding_jobs";
+    assert_eq!(world.value::<String>(job).await, "waiting misfit attempt=0");
+}
