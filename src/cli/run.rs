@@ -97,9 +97,9 @@ async fn work(
     });
     tell_start(&running);
     let waits = CancellationToken::new();
-    tokio::spawn(pass_on(give_up, engine.give_up.clone(), waits.clone()));
+    engine.vital.spawn("listener for signals", pass_on(give_up, engine.give_up.clone(), waits.clone()));
     if args.once {
-        tokio::spawn(stop_when_idle(Arc::clone(&engine), stop, waits.clone()));
+        engine.vital.spawn("watch for the end", stop_when_idle(Arc::clone(&engine), stop, waits.clone()));
     }
     let outcome = engine.run().await;
     waits.cancel();

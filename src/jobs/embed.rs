@@ -1,8 +1,9 @@
 //! The story of an embedding job.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rust_decimal::Decimal;
+use tokio::sync::Semaphore;
 
 use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Weight, Work, keep};
 use crate::chunk::{self, Plan as ChunkPlan};
@@ -65,6 +66,7 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
     let (document, weight) = content::read(deps, &row, loaded.weight).await?;
     work.weight = Some(weight);
     work.trace.stage("read");
+    let bytes = document.text.len();
     let characters = document.text.trim().chars().count();
     if characters < deps.plan.pipeline.skip.shorter_than.max(1) {
         let reason = if characters == 0 {
@@ -75,7 +77,11 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
         return Err(JobError::Skipped(reason));
     }
 
-    let plan = cut(deps, &row, &document)?;
+    let (document, plan) = {
+        let (deps, row) = (deps.clone(), Arc::clone(&row));
+        let cut = move || cut(&deps, &row, &document).map(|plan| (document, plan));
+        beside(bytes, cut).await?
+    };
     work.trace.stage("chunk");
     if plan.chunks.is_empty() {
         return Err(JobError::Skipped("there is no text".to_owned()));
@@ -114,6 +120,33 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
         }
         Committed::Stale => Err(JobError::Stale),
         Committed::Lost => Err(JobError::LeaseLost),
+    }
+}
+
+/// From so many bytes on a text is cut beside the runtime: a thread that cuts for a second renews no lease.
+const LARGE: usize = 64 * 1024;
+/// Texts that are cut beside it at once.
+static CUTTERS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
+
+/// Does what takes long for many bytes, elsewhere if there are many.
+async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if bytes < LARGE {
+        return work();
+    }
+    // The semaphore is closed by nobody. What has begun goes on, and counts, though its attempt may have been cut short.
+    let cutter = CUTTERS.acquire().await;
+    let work = move || {
+        let _cutter = cutter;
+        work()
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and with it this task.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -257,4 +290,21 @@ fn uses_text(deps: &Deps) -> bool {
 fn timed(mut facts: JobFacts, trace: &Trace) -> JobFacts {
     facts.ms = trace.total_ms();
     facts
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_takes_long_holds_no_thread_of_the_runtime() {
+        let here = || std::thread::current().id();
+        assert_eq!(beside(LARGE - 1, here).await, here());
+        assert_ne!(beside(LARGE, here).await, here());
+        // And a panic there is the attempt's all the same.
+        let panics = beside(LARGE, || panic!("a stone in the grain"));
+        assert!(std::panic::AssertUnwindSafe(panics).catch_unwind().await.is_err());
+    }
 }
