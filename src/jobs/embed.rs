@@ -1,5 +1,6 @@
 //! The story of an embedding job.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use rust_decimal::Decimal;
@@ -24,12 +25,18 @@ pub struct InWork {
     weight: Option<Weight>,
     /// Vectors that are paid for and not written, with their texts.
     unwritten: Texts,
+    committing: Arc<AtomicBool>,
 }
 
 impl InWork {
     /// Starts the clock.
     pub fn start() -> Self {
-        Self { trace: Trace::start(), row: None, weight: None, unwritten: Vec::new() }
+        Self { trace: Trace::start(), row: None, weight: None, unwritten: Vec::new(), committing: Arc::default() }
+    }
+
+    /// Whether it is with the committer, which asks for the lease itself: until its word is there, nobody else knows it better.
+    pub fn committing(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.committing)
     }
 
     /// Keeps what was paid for and not written, for the next attempt.
@@ -110,6 +117,7 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
     let trace = &mut work.trace;
     let end = End::Done(Box::new(done));
     let done = Work { job: job.clone(), end, facts: timed(facts, trace), stages: trace.json() };
+    work.committing.store(true, Ordering::Release);
     let committed = deps.committer.commit(done).await;
     trace.stage("commit");
     match committed? {

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -60,9 +61,17 @@ async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &
 /// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
 async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
     let lost = engine.hands.lost(job.id, job.lease);
+    let committing = work.committing();
+    let lost = async {
+        lost.cancelled().await;
+        // A lease that the commit itself has ended looks lost to a heartbeat that was under way.
+        if committing.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
         result = guarded(engine.settings.deadline, jobs::run(job, deps, work)) => result,
-        () = lost.cancelled() => Err(JobError::LeaseLost),
+        () = lost => Err(JobError::LeaseLost),
         () = engine.give_up.cancelled() => Err(JobError::Shutdown),
     }
 }

@@ -390,6 +390,33 @@ async fn a_connection_that_breaks_in_a_statement_puts_no_job_off() {
     }
 }
 
+#[tokio::test]
+async fn a_lease_that_seems_lost_during_the_commit_is_the_commit_s_to_judge() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    let worker = world.start().await;
+    let mut holder = world.database.connect().await;
+    sqlx::raw_sql("begin; lock table gristmill.usage_events").execute(&mut holder).await.unwrap();
+    enqueued(&world, "note", "One.").await;
+    eventually(
+        &world,
+        "exists (select from pg_locks where not granted and relation = 'gristmill.usage_events'::regclass)",
+    )
+    .await;
+
+    // What a heartbeat says that crosses the commit.
+    let hands = &worker.running.engine.hands;
+    hands.tell_lost(&hands.leases());
+    sqlx::raw_sql("rollback").execute(&mut holder).await.unwrap();
+    all_are(&world, "completed").await;
+    worker.stop().await;
+
+    assert_eq!(summary(&world).await, "1 completed starts=1 attempt=1 chunks=1 usage=1");
+    let parked: i64 = world.value("select count(*) from gristmill.vector_cache").await;
+    assert_eq!(parked, 0, "what is written needs no keeping");
+}
+
 /// A worker of its own process.
 struct Process(Child);
 
