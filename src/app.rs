@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use rust_decimal::Decimal;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Batcher, Committer, LaneSettings, LaneStatus, Loader};
+use crate::batch::{Batcher, Committer, Fit, LaneSettings, LaneStatus, Loader, Memory, Vital};
 use crate::chunk::{Rules, Tokenizer};
 use crate::config::{Config, Existing, Meter, Model, ProviderKind};
 use crate::console::Watched;
@@ -25,7 +24,7 @@ use crate::domain::{OwnerId, SourceKey};
 use crate::embedded::{self, Artifact};
 use crate::extract::Extractor;
 use crate::files::{Files, FilesError};
-use crate::jobs::{Deps, MEMORY_UNIT};
+use crate::jobs::Deps;
 use crate::net;
 use crate::providers::Embedder;
 use crate::telemetry::Metrics;
@@ -256,11 +255,13 @@ impl Running {
     /// What the console shows of it.
     pub fn watched(&self, metrics: Metrics) -> Watched {
         let (lanes, engine) = (self.lanes.clone(), Arc::clone(&self.engine));
+        let watched = Arc::clone(&self.engine);
         let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
         Watched {
             pool: self.engine.pool.clone(),
             metrics,
             refused: self.refused.clone(),
+            misfits: Box::new(move || watched.misfits()),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
             lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
@@ -348,8 +349,9 @@ async fn wire(
 ) -> Result<Running, StartError> {
     let owner = OwnerId::fresh();
     let files = Arc::new(Files::open(&config.stores)?);
-    let units = u32::try_from(config.worker.memory / MEMORY_UNIT).unwrap_or(u32::MAX).max(1);
-    let memory = Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX)));
+    let memory = Memory::new(config.worker.memory);
+    let vital = Vital::default();
+    let shared_config = Arc::new(config.clone());
     let prices = set_prices(config, pool).await?;
     let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
     let mut embedders = BTreeMap::new();
@@ -358,26 +360,27 @@ async fn wire(
         let model = &plan.model;
         if !lanes.contains_key(&model.label) {
             let dated = prices.get(&(model.provider.clone(), model.name.clone())).cloned().unwrap_or_default();
-            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, dated).await?;
+            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, dated, &vital).await?;
             lanes.insert(model.label.clone(), (batcher, tokenizer));
             embedders.insert(model.label.clone(), embedder);
         }
         let Some((batcher, tokenizer)) = lanes.get(&model.label) else { continue };
+        let fit = Fit::new(pool.clone(), Arc::clone(&shared_config), Arc::clone(&plan));
         pipelines.push(Deps {
             pool: pool.clone(),
             rules: Arc::new(rules(&plan)),
             tokenizer: tokenizer.clone(),
-            loader: Loader::start(pool.clone(), Arc::clone(&plan)),
+            loader: Loader::start(pool.clone(), fit.clone(), memory.clone(), &vital),
             batcher: batcher.clone(),
-            committer: Committer::start(pool.clone(), Arc::clone(&plan)),
+            committer: Committer::start(pool.clone(), fit.clone(), &vital),
             files: Arc::clone(&files),
             extractor: extractor.clone(),
-            memory: Arc::clone(&memory),
-            memory_units: units,
+            memory: memory.clone(),
+            fit,
             plan,
         });
     }
-    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, stop);
+    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, vital, stop);
     Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), embedders, refused })
 }
 
@@ -431,6 +434,7 @@ async fn lane(
     owner: OwnerId,
     model: &Model,
     prices: Vec<Dated>,
+    vital: &Vital,
 ) -> Result<(Batcher, Tokenizer, Arc<dyn Embedder>), StartError> {
     let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
     let provider =
@@ -454,5 +458,5 @@ async fn lane(
         );
         crate::telemetry::unknown_price(&model.provider, &model.name);
     }
-    Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder)), tokenizer, embedder))
+    Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder), vital), tokenizer, embedder))
 }

@@ -10,12 +10,13 @@ use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
 use tokio::sync::mpsc;
 
-use crate::db::cache;
 use crate::db::prices::Dated;
+use crate::db::{self, cache};
 use crate::domain::{JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
 use super::lane::{Item, JobCall, Lane};
+use super::vital::Vital;
 
 pub use super::lane::LaneStatus;
 
@@ -102,10 +103,16 @@ pub struct Batcher {
 
 impl Batcher {
     /// Starts a lane; it ends with its last clone.
-    pub fn start(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
+    pub fn start(
+        pool: PgPool,
+        owner: OwnerId,
+        settings: LaneSettings,
+        embedder: Arc<dyn Embedder>,
+        vital: &Vital,
+    ) -> Self {
         let lane = Arc::new(Lane::new(pool, owner, settings, embedder));
         let (sender, items) = mpsc::unbounded_channel();
-        tokio::spawn(Arc::clone(&lane).run(items));
+        vital.spawn("batcher", Arc::clone(&lane).run(items));
         Self { sender, lane }
     }
 
@@ -165,9 +172,10 @@ impl Batcher {
         vectors: &mut [Option<Vec<f32>>],
     ) -> Result<u64, EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
-        let parked = cache::find(&self.lane.pool, &job.tenant, &self.lane.settings.cache_name(), &hashes)
+        let name = self.lane.settings.cache_name();
+        let parked = db::patiently(|| cache::find(&self.lane.pool, &job.tenant, &name, &hashes))
             .await
-            .map_err(|error| EmbedFailure::Database(crate::db::describe(&error)))?;
+            .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
         let mut tokens = 0;
         for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
             if let Some(found) = parked.get(hash).filter(|found| found.len() == self.lane.settings.dimensions) {
@@ -185,7 +193,7 @@ impl Batcher {
         }
         let model = self.lane.settings.cache_name();
         if let Err(error) = cache::forget(&self.lane.pool, tenant, &model, texts).await {
-            tracing::warn!(vectors = texts.len(), error = crate::db::describe(&error), "parked vectors stay behind");
+            tracing::warn!(vectors = texts.len(), error = db::describe(&error), "parked vectors stay behind");
         }
     }
 

@@ -9,15 +9,18 @@ use sqlx::PgPool;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::db;
-use crate::db::app::{LoadedRow, Plan};
+use crate::db::app::LoadedRow;
 use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
 
 use super::facts::JobFacts;
+use super::fit::Fit;
 use super::transaction;
+use super::vital::{Vital, guarded};
 
 /// Most jobs, chunks and bytes of one transaction.
 const MOST_JOBS: usize = 64;
 const MOST_CHUNKS: usize = 2_000;
+const MOST_BYTES: usize = 16 << 20;
 /// How often a group whose rows are busy is tried again before its jobs wait.
 const BUSY_TRIES: u32 = 5;
 /// From this try on a commit waits a moment for rows that jobs share.
@@ -42,12 +45,12 @@ pub enum End {
     Done(Box<DoneWork>),
     /// Nothing to embed: old chunks go.
     Skip {
-        row: Box<LoadedRow>,
+        row: Arc<LoadedRow>,
         reason: Reason,
     },
     /// Given up; what is in the target stays.
     Fail {
-        row: Option<Box<LoadedRow>>,
+        row: Option<Arc<LoadedRow>>,
         reason: Reason,
     },
     /// The row is gone or out of the set: chunks go or stay as the pipeline says.
@@ -59,7 +62,7 @@ pub enum End {
 /// Everything a completed job writes.
 #[derive(Debug)]
 pub struct DoneWork {
-    pub row: LoadedRow,
+    pub row: Arc<LoadedRow>,
     pub chunks: Vec<Chunk>,
     /// A new vector for each chunk, or none where the one in the target is kept.
     pub vectors: Vec<Option<Vec<f32>>>,
@@ -87,6 +90,9 @@ pub enum CommitError {
     /// The database refuses this job's rows: a constraint, a type.
     #[error("the database refused the write: {0}")]
     Refused(String),
+    /// The application's tables were changed.
+    #[error("the pipeline does not fit its tables any more: {0}")]
+    Misfit(String),
     /// Somebody else holds the rows.
     #[error("the rows are busy")]
     Busy,
@@ -113,17 +119,17 @@ pub struct Committer(mpsc::UnboundedSender<Request>);
 
 struct Shared {
     pool: PgPool,
-    plan: Arc<Plan>,
+    fit: Fit,
     again: mpsc::WeakUnboundedSender<Request>,
 }
 
 impl Committer {
     /// Starts the committer of one pipeline; it ends with its last clone.
-    pub fn start(pool: PgPool, plan: Arc<Plan>) -> Self {
+    pub fn start(pool: PgPool, fit: Fit, vital: &Vital) -> Self {
         let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
-        let shares = plan.effects.iter().any(|effect| effect.shared.is_some());
-        let shared = Arc::new(Shared { pool, plan, again: sender.downgrade() });
-        tokio::spawn(async move {
+        let shares = fit.plan().effects.iter().any(|effect| effect.shared.is_some());
+        let shared = Arc::new(Shared { pool, fit, again: sender.downgrade() });
+        vital.spawn("committer", async move {
             let commits = Arc::new(Semaphore::new(if shares { SHARING_COMMITS } else { COMMITS }));
             let mut waiting = VecDeque::new();
             loop {
@@ -161,14 +167,15 @@ impl Committer {
 
 fn next_group(waiting: &mut VecDeque<Request>) -> Vec<Request> {
     let mut group = Vec::new();
-    let mut chunks = 0;
+    let (mut chunks, mut bytes) = (0, 0);
     while let Some(request) = waiting.pop_front() {
-        chunks += match &request.work.end {
-            End::Done(done) => done.chunks.len(),
-            End::Skip { .. } | End::Fail { .. } | End::Leave { .. } => 1,
-        };
+        if let End::Done(done) = &request.work.end {
+            chunks += done.chunks.len();
+            bytes += done.chunks.iter().map(|chunk| chunk.text.len()).sum::<usize>();
+            bytes += request.work.facts.text.as_ref().map_or(0, String::len);
+        }
         group.push(request);
-        if group.len() >= MOST_JOBS || chunks >= MOST_CHUNKS {
+        if group.len() >= MOST_JOBS || chunks >= MOST_CHUNKS || bytes >= MOST_BYTES {
             break;
         }
     }
@@ -181,12 +188,29 @@ impl Shared {
     /// Commits a group; one that the database refuses is halved until the guilty job stands alone.
     async fn commit(&self, group: Vec<Request>) {
         let mut stack = vec![group];
+        let mut looked = false;
         while let Some(mut group) = stack.pop() {
+            if let Some(why) = self.fit.misfit() {
+                let error = CommitError::Misfit(why);
+                for request in group {
+                    request.reply.send(Err(error.clone())).ok();
+                }
+                continue;
+            }
+            let plan = self.fit.plan();
             let works: Vec<&Work> = group.iter().map(|request| &request.work).collect();
             let patient = group.iter().any(|request| request.tries >= PATIENT_FROM);
-            match transaction::run(&self.pool, &self.plan, &works, patient).await {
+            match guarded(transaction::run(&self.pool, &plan, &works, patient)).await {
                 Ok(verdicts) => self.answer(group, verdicts),
                 Err(refusal) if db::is_passing(&refusal.error) => self.put_off(group, &refusal.error),
+                // Once for a group: an error that comes again although the tables fit is a row's.
+                Err(refusal) if !looked && db::may_be_migrated(&refusal.error) => {
+                    looked = true;
+                    match self.fit.look().await {
+                        Ok(_) => stack.push(group),
+                        Err(error) => self.put_off(group, &error),
+                    }
+                }
                 Err(refusal) if group.len() == 1 => {
                     let refused = CommitError::Refused(refusal.describe());
                     if let Some(request) = group.pop() {

@@ -199,7 +199,7 @@ impl Lane {
     /// One request on the books: intent, call, result.
     async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
         let intent = self.intent(batch);
-        calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await?;
+        db::patiently(|| async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await }).await?;
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
         let started = Instant::now();
         let answer = self.embedder.embed(&texts).await;

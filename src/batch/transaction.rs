@@ -68,17 +68,23 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
 
     let open: Vec<usize> = (0..works.len()).filter(|&nth| verdicts[nth].is_none()).collect();
     let keys: Vec<&SourceKey> = open.iter().map(|&nth| &works[nth].job.key).collect();
-    let existing = if needs_chunks(works, &open) {
-        app::existing_chunks(&mut transaction, plan, &keys, true).await?
+    let (existing, busy) = if needs_chunks(works, &open) {
+        app::lock_chunks(&mut transaction, plan, &keys).await?
     } else {
-        Vec::new()
+        (Vec::new(), Vec::new())
     };
+    for nth in busy {
+        verdicts[open[nth]] = Some(Verdict::Busy);
+    }
     let mut by_job: HashMap<usize, Vec<&Existing>> = HashMap::new();
     for chunk in &existing {
         by_job.entry(open[chunk.nth]).or_default().push(chunk);
     }
     let mut going = Vec::new();
     for nth in open {
+        if verdicts[nth].is_some() {
+            continue;
+        }
         let chunks = by_job.remove(&nth).unwrap_or_default();
         match prepare(plan, works[nth], &chunks, &now) {
             Some(mut ready) => {
@@ -299,7 +305,7 @@ async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Goin
     let mut with_status = Vec::new();
     for ready in going {
         let row = match &ready.work.end {
-            End::Done(done) => Some(&done.row),
+            End::Done(done) => Some(&*done.row),
             End::Skip { row, .. } => Some(&**row),
             End::Fail { row, .. } => row.as_deref(),
             End::Leave { .. } => continue,

@@ -97,9 +97,9 @@ async fn work(
     });
     tell_start(&running);
     let waits = CancellationToken::new();
-    tokio::spawn(pass_on(give_up, engine.give_up.clone(), waits.clone()));
+    engine.vital.spawn("listener for signals", pass_on(give_up, engine.give_up.clone(), waits.clone()));
     if args.once {
-        tokio::spawn(stop_when_idle(Arc::clone(&engine), stop, waits.clone()));
+        engine.vital.spawn("watch for the end", stop_when_idle(Arc::clone(&engine), stop, waits.clone()));
     }
     let outcome = engine.run().await;
     waits.cancel();
@@ -133,12 +133,15 @@ async fn pass_on(from: CancellationToken, to: CancellationToken, until: Cancella
 
 /// Stops once every pipeline was swept and nothing is left that could be done now.
 async fn stop_when_idle(engine: Arc<Engine>, stop: CancellationToken, until: CancellationToken) {
-    let names = names(&engine);
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
             () = until.cancelled() => return,
         }
+        // Jobs of a pipeline that its tables do not fit any more could not be done now.
+        let unfit = engine.misfits();
+        let names: Vec<String> =
+            names(&engine).into_iter().filter(|name| unfit.iter().all(|(unfit, _)| unfit != name)).collect();
         if engine.swept.passes() < names.len() || engine.hands.count() > 0 {
             continue;
         }
@@ -154,8 +157,11 @@ fn names(engine: &Engine) -> Vec<String> {
     engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect()
 }
 
-/// Whether a job of these pipelines failed since the run began.
+/// Whether a job of these pipelines failed since the run began, or jobs wait for tables that fit.
 async fn judge(pool: &PgPool, engine: &Engine, began: OffsetDateTime) -> Result<(), Failure> {
+    if let Some((pipeline, why)) = engine.misfits().into_iter().next() {
+        return Err(Failure::Failed(format!("pipeline {pipeline} does not fit its tables any more: {why}")));
+    }
     let mut failed = 0;
     for pipeline in names(engine) {
         let states = Some(vec![JobState::Failed.word().to_owned()]);

@@ -34,6 +34,8 @@ pub struct Watched {
     pub metrics: Metrics,
     /// Pipelines of the configuration that do not run, with why.
     pub refused: Vec<(String, String)>,
+    /// Those that ran until their tables were changed, with what does not fit.
+    pub misfits: Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>,
     /// Those that run, with their generation.
     pub pipelines: Vec<(String, String)>,
     pub lanes: Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>,

@@ -35,6 +35,7 @@ pub(super) async fn look(watched: &Watched, patience: Duration) -> Readiness {
         Err(_) => vec![problem("database", "", "does not answer".to_owned())],
     };
     problems.extend(watched.refused.iter().map(|(name, why)| problem("pipeline", name, why.clone())));
+    problems.extend((watched.misfits)().into_iter().map(|(name, why)| problem("pipeline", &name, why)));
     let lanes = (watched.lanes)();
     for lane in &lanes {
         if let Some((why, seconds)) = &lane.paused {

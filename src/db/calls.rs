@@ -27,7 +27,7 @@ pub struct Share {
     pub tokens: i64,
 }
 
-/// Writes the intent with its estimated shares. Durable when it returns: the call may be made.
+/// Writes the intent with its estimated shares. Durable when it returns: the call may be made. May be repeated where the answer was lost.
 pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Intent) -> sqlx::Result<()> {
     let jobs: Vec<i64> = intent.shares.iter().map(|share| share.job.0).collect();
     let revisions: Vec<i64> = intent.shares.iter().map(|share| share.revision.0).collect();
@@ -37,11 +37,12 @@ pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Inte
     sqlx::query!(
         r#"with call as (
                insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated)
-               values ($1, $2, $3, $4, $5, $6)
+               values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing
            )
            insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens)
            select $1, job_id, revision, tenant, inputs, tokens
-           from unnest($7::bigint[], $8::bigint[], $9::text[], $10::int[], $11::bigint[]) as share (job_id, revision, tenant, inputs, tokens)"#,
+           from unnest($7::bigint[], $8::bigint[], $9::text[], $10::int[], $11::bigint[]) as share (job_id, revision, tenant, inputs, tokens)
+           on conflict do nothing"#,
         intent.id,
         owner.0,
         intent.provider,

@@ -37,6 +37,19 @@ pub async fn heartbeat(
     .await
 }
 
+/// Which of these leases are still good.
+pub async fn held(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)]) -> sqlx::Result<Vec<JobId>> {
+    let (ids, leases) = columns(held);
+    sqlx::query_scalar!(
+        r#"select job.id as "id: JobId" from unnest($1::bigint[], $2::uuid[]) as held (id, lease_id)
+           join gristmill.embedding_jobs as job using (id, lease_id) where job.lease_until > clock_timestamp()"#,
+        &ids,
+        &leases,
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Whether a job is cancelled: a lost lease may mean that a person took it.
 pub async fn is_cancelled(db: impl PgExecutor<'_>, job: JobId) -> sqlx::Result<bool> {
     sqlx::query_scalar!(

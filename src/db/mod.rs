@@ -85,6 +85,14 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         .map_err(ConnectError::Away)
 }
 
+/// A plain connection of its own beside a pool: what must not wait for whoever has drained the pool. Only for our own tables.
+///
+/// # Errors
+/// The database is away.
+pub async fn connect_beside(pool: &PgPool) -> sqlx::Result<PgConnection> {
+    PgConnection::connect_with(&pool.connect_options()).await
+}
+
 /// One plain connection, for what is done before there is a pool: creating a database or pgvector.
 ///
 /// # Errors
@@ -135,6 +143,38 @@ pub fn is_passing(error: &sqlx::Error) -> bool {
 /// Whether a lock was waited for in vain.
 pub fn is_locked(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("55P03"))
+}
+
+/// Pauses before a step that an outage cut short is done again; the first is none, since the next connection may be whole.
+const AGAIN: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1_600)];
+
+/// Does a step that may be repeated, again and again while the database is away or busy, for a few seconds.
+///
+/// # Errors
+/// The last one's.
+pub async fn patiently<T, F>(step: impl Fn() -> F) -> sqlx::Result<T>
+where
+    F: Future<Output = sqlx::Result<T>>,
+{
+    for pause in AGAIN {
+        match step().await {
+            // A pool that is drained was waited for already.
+            Err(error) if is_passing(&error) && !matches!(error, sqlx::Error::PoolTimedOut) => {
+                tokio::time::sleep(pause).await;
+            }
+            done => return done,
+        }
+    }
+    step().await
+}
+
+/// Whether an error may come of tables that were changed under a plan, rather than of a row: names that are gone, types that do not
+/// fit, rights that were taken, dimensions, words of an enum or columns that must have a value.
+pub fn may_be_migrated(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| {
+        code.starts_with("42") || ["3F000", "0A000", "55000", "22000", "22P02", "23502"].contains(&code.as_ref())
+    }))
 }
 
 /// What a database error may say in a reason: the message without the detail, which can quote a row's values.

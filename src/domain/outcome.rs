@@ -58,6 +58,8 @@ pub enum ErrorKind {
     Garbled,
     /// The database refused the write: a constraint, a type.
     Constraint,
+    /// The application's tables were changed and do not fit the pipeline.
+    Misfit,
     /// The database is away or busy.
     Database,
     /// The worker died with the job in hand, twice, alone.
@@ -74,7 +76,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for help texts and filters.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Limit,
         Self::Skipped,
         Self::Left,
@@ -90,6 +92,7 @@ impl ErrorKind {
         Self::Credential,
         Self::Garbled,
         Self::Constraint,
+        Self::Misfit,
         Self::Database,
         Self::Crashed,
         Self::Panicked,
@@ -116,6 +119,7 @@ impl ErrorKind {
             Self::Credential => "credential",
             Self::Garbled => "garbled",
             Self::Constraint => "constraint",
+            Self::Misfit => "misfit",
             Self::Database => "database",
             Self::Crashed => "crashed",
             Self::Panicked => "panicked",

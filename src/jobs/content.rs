@@ -1,27 +1,22 @@
 //! From a loaded row to its document: the text of its columns, or its file.
 
+use crate::batch::{Weight, weight_of_text};
 use crate::config::{FileRule, Name, Piece, Template, TextRule};
 use crate::db::app::{LoadedRow, Plan};
 use crate::domain::Document;
 use crate::extract::Input;
 use crate::files::{BadPath, FileBytes, FileError, StorePath, StorePattern};
 
-use super::{Deps, JobError, MEMORY_UNIT};
+use super::{Deps, JobError};
 
-/// A document and the memory it is weighed with until the attempt ends.
-pub(super) struct Content {
-    pub document: Document,
-    pub _weight: Option<tokio::sync::OwnedSemaphorePermit>,
-}
-
-/// What the row says, read and parsed.
-pub(super) async fn read(deps: &Deps, row: &LoadedRow) -> Result<Content, JobError> {
+/// What the row says, read and parsed, and what it is weighed with from here on.
+pub(super) async fn read(deps: &Deps, row: &LoadedRow, weight: Weight) -> Result<(Document, Weight), JobError> {
     if let Some(file) = deps.plan.pipeline.file.as_ref().filter(|_| row.is_file) {
+        // Who waits for memory holds none.
+        drop(weight);
         return read_file(deps, file, row).await;
     }
-    let document = of_columns(&deps.plan, row);
-    let weight = weigh(deps, u64::try_from(document.text.len()).unwrap_or(u64::MAX)).await;
-    Ok(Content { document, _weight: weight })
+    Ok((of_columns(&deps.plan, row), weight))
 }
 
 /// The document of a row whose content is in its columns.
@@ -45,19 +40,20 @@ fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
     template.map(|template| template.render(|name| row.value(name))).unwrap_or_default()
 }
 
-async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<Content, JobError> {
+async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<(Document, Weight), JobError> {
     let asked = asked_of(rule, row)?;
     // Weighed with the most it may be until it is known.
-    let most = deps.files.largest(&rule.store);
-    let weight = weigh(deps, most).await;
+    let mut weight = deps.memory.take(deps.files.largest(&rule.store)).await;
     let file = match fetch(deps, rule, &asked).await {
         Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
         other => other?,
     };
-    let weight = lighten(weight, file.size);
+    // What it will be as a text is guessed until that is known.
+    weight.lighten(weight_of_text(&deps.plan, file.size));
     let input = input_of(rule, row, file);
     let document = deps.extractor.extract(input).await?;
-    Ok(Content { document, _weight: weight })
+    weight.lighten(weight_of_text(&deps.plan, u64::try_from(document.text.len()).unwrap_or(u64::MAX)));
+    Ok((document, weight))
 }
 
 /// What a row asks for, and what it must lie below.
@@ -101,19 +97,4 @@ fn input_of(rule: &FileRule, row: &LoadedRow, file: FileBytes) -> Input {
         template.as_ref().map(|template| template.render(|name| row.value(name))).filter(|text| !text.is_empty())
     };
     Input { media_type: said(&rule.media_type).or(file.media_type), name: said(&rule.name), bytes: file.bytes }
-}
-
-/// Waits until that many bytes may be in flight. More than there is altogether waits for all of it.
-async fn weigh(deps: &Deps, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {
-    let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).clamp(1, deps.memory_units);
-    // The semaphore is closed by nobody; without a permit the work is merely not weighed.
-    std::sync::Arc::clone(&deps.memory).acquire_many_owned(units).await.ok()
-}
-
-fn lighten(weight: Option<tokio::sync::OwnedSemaphorePermit>, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {
-    let mut weight = weight?;
-    let units = usize::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(usize::MAX).max(1);
-    let spare = weight.num_permits().saturating_sub(units);
-    drop(weight.split(spare));
-    Some(weight)
 }

@@ -1,8 +1,12 @@
 //! The story of an embedding job.
 
-use rust_decimal::Decimal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
-use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Work, keep};
+use rust_decimal::Decimal;
+use tokio::sync::Semaphore;
+
+use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Weight, Work, keep};
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan};
@@ -15,27 +19,41 @@ use super::{Deps, JobError, Trace};
 /// So many workers that died with nothing but this job in hand are no accident.
 const CRASHES_ALONE: i16 = 2;
 
-/// What an attempt came to, with what its row said, for whoever writes the end of one that failed.
-pub struct Attempted {
-    pub result: Result<(), JobError>,
-    pub row: Option<LoadedRow>,
+/// What an attempt has in hand, and leaves behind however it ends: one that is cut short has a row, and may have paid, all the same.
+pub struct InWork {
     pub trace: Trace,
+    pub row: Option<Arc<LoadedRow>>,
+    weight: Option<Weight>,
+    /// Vectors that are paid for and not written, with their texts.
+    unwritten: Texts,
+    committing: Arc<AtomicBool>,
+}
+
+impl InWork {
+    /// Starts the clock.
+    pub fn start() -> Self {
+        Self { trace: Trace::start(), row: None, weight: None, unwritten: Vec::new(), committing: Arc::default() }
+    }
+
+    /// Whether it is with the committer, which asks for the lease itself: until its word is there, nobody else knows it better.
+    pub fn committing(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.committing)
+    }
+
+    /// Keeps what was paid for and not written, for the next attempt.
+    pub async fn park(&mut self, deps: &Deps) {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        if let Some(row) = self.row.as_ref().filter(|_| !unwritten.is_empty()) {
+            deps.batcher.park(&row.tenant, &unwritten).await;
+        }
+    }
 }
 
 /// One attempt at a job, from the row to the commit. Running it twice is harmless.
-pub async fn run(job: &ClaimedJob, deps: &Deps) -> Attempted {
-    let mut trace = Trace::start();
-    let mut row = None;
-    let result = attempt(job, deps, &mut trace, &mut row).await;
-    Attempted { result, row, trace }
-}
-
-async fn attempt(
-    job: &ClaimedJob,
-    deps: &Deps,
-    trace: &mut Trace,
-    seen: &mut Option<LoadedRow>,
-) -> Result<(), JobError> {
+///
+/// # Errors
+/// See [`JobError`].
+pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
     if job.crashes_alone >= CRASHES_ALONE {
         return Err(JobError::Crashed);
     }
@@ -45,10 +63,10 @@ async fn attempt(
     let loaded = deps.loader.load(&job.key, known).await?;
     let row = loaded.row.ok_or(JobError::SourceGone)?;
     if row.key != job.key {
-        return Err(JobError::OtherKey(row.key));
+        return Err(JobError::OtherKey(row.key.clone()));
     }
-    *seen = Some(row.clone());
-    trace.stage("load");
+    work.row = Some(Arc::clone(&row));
+    work.trace.stage("load");
     if !row.in_set {
         return Err(JobError::OutOfSet);
     }
@@ -56,9 +74,10 @@ async fn attempt(
         return Err(JobError::Skipped("skip.when holds for the row".to_owned()));
     }
 
-    let content = content::read(deps, &row).await?;
-    trace.stage("read");
-    let document = &content.document;
+    let (document, weight) = content::read(deps, &row, loaded.weight).await?;
+    work.weight = Some(weight);
+    work.trace.stage("read");
+    let bytes = document.text.len();
     let characters = document.text.trim().chars().count();
     if characters < deps.plan.pipeline.skip.shorter_than.max(1) {
         let reason = if characters == 0 {
@@ -69,8 +88,12 @@ async fn attempt(
         return Err(JobError::Skipped(reason));
     }
 
-    let plan = cut(&deps.plan, &deps.rules, &deps.tokenizer, &row, document)?;
-    trace.stage("chunk");
+    let (document, plan) = {
+        let (deps, row) = (deps.clone(), Arc::clone(&row));
+        let cut = move || cut(&deps.plan, &deps.rules, &deps.tokenizer, &row, &document).map(|plan| (document, plan));
+        beside(bytes, cut).await?
+    };
+    work.trace.stage("chunk");
     if plan.chunks.is_empty() {
         return Err(JobError::Skipped("there is no text".to_owned()));
     }
@@ -80,12 +103,12 @@ async fn attempt(
 
     // Waits with thousands of others until a full request is worth sending.
     let (vectors, paid, parts) = embed(deps, job, &row, &plan, &kept).await?;
-    trace.stage("embed");
+    work.trace.stage("embed");
 
     // The row may have changed and the lease may be gone by now; the transaction that writes asks both again.
-    let parked: Texts = parkable(&plan, &vectors).into_iter().chain(parts).collect();
+    work.unwritten = parkable(&plan, &vectors).into_iter().chain(parts).collect();
     let price = deps.batcher.settings().price();
-    let facts = facts_of(document, &plan, &paid, price, deps);
+    let facts = facts_of(&document, &plan, &paid, price, deps);
     let cost = facts.cost;
     let done = DoneWork {
         tokens: paid.tokens,
@@ -97,19 +120,47 @@ async fn attempt(
         row,
     };
     let tenant = done.row.tenant.clone();
-    let work =
-        Work { job: job.clone(), end: End::Done(Box::new(done)), facts: timed(facts, trace), stages: trace.json() };
-    let committed = deps.committer.commit(work).await;
+    let trace = &mut work.trace;
+    let end = End::Done(Box::new(done));
+    let done = Work { job: job.clone(), end, facts: timed(facts, trace), stages: trace.json() };
+    work.committing.store(true, Ordering::Release);
+    let committed = deps.committer.commit(done).await;
     trace.stage("commit");
-    if matches!(committed, Ok(Committed::Written)) {
-        deps.batcher.forget(&tenant, &paid.parked).await;
-    } else {
-        deps.batcher.park(&tenant, &parked).await;
-    }
     match committed? {
-        Committed::Written => Ok(()),
+        Committed::Written => {
+            work.unwritten.clear();
+            deps.batcher.forget(&tenant, &paid.parked).await;
+            Ok(())
+        }
         Committed::Stale => Err(JobError::Stale),
         Committed::Lost => Err(JobError::LeaseLost),
+    }
+}
+
+/// From so many bytes on a text is cut beside the runtime: a thread that cuts for a second renews no lease.
+const LARGE: usize = 64 * 1024;
+/// Texts that are cut beside it at once.
+static CUTTERS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
+
+/// Does what takes long for many bytes, elsewhere if there are many.
+async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+    if bytes < LARGE {
+        return work();
+    }
+    // The semaphore is closed by nobody. What has begun goes on, and counts, though its attempt may have been cut short.
+    let cutter = CUTTERS.acquire().await;
+    let work = move || {
+        let _cutter = cutter;
+        work()
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and with it this task.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -279,4 +330,21 @@ fn uses_text(deps: &Deps) -> bool {
 fn timed(mut facts: JobFacts, trace: &Trace) -> JobFacts {
     facts.ms = trace.total_ms();
     facts
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_takes_long_holds_no_thread_of_the_runtime() {
+        let here = || std::thread::current().id();
+        assert_eq!(beside(LARGE - 1, here).await, here());
+        assert_ne!(beside(LARGE, here).await, here());
+        // And a panic there is the attempt's all the same.
+        let panics = beside(LARGE, || panic!("a stone in the grain"));
+        assert!(std::panic::AssertUnwindSafe(panics).catch_unwind().await.is_err());
+    }
 }

@@ -83,6 +83,8 @@ impl JobError {
             Self::LeaseLost => Outcome::Lost,
             Self::Stale => Outcome::Stale,
             Self::Load(LoadError::Row(_)) => fail(ErrorKind::Constraint),
+            // The worker asks the catalogue until the tables fit again, and claims nothing meanwhile.
+            Self::Load(LoadError::Misfit(_)) | Self::Commit(CommitError::Misfit(_)) => snooze(ErrorKind::Misfit, SHORT),
             Self::Load(LoadError::Database(_)) => snooze(ErrorKind::Database, SHORT),
             Self::FileAwaited => snooze(ErrorKind::File, AWAIT_FILE),
             Self::File(FileError::Unavailable { .. }) => snooze(ErrorKind::Store, SHORT),

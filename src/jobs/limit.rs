@@ -16,7 +16,8 @@ const UNSAID: Duration = Duration::from_hours(1);
 
 /// Reserves what the job is about to pay for, or says why it may not.
 pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, tokens: usize) -> Result<(), JobError> {
-    let Some(limit) = deps.plan.limit.as_ref().filter(|_| tokens > 0) else { return Ok(()) };
+    let plan = deps.fit.plan();
+    let Some(limit) = plan.limit.as_ref().filter(|_| tokens > 0) else { return Ok(()) };
     let spending = Spending {
         tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
         usd: deps.batcher.settings().price().map(|(_, usd)| usd * Decimal::from(tokens)),

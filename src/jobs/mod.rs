@@ -8,15 +8,14 @@ mod limit;
 use std::sync::Arc;
 
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
 
-use crate::batch::{Batcher, Committer, Loader};
+use crate::batch::{Batcher, Committer, Fit, Loader, Memory};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
 use crate::extract::Extractor;
 use crate::files::Files;
 
-pub use embed::{Attempted, run, tokens_of};
+pub use embed::{InWork, run, tokens_of};
 pub use error::{JobError, Standing};
 
 /// Everything an attempt of one pipeline works with. Cheap to clone.
@@ -24,7 +23,10 @@ pub use error::{JobError, Standing};
 pub struct Deps {
     /// For what an attempt asks alone.
     pub pool: PgPool,
+    /// As it was at the start: what it says of the configuration and the model holds for as long as the worker runs.
     pub plan: Arc<Plan>,
+    /// The plan as the tables are now.
+    pub fit: Fit,
     pub rules: Arc<Rules>,
     pub tokenizer: Tokenizer,
     pub loader: Loader,
@@ -32,14 +34,9 @@ pub struct Deps {
     pub committer: Committer,
     pub files: Arc<Files>,
     pub extractor: Extractor,
-    /// Bytes in flight, in units of [`MEMORY_UNIT`].
-    pub memory: Arc<Semaphore>,
-    /// All there are.
-    pub memory_units: u32,
+    /// Bytes in flight.
+    pub memory: Memory,
 }
-
-/// Files, texts and vectors are weighed in these many bytes.
-pub const MEMORY_UNIT: u64 = 64 * 1024;
 
 /// What an attempt keeps for its log line and the timeline.
 #[derive(Debug, Default, Clone)]

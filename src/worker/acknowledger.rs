@@ -140,10 +140,18 @@ async fn renew(engine: &Engine, batch: &[Entry]) {
     }
 }
 
-/// Releases the mirrored word while the leases are still ours.
+/// Releases the mirrored word where the leases are still ours: of a job that another worker has, `processing` is the truth.
 async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
+    let is_mirrored = |pipeline| engine.deps(pipeline).is_some_and(|deps| deps.plan.pipeline.status.is_some());
+    let fresh: Vec<&Entry> =
+        batch.iter().filter(|entry| entry.tried.is_none() && is_mirrored(&entry.pipeline)).collect();
+    let leases: Vec<_> = fresh.iter().map(|entry| (entry.release.id, entry.release.lease)).collect();
+    if leases.is_empty() {
+        return;
+    }
+    let Ok(ours) = db::jobs::held(&engine.pool, &leases).await else { return };
     let mut by_pipeline: HashMap<&str, Vec<&SourceKey>> = HashMap::new();
-    for entry in batch.iter().filter(|entry| entry.tried.is_none()) {
+    for entry in fresh.into_iter().filter(|entry| ours.contains(&entry.release.id)) {
         by_pipeline.entry(&entry.pipeline).or_default().push(&entry.key);
     }
     for (pipeline, keys) in by_pipeline {
@@ -175,7 +183,7 @@ pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], wh
     };
     let written = async {
         let mut connection = engine.pool.acquire().await?;
-        db::app::mirror(&mut connection, &deps.plan, keys, word, &instead_of).await
+        db::app::mirror(&mut connection, &deps.fit.plan(), keys, word, &instead_of).await
     };
     // A pool that is drained or a key that does not fit must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {

@@ -1,6 +1,8 @@
 //! One attempt: its span, its deadline, its panic guard, and its end on the job row.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -10,7 +12,7 @@ use crate::db;
 use crate::db::app::LoadedRow;
 use crate::db::jobs::{Release, ReleaseKind};
 use crate::domain::{ClaimedJob, ErrorKind, Outcome, Reason, SourceKey};
-use crate::jobs::{self, Attempted, Deps, JobError, Standing, Trace};
+use crate::jobs::{self, Deps, InWork, JobError, Standing, Trace};
 use crate::telemetry;
 
 use super::Engine;
@@ -25,17 +27,19 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
     // However this ends, a panic included: what is not in hand is not renewed, so that the job is not lost.
     let _in_hand = engine.hands.guard(&job);
     let started = Instant::now();
-    let attempted = attempt(engine, &job, deps).await;
-    let standing = standing(engine, &job);
-    let wanted = match &attempted.result {
+    let mut work = InWork::start();
+    let result = attempt(engine, &job, deps, &mut work).await;
+    // However it ended: what is paid for is kept.
+    work.park(deps).await;
+    let wanted = match &result {
         Ok(()) => Outcome::Done,
-        Err(error) => error.outcome(standing),
+        Err(error) => error.outcome(standing(engine, &job)),
     };
-    let reached = match &attempted.result {
-        Err(JobError::OtherKey(key)) => hand_on(engine, &job, deps, key, wanted, &attempted.trace).await,
-        _ => end(engine, &job, deps, wanted, attempted.row, &attempted.trace).await,
+    let reached = match &result {
+        Err(JobError::OtherKey(key)) => hand_on(engine, &job, deps, key, wanted, &work.trace).await,
+        _ => end(engine, &job, deps, wanted, work.row.take(), &work.trace).await,
     };
-    report(&job, &reached, &attempted.trace, started.elapsed());
+    report(&job, &reached, &work.trace, started.elapsed());
     release_word(engine, &job, deps, &reached).await;
 }
 
@@ -61,18 +65,29 @@ async fn release_word(engine: &Engine, job: &ClaimedJob, deps: &Deps, reached: &
 }
 
 /// The attempt itself, cut short by its deadline, a lost lease or the end of the grace.
-async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps) -> Attempted {
-    let failed = |error| Attempted { result: Err(error), row: None, trace: Trace::default() };
-    let lost = engine.hands.lost(job.id);
-    let work = AssertUnwindSafe(jobs::run(job, deps)).catch_unwind();
+async fn attempt(engine: &Engine, job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
+    let lost = engine.hands.lost(job.id, job.lease);
+    let committing = work.committing();
+    let lost = async {
+        lost.cancelled().await;
+        // A lease that the commit itself has ended looks lost to a heartbeat that was under way.
+        if committing.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
-        done = tokio::time::timeout(engine.settings.deadline, work) => match done {
-            Ok(Ok(attempted)) => attempted,
-            Ok(Err(_panic)) => failed(JobError::Panicked),
-            Err(_elapsed) => failed(JobError::Deadline),
-        },
-        () = lost.cancelled() => failed(JobError::LeaseLost),
-        () = engine.give_up.cancelled() => failed(JobError::Shutdown),
+        result = guarded(engine.settings.deadline, jobs::run(job, deps, work)) => result,
+        () = lost => Err(JobError::LeaseLost),
+        () = engine.give_up.cancelled() => Err(JobError::Shutdown),
+    }
+}
+
+/// A panic and an endless wait are the attempt's own faults, and its alone.
+async fn guarded(deadline: Duration, attempt: impl Future<Output = Result<(), JobError>>) -> Result<(), JobError> {
+    match tokio::time::timeout(deadline, AssertUnwindSafe(attempt).catch_unwind()).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_panic)) => Err(JobError::Panicked),
+        Err(_elapsed) => Err(JobError::Deadline),
     }
 }
 
@@ -93,10 +108,9 @@ async fn end(
     job: &ClaimedJob,
     deps: &Deps,
     outcome: Outcome,
-    row: Option<LoadedRow>,
+    row: Option<Arc<LoadedRow>>,
     trace: &Trace,
 ) -> Outcome {
-    let row = row.map(Box::new);
     let finished = match &outcome {
         Outcome::Done | Outcome::Lost => return outcome,
         Outcome::Skip(reason) => row.map(|row| End::Skip { row, reason: reason.clone() }),
@@ -114,6 +128,7 @@ async fn end(
         Ok(Committed::Written) => return outcome,
         Ok(Committed::Lost) => return Outcome::Lost,
         Ok(Committed::Stale) => Outcome::Stale,
+        Err(error @ CommitError::Misfit(_)) => JobError::Commit(error).outcome(standing(engine, job)),
         Err(error @ (CommitError::Busy | CommitError::Database(_))) => Outcome::Snooze {
             after: Duration::from_secs(1),
             reason: Reason::new(ErrorKind::Database, error.to_string()),
@@ -191,5 +206,18 @@ fn report(job: &ClaimedJob, outcome: &Outcome, trace: &Trace, took: Duration) {
         Outcome::Done | Outcome::Skip(_) | Outcome::Stale | Outcome::HandBack | Outcome::Cancel(_) => line!(info),
         Outcome::Retry(_) | Outcome::Snooze { .. } | Outcome::Lost => line!(warn),
         Outcome::Fail(_) => line!(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_and_an_endless_wait_end_the_attempt_alone() {
+        let panicked = guarded(Duration::from_secs(5), async { panic!("a stone in the grain") }).await;
+        assert!(matches!(panicked, Err(JobError::Panicked)));
+        let endless = guarded(Duration::ZERO, std::future::pending()).await;
+        assert!(matches!(endless, Err(JobError::Deadline)));
     }
 }

@@ -21,6 +21,8 @@ const LOOK: usize = 1_000;
 /// With work waiting, a claim is worth it when this part of the slots is free, or after this long.
 const WORTH: usize = 4;
 const GATHER: Duration = Duration::from_millis(4);
+/// The first pause after a claim that the database did not take; it doubles up to the usual pause.
+const FIRST: Duration = Duration::from_millis(100);
 /// How often jobs are looked for whose workers died.
 const CRASHED_EVERY: Duration = Duration::from_secs(1);
 
@@ -30,6 +32,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
     let mut first = 0;
     let mut crashed_at: Option<Instant> = None;
     let mut quiet = Quiet::default();
+    let mut outage = FIRST;
     while !engine.stop.is_cancelled() {
         room(&engine).await;
         if engine.stop.is_cancelled() {
@@ -43,6 +46,9 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         for nth in 0..rings.len() {
             let nth = (first + nth) % rings.len();
             let deps = &engine.pipelines[nth];
+            if deps.fit.misfit().is_some() {
+                continue;
+            }
             match claim(&engine, deps, &mut rings[nth], &mut quiet, crashed).await {
                 Ok(jobs) => {
                     claimed += jobs.len();
@@ -61,9 +67,11 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         if claimed > 0 && !away {
             continue;
         }
+        let wait = if away { outage } else { engine.settings.poll };
+        outage = if away { (outage * 2).min(engine.settings.poll) } else { FIRST };
         tokio::select! {
             () = woken, if !away => rings.iter_mut().for_each(Ring::forget_cursors),
-            () = tokio::time::sleep(engine.settings.poll) => rings.iter_mut().for_each(Ring::forget_cursors),
+            () = tokio::time::sleep(wait) => rings.iter_mut().for_each(Ring::forget_cursors),
             () = engine.stop.cancelled() => {}
         }
     }

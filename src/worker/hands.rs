@@ -33,15 +33,25 @@ impl Hands {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a claimed job.
+    /// Takes a claimed job. Where it is in hand under another lease, that one is lost: this worker itself was slow to hear of it.
     pub fn take(&self, job: &ClaimedJob) {
         let held = Held { lease: job.lease, crashes: job.crashes, lost: CancellationToken::new() };
-        self.held().insert(job.id, held);
+        if let Some(old) = self.held().insert(job.id, held) {
+            old.lost.cancel();
+        }
     }
 
-    /// The token that says the job's lease is lost.
-    pub fn lost(&self, job: JobId) -> CancellationToken {
-        self.held().get(&job).map_or_else(CancellationToken::new, |held| held.lost.clone())
+    /// The token that says that this lease on the job is lost.
+    pub fn lost(&self, job: JobId, lease: LeaseId) -> CancellationToken {
+        let held = self.held();
+        held.get(&job).filter(|held| held.lease == lease).map_or_else(
+            || {
+                let lost = CancellationToken::new();
+                lost.cancel();
+                lost
+            },
+            |held| held.lost.clone(),
+        )
     }
 
     /// Lets go of a job, under this lease only.
@@ -122,5 +132,58 @@ pub struct InHand<'a> {
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
         self.hands.drop_job(self.job, self.lease);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{Revision, SourceKey};
+
+    fn claimed(lease: u128) -> ClaimedJob {
+        ClaimedJob {
+            id: JobId(1),
+            lease: LeaseId(Uuid::from_u128(lease)),
+            pipeline: "documents".to_owned(),
+            key: SourceKey(vec!["a".to_owned()]),
+            revision: Revision(1),
+            tenant: String::new(),
+            attempt: 0,
+            max_attempts: 5,
+            starts: 1,
+            snoozed: std::time::Duration::ZERO,
+            crashes: 0,
+            crashes_alone: 0,
+            digests: Vec::new(),
+            generation: None,
+            fingerprint: None,
+            fresh: false,
+            traceparent: None,
+            kept: None,
+        }
+    }
+
+    #[test]
+    fn a_job_that_is_claimed_again_ends_the_attempt_under_the_old_lease_and_no_other() {
+        let hands = Hands::new(4);
+        let (old, new) = (claimed(1), claimed(2));
+        hands.take(&old);
+        let under_old = hands.lost(old.id, old.lease);
+        assert!(!under_old.is_cancelled());
+
+        hands.take(&new);
+        let under_new = hands.lost(new.id, new.lease);
+        assert!(under_old.is_cancelled() && !under_new.is_cancelled());
+        // An attempt that had not begun learns of it as well, and its end lets go of nothing.
+        assert!(hands.lost(old.id, old.lease).is_cancelled());
+        drop(hands.guard(&old));
+        assert_eq!(hands.leases(), [(new.id, new.lease)]);
+
+        hands.tell_lost(&[(old.id, old.lease)]);
+        assert!(!under_new.is_cancelled());
+        hands.tell_lost(&[(new.id, new.lease)]);
+        assert!(under_new.is_cancelled());
     }
 }

@@ -1,10 +1,11 @@
-//! Floor 5: the engine. Claimer, heartbeat, acknowledger, rescuer, sweeper and listener are tasks of their own, free of apalis
+//! Floor 5: the engine. Claimer, heartbeat, acknowledger, rescuer, sweeper, fitter and listener are tasks of their own, free of apalis
 //! types; `backend` is the thin apalis backend over them. No other module names apalis.
 
 mod acknowledger;
 mod attempt;
 mod backend;
 mod claimer;
+mod fitter;
 mod hands;
 mod heartbeat;
 mod listener;
@@ -20,6 +21,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::batch::{Broken, Vital};
 use crate::config;
 use crate::db;
 use crate::domain::OwnerId;
@@ -39,6 +41,8 @@ pub struct Engine {
     pub name: String,
     pub settings: config::Worker,
     pub pipelines: Vec<Deps>,
+    /// The tasks of this engine and of its pipelines.
+    pub vital: Vital,
     pub hands: Hands,
     /// Rung when there may be work: an announcement, a promotion, a release.
     pub wake: Notify,
@@ -58,6 +62,7 @@ impl Engine {
         owner: OwnerId,
         settings: config::Worker,
         pipelines: Vec<Deps>,
+        vital: Vital,
         stop: CancellationToken,
     ) -> Arc<Self> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -72,8 +77,15 @@ impl Engine {
             owner,
             settings,
             pipelines,
+            vital,
             stop,
         })
+    }
+
+    /// The pipelines that do not fit their tables any more, with why.
+    pub fn misfits(&self) -> Vec<(String, String)> {
+        let name = |deps: &Deps| deps.plan.pipeline.name.clone();
+        self.pipelines.iter().filter_map(|deps| Some((name(deps), deps.fit.misfit()?))).collect()
     }
 
     /// The pipeline of that name.
@@ -84,32 +96,48 @@ impl Engine {
     /// Runs until `stop`, then finishes or hands back what is in hand, within the grace.
     ///
     /// # Errors
-    /// apalis gave up, which it does only when its backend does.
+    /// apalis gave up, which it does only when its backend does; or one of the parts panicked: then what is in hand is handed back
+    /// at once, since an orchestrator starts a whole worker instead.
     pub async fn run(self: &Arc<Self>) -> Result<(), EngineError> {
         db::workers::seen(&self.pool, self.owner, &self.name, i32::try_from(self.settings.slots).unwrap_or(i32::MAX))
             .await?;
         let tasks = TaskTracker::new();
         // These go on while jobs are in hand: leases must be kept and releases written until the last one is out.
         let late = CancellationToken::new();
-        tokio::select! {
+        let outcome = tokio::select! {
             outcome = self.work(&tasks, &late) => outcome,
             () = self.out_of_time() => {
                 tracing::warn!(jobs = self.hands.count(), "ended late; leases of jobs in hand end by themselves");
                 late.cancel();
                 Ok(())
             }
+        };
+        self.vital.broken().map_or(outcome, |broken| Err(EngineError::Broken(broken.clone())))
+    }
+
+    /// A part that panicked ends the whole.
+    async fn end_when_broken(self: Arc<Self>) {
+        tokio::select! {
+            () = self.vital.breaks() => {
+                self.stop.cancel();
+                self.give_up.cancel();
+            }
+            () = self.stop.cancelled() => {}
         }
     }
 
     async fn work(self: &Arc<Self>, tasks: &TaskTracker, late: &CancellationToken) -> Result<(), EngineError> {
         let (sender, claimed) = mpsc::channel(self.settings.slots);
-        tasks.spawn(heartbeat::run(Arc::clone(self), late.clone()));
-        tasks.spawn(acknowledger::run(Arc::clone(self), late.clone()));
-        tasks.spawn(rescuer::run(Arc::clone(self)));
-        tasks.spawn(sweeper::run(Arc::clone(self)));
-        tasks.spawn(listener::run(Arc::clone(self)));
-        tasks.spawn(claimer::run(Arc::clone(self), sender));
+        let vital = || self.vital.clone();
+        tasks.spawn(vital().watch("heartbeat", heartbeat::run(Arc::clone(self), late.clone())));
+        tasks.spawn(vital().watch("acknowledger", acknowledger::run(Arc::clone(self), late.clone())));
+        tasks.spawn(vital().watch("rescuer", rescuer::run(Arc::clone(self))));
+        tasks.spawn(vital().watch("sweeper", sweeper::run(Arc::clone(self))));
+        tasks.spawn(vital().watch("fitter", fitter::run(Arc::clone(self))));
+        tasks.spawn(vital().watch("listener", listener::run(Arc::clone(self))));
+        tasks.spawn(vital().watch("claimer", claimer::run(Arc::clone(self), sender)));
         tasks.spawn(Arc::clone(self).end_grace());
+        tasks.spawn(Arc::clone(self).end_when_broken());
         let outcome = backend::run_worker(Arc::clone(self), claimed).await;
         self.stop.cancel();
         self.hands.emptied().await;
@@ -154,6 +182,8 @@ pub enum EngineError {
     Database(#[from] sqlx::Error),
     #[error("the job runner stopped: {0}")]
     Runner(String),
+    #[error(transparent)]
+    Broken(#[from] Broken),
 }
 
 /// Waits, or until the token is cancelled; says whether it was.

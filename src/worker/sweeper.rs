@@ -39,8 +39,13 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut since: Vec<Option<OffsetDateTime>> = vec![None; engine.pipelines.len()];
     loop {
         for (nth, deps) in engine.pipelines.iter().enumerate() {
+            if deps.fit.misfit().is_some() {
+                continue;
+            }
             let began = OffsetDateTime::now_utc();
-            match pass(&engine.pool, &deps.plan, &engine.settings, since[nth], &|| engine.stop.is_cancelled()).await {
+            match pass(&engine.pool, &deps.fit.plan(), &engine.settings, since[nth], &|| engine.stop.is_cancelled())
+                .await
+            {
                 Ok(opened) => {
                     since[nth] = Some(began - LATE);
                     mirror_cancelled(&engine, deps).await;
@@ -50,11 +55,18 @@ pub(super) async fn run(engine: Arc<Engine>) {
                         engine.wake.notify_waiters();
                     }
                 }
-                Err(error) => tracing::warn!(
-                    job.pipeline = deps.plan.pipeline.name,
-                    error = db::describe(&error),
-                    "the sweep failed"
-                ),
+                Err(error) => {
+                    tracing::warn!(
+                        job.pipeline = deps.plan.pipeline.name,
+                        error = db::describe(&error),
+                        "the sweep failed"
+                    );
+                    if db::may_be_migrated(&error)
+                        && let Err(error) = deps.fit.look().await
+                    {
+                        tracing::debug!(error = db::describe(&error), "the catalogue could not be asked");
+                    }
+                }
             }
         }
         if pause(engine.settings.sweep, &engine.stop).await {

@@ -4,6 +4,7 @@ use insta::assert_snapshot;
 
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::ledger::paragraph;
+use crate::outcomes::eventually;
 use crate::world::{DIMENSIONS, World};
 
 fn vendor() -> FakeOpenAi {
@@ -91,4 +92,34 @@ async fn a_failure_stands_even_if_its_mirror_is_refused() {
 
     let job = "select concat_ws(' ', state, error_kind, mirror_error) from gristmill.embedding_jobs";
     assert_snapshot!(world.value::<String>(job).await, @"failed file the database refused the write: constraint no_failures of table documents refused the row (23514)");
+}
+
+#[tokio::test]
+async fn a_chunk_that_somebody_holds_keeps_only_its_own_row_waiting() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(20).await;
+    world.work().await;
+    let mut holder = world.database.connect().await;
+    let hold = "begin; select from public.document_chunks c join public.documents d on d.id = c.document_id \
+                where d.name = 'row 007' for update of c";
+    sqlx::raw_sql(hold).execute(&mut holder).await.unwrap();
+    world.sql("update public.documents set content = 'New. ' || content, updated_at = now()").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    let worker = world.start().await;
+
+    eventually(
+        &world,
+        "(select count(*) = 19 from gristmill.embedding_jobs where state = 'completed' and revision = 2)",
+    )
+    .await;
+    let tried = "select distinct outcome from gristmill.job_attempts where revision = 2 and job_id <> \
+                 (select j.id from gristmill.embedding_jobs j where state <> 'completed')";
+    assert_eq!(world.list(tried).await, Vec::<String>::new(), "jobs beside it were put off");
+    sqlx::raw_sql("rollback").execute(&mut holder).await.unwrap();
+    eventually(&world, "(select bool_and(state = 'completed' and attempt = 1) from gristmill.embedding_jobs)").await;
+    worker.stop().await;
+
+    let texts = "select count(*)::text from public.document_chunks where content like 'New. %'";
+    assert_eq!(world.list(texts).await, ["20"]);
 }

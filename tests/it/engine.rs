@@ -307,6 +307,116 @@ async fn a_database_that_does_not_answer_does_not_keep_a_worker_from_stopping() 
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
 }
 
+#[tokio::test]
+async fn a_part_that_panics_ends_the_worker_and_hands_its_jobs_back() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("grace = \"5s\"", "grace = \"1h\"");
+    world.register().await;
+    enqueued(&world, "note", "One.").await;
+    let _gate = vendor.hold();
+    let running = app::start(&world.config(), &world.pool, CancellationToken::new()).await.expect("the worker starts");
+    let engine = running.engine.clone();
+    let worker = tokio::spawn(async move { engine.run().await });
+    vendor.arrived(1).await;
+
+    running.engine.vital.spawn("sweeper", async { panic!("a stone in the grain") });
+
+    let ended = worker.await.expect("the engine itself does not panic");
+    assert_eq!(ended.expect_err("a part is missing").to_string(), "the sweeper panicked: a stone in the grain");
+    assert_eq!(world.state().await, "note pending | pending attempt=0 chunks=0");
+}
+
+#[tokio::test]
+async fn leases_are_kept_while_the_pool_is_drained() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"1500ms\"");
+    world.register().await;
+    enqueued(&world, "note", "One.").await;
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let mut own = world.database.connect().await;
+    let mut taken = Vec::new();
+    // Whatever the worker lets go of is taken as well.
+    while let Ok(Ok(connection)) = tokio::time::timeout(Duration::from_millis(300), world.pool.acquire()).await {
+        taken.push(connection);
+    }
+
+    // Two whole leases.
+    let until: f64 =
+        ask(&mut own, "select extract(epoch from lease_until)::float8 from gristmill.embedding_jobs").await;
+    let patience = Instant::now();
+    let renewed = format!(
+        "select extract(epoch from lease_until)::float8 > {until} + 3 and lease_until > clock_timestamp() from gristmill.embedding_jobs"
+    );
+    while !ask::<Option<bool>>(&mut own, &renewed).await.unwrap_or(false) {
+        assert!(patience.elapsed() < Duration::from_secs(20), "the lease was lost");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(taken);
+    gate.open();
+    all_are(&world, "completed").await;
+    worker.stop().await;
+
+    assert_eq!(summary(&world).await, "1 completed starts=1 attempt=1 chunks=1 usage=1");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_in_a_statement_puts_no_job_off() {
+    for (table, statement) in [("public.documents", "octet_length"), ("gristmill.provider_calls", "insert into")] {
+        let world = World::new().await;
+        world.register().await;
+        let worker = world.start().await;
+        worker.idle().await;
+        world.insert("note", "One.").await;
+        let mut admin = world.database.connect().await;
+        sqlx::raw_sql(AssertSqlSafe(format!("begin; lock table {table}"))).execute(&mut admin).await.unwrap();
+        let id: Uuid = ask(&mut admin, "select id from public.documents").await;
+        let mut other = world.database.connect().await;
+        ask::<i64>(&mut other, &format!("select gristmill.enqueue('documents', '{id}'::uuid)")).await;
+
+        let ended = format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+             where datname = current_database() and wait_event_type = 'Lock' and query like '%{statement}%'"
+        );
+        while ask::<i64>(&mut other, &ended).await == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        sqlx::raw_sql("rollback").execute(&mut admin).await.unwrap();
+        all_are(&world, "completed").await;
+        worker.stop().await;
+
+        assert_eq!(summary(&world).await, "1 completed starts=1 attempt=1 chunks=1 usage=1", "{table}");
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_seems_lost_during_the_commit_is_the_commit_s_to_judge() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    let worker = world.start().await;
+    let mut holder = world.database.connect().await;
+    sqlx::raw_sql("begin; lock table gristmill.usage_events").execute(&mut holder).await.unwrap();
+    enqueued(&world, "note", "One.").await;
+    eventually(
+        &world,
+        "exists (select from pg_locks where not granted and relation = 'gristmill.usage_events'::regclass)",
+    )
+    .await;
+
+    // What a heartbeat says that crosses the commit.
+    let hands = &worker.running.engine.hands;
+    hands.tell_lost(&hands.leases());
+    sqlx::raw_sql("rollback").execute(&mut holder).await.unwrap();
+    all_are(&world, "completed").await;
+    worker.stop().await;
+
+    assert_eq!(summary(&world).await, "1 completed starts=1 attempt=1 chunks=1 usage=1");
+    let parked: i64 = world.value("select count(*) from gristmill.vector_cache").await;
+    assert_eq!(parked, 0, "what is written needs no keeping");
+}
+
 /// A worker of its own process.
 struct Process(Child);
 
@@ -430,4 +540,22 @@ async fn a_process_finishes_what_is_in_hand_or_is_told_again() {
         };
         assert_eq!(world.state().await, want);
     }
+}
+
+#[tokio::test]
+async fn a_run_that_is_to_end_by_itself_does_so_when_its_tables_no_longer_fit() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    enqueued(&world, "note", "One.").await;
+    let gate = vendor.hold();
+    let mut process = Process::start(&world, &["--once"]);
+    vendor.arrived(1).await;
+    world.sql("alter table public.document_chunks rename column embedding to vector").await;
+    gate.open();
+
+    assert_eq!(process.ended().await, Some(1));
+
+    let job = "select concat_ws(' ', state, error_kind, 'attempt=' || attempt) from gristmill.embedding_jobs";
+    assert_eq!(world.value::<String>(job).await, "waiting misfit attempt=0");
 }

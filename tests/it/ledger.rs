@@ -8,6 +8,7 @@ use insta::assert_snapshot;
 use uuid::Uuid;
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options};
+use crate::outcomes::eventually;
 use crate::world::{DIMENSIONS, World};
 
 fn vendor() -> FakeOpenAi {
@@ -277,4 +278,31 @@ async fn a_text_in_parts_is_bought_once_though_its_row_was_busy() {
     let sums = "select sum(tokens)::text from gristmill.provider_calls union all select sum(quantity)::text from gristmill.usage_events";
     let sums = world.list(sums).await;
     assert_eq!(sums[0], sums[1], "what was paid and what is charged");
+}
+
+#[tokio::test]
+async fn what_a_worker_paid_for_and_could_not_write_before_it_had_to_go_is_bought_once() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("grace = \"5s\"", "grace = \"1h\"");
+    world.register().await;
+    world.insert("note", "One.").await;
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let mut holder = world.database.connect().await;
+    sqlx::raw_sql("begin; select * from public.documents for update").execute(&mut holder).await.unwrap();
+    gate.open();
+    // The answer is here, and its commit finds the row busy.
+    eventually(&world, "exists (select from gristmill.provider_calls where outcome = 'paid')").await;
+    worker.stop.cancel();
+    worker.running.engine.give_up.cancel();
+    worker.stop().await;
+
+    assert_eq!(world.states().await, "1 pending");
+    let parked: i64 = world.value("select count(*) from gristmill.vector_cache").await;
+    assert_eq!(parked, 1);
+    sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
+    world.work().await;
+    assert_eq!(world.states().await, "1 completed");
+    assert_eq!(vendor.paid_texts(), ["One."]);
 }

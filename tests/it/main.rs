@@ -20,6 +20,8 @@ mod files;
 mod keys;
 mod ledger;
 mod limits;
+mod memory;
+mod migrating;
 mod outcomes;
 mod postgres;
 mod providers;

@@ -664,6 +664,30 @@ async fn a_job_whose_lease_is_anothers_is_let_alone() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_given_back_too_late_stays_processing_on_its_row() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"45s\"");
+    world.register().await;
+    world.insert("note", "One.").await;
+    vendor.script([Answer::status(429).with("retry-after", "30")]);
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let taken =
+        "update gristmill.embedding_jobs set lease_id = gen_random_uuid(), lease_until = now() + interval '1 hour'";
+    world.sql(taken).await;
+
+    drop(gate);
+    worker.running.engine.hands.emptied().await;
+    worker.stop().await;
+
+    assert_snapshot!(story(&world).await, @r"
+    note processing
+      job processing attempt=0
+    ");
+}
+
+#[tokio::test]
 async fn a_worker_that_was_away_and_rescued_writes_nothing_when_it_wakes() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await;

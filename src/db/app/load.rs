@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use futures_util::TryStreamExt as _;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
@@ -40,6 +41,31 @@ impl LoadedRow {
     }
 }
 
+/// How many bytes the values of each row take, in the keys' order: asked before they are loaded.
+///
+/// # Errors
+/// The database is away, or a key does not fit its column's type.
+pub async fn sizes(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKey]) -> sqlx::Result<Vec<u64>> {
+    let mut sizes = vec![0; keys.len()];
+    if plan.expressions.is_empty() {
+        return Ok(sizes);
+    }
+    let parts: Vec<String> =
+        plan.expressions.iter().map(|value| format!("coalesce(octet_length({value}), 0)::bigint")).collect();
+    let statement = format!("select asked.gm_nth as nth, {} as bytes from {}", parts.join(" + "), plan.asked_rows());
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for column in by_column(keys, plan.key.len()) {
+        query = query.bind(column);
+    }
+    for row in query.fetch_all(connection).await? {
+        let (nth, bytes): (i64, i64) = (row.try_get("nth")?, row.try_get("bytes")?);
+        if let Some(size) = usize::try_from(nth - 1).ok().and_then(|nth| sizes.get_mut(nth)) {
+            *size = u64::try_from(bytes).unwrap_or_default();
+        }
+    }
+    Ok(sizes)
+}
+
 /// Loads rows by key, in the keys' order; none where there is no such row.
 ///
 /// # Errors
@@ -74,7 +100,9 @@ pub async fn load(
         query = query.bind(column);
     }
     let mut rows: Vec<Option<LoadedRow>> = vec![None; keys.len()];
-    for row in query.fetch_all(connection).await? {
+    // One by one: a row as it came and its values are in memory together.
+    let mut found = query.fetch(connection);
+    while let Some(row) = found.try_next().await? {
         let nth: i64 = row.try_get("nth")?;
         let values: Vec<Option<String>> = row.try_get("row_values")?;
         let key: Json<SourceKey> = row.try_get("key")?;
@@ -112,8 +140,7 @@ pub struct Existing {
     pub valid: bool,
 }
 
-/// The chunks that rows have in the target; locked for this transaction where `lock` says so. For vectors on the source row:
-/// one for each row that has one.
+/// The chunks that rows have in the target. For vectors on the source row: one for each row that has one.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -121,58 +148,106 @@ pub async fn existing_chunks(
     connection: &mut PgConnection,
     plan: &Plan,
     keys: &[&SourceKey],
-    lock: bool,
 ) -> sqlx::Result<Vec<Existing>> {
-    let valid = |column: &str| plan.vector.valid(column, plan.model.dimensions);
     let (statement, columns) = match &plan.target {
         TargetPlan::Row { vector, .. } => {
             let vector = format!("source.{}", vector.sql());
             let statement = format!(
                 "select asked.gm_nth as nth, ''::text as place, 0::bigint as index, null::bytea as text, {valid} as valid \
                  from {asked} join {table} as source on {key_match} where {vector} is not null",
-                valid = valid(&vector),
+                valid = plan.vector.valid(&vector, plan.model.dimensions),
                 asked = asked(plan.key.len()),
                 table = plan.source,
                 key_match = plan.key_match("source"),
             );
             (statement, by_column(keys, plan.key.len()))
         }
-        TargetPlan::Chunks { table, parent, vector, index, text, .. } => {
-            let text = text.as_ref().map_or_else(
-                || "null::bytea".to_owned(),
-                |text| format!("substring(sha256(convert_to(chunk.{}::text, 'UTF8')) for 16)", text.sql()),
-            );
-            let statement = format!(
-                "select asked.gm_nth as nth, {PLACE} as place, coalesce(chunk.{index}, -1)::bigint as index, {text} as text, {valid} as valid \
-                 from {asked} join {table} as chunk on {parent_match} order by asked.gm_nth, chunk.{index} {lock}",
-                index = index.sql(),
-                valid = valid(&format!("chunk.{}", vector.sql())),
-                asked = asked(parent.len()),
-                parent_match = parent_match(plan, "chunk"),
-                lock = if lock { "for update of chunk" } else { "" },
-            );
-            let parents: Vec<SourceKey> = keys.iter().map(|key| SourceKey(plan.parent_of(key))).collect();
-            (statement, by_column(&parents.iter().collect::<Vec<_>>(), parent.len()))
-        }
+        TargetPlan::Chunks { .. } => (chunks_of(plan), by_parent(plan, keys)),
     };
     let mut query = sqlx::query(AssertSqlSafe(statement));
     for column in columns {
         query = query.bind(column);
     }
-    let rows = query.fetch_all(connection).await?;
-    rows.into_iter()
-        .map(|row| {
-            let nth: i64 = row.try_get("nth")?;
-            let text: Option<Vec<u8>> = row.try_get("text")?;
-            Ok(Existing {
-                nth: usize::try_from(nth - 1).unwrap_or_default(),
-                place: row.try_get("place")?,
-                index: row.try_get("index")?,
-                text: text.and_then(|text| Digest::unpack(&text).first().copied()),
-                valid: row.try_get("valid")?,
-            })
-        })
-        .collect()
+    query.fetch_all(connection).await?.iter().map(existing).collect()
+}
+
+/// The chunks of a group, locked for this transaction in key order, and the rows of which somebody else holds a chunk: those are
+/// passed over, since an application's transaction may hold a chunk and want the source row that we hold.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn lock_chunks(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    keys: &[&SourceKey],
+) -> sqlx::Result<(Vec<Existing>, Vec<usize>)> {
+    let TargetPlan::Chunks { table, parent, .. } = &plan.target else {
+        // The source rows are held already.
+        return Ok((existing_chunks(connection, plan, keys).await?, Vec::new()));
+    };
+    let statement = format!(
+        "with there as materialized ( \
+             select asked.gm_nth as nth, {PLACE} as place from {asked} join {table} as chunk on {parent_match} \
+         ), held as materialized ({chunks} for update of chunk skip locked) \
+         select there.nth, held.place, held.index, held.text, held.valid from there left join held using (nth, place) \
+         order by there.nth, held.index",
+        asked = asked(parent.len()),
+        parent_match = parent_match(plan, "chunk"),
+        chunks = chunks_of(plan),
+    );
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for column in by_parent(plan, keys) {
+        query = query.bind(column);
+    }
+    let (mut chunks, mut busy) = (Vec::new(), Vec::new());
+    for row in query.fetch_all(connection).await? {
+        if row.try_get::<Option<String>, _>("place")?.is_some() {
+            chunks.push(existing(&row)?);
+        } else {
+            busy.push(nth_of(&row)?);
+        }
+    }
+    Ok((chunks, busy))
+}
+
+/// The statement that reads the chunks of the asked parents.
+fn chunks_of(plan: &Plan) -> String {
+    let TargetPlan::Chunks { table, parent, vector, index, text, .. } = &plan.target else { return String::new() };
+    let text = text.as_ref().map_or_else(
+        || "null::bytea".to_owned(),
+        |text| format!("substring(sha256(convert_to(chunk.{}::text, 'UTF8')) for 16)", text.sql()),
+    );
+    format!(
+        "select asked.gm_nth as nth, {PLACE} as place, coalesce(chunk.{index}, -1)::bigint as index, {text} as text, {valid} as valid \
+         from {asked} join {table} as chunk on {parent_match} order by asked.gm_nth, chunk.{index}",
+        index = index.sql(),
+        valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions),
+        asked = asked(parent.len()),
+        parent_match = parent_match(plan, "chunk"),
+    )
+}
+
+fn by_parent(plan: &Plan, keys: &[&SourceKey]) -> Vec<Vec<String>> {
+    let TargetPlan::Chunks { parent, .. } = &plan.target else { return Vec::new() };
+    let parents: Vec<SourceKey> = keys.iter().map(|key| SourceKey(plan.parent_of(key))).collect();
+    by_column(&parents.iter().collect::<Vec<_>>(), parent.len())
+}
+
+fn existing(row: &sqlx::postgres::PgRow) -> sqlx::Result<Existing> {
+    let text: Option<Vec<u8>> = row.try_get("text")?;
+    Ok(Existing {
+        nth: nth_of(row)?,
+        place: row.try_get("place")?,
+        index: row.try_get("index")?,
+        text: text.and_then(|text| Digest::unpack(&text).first().copied()),
+        valid: row.try_get("valid")?,
+    })
+}
+
+/// Which of the asked keys a row answers.
+pub(super) fn nth_of(row: &sqlx::postgres::PgRow) -> sqlx::Result<usize> {
+    let nth: i64 = row.try_get("nth")?;
+    usize::try_from(nth - 1).map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
 /// `chunk."document_id" = asked.gm_k1::type and …`, and the version where there is one.

@@ -9,7 +9,7 @@ use crate::domain::SourceKey;
 use super::assign::{ColumnWrite, WriteKind};
 use super::catalog::Column;
 use super::effects;
-use super::load::{PLACE, parent_match};
+use super::load::{PLACE, nth_of, parent_match};
 use super::plan::{Plan, TargetPlan};
 use super::vector::Vectors;
 use super::{asked, by_column};
@@ -424,9 +424,4 @@ fn bound(
         query = query.bind(column);
     }
     query
-}
-
-fn nth_of(row: &sqlx::postgres::PgRow) -> sqlx::Result<usize> {
-    let nth: i64 = row.try_get("nth")?;
-    usize::try_from(nth - 1).map_err(|error| sqlx::Error::Decode(error.into()))
 }

@@ -1,0 +1,111 @@
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::ChunkSize;
+use crate::db::app::Plan;
+
+/// What is weighed, is weighed in these many bytes.
+const UNIT: u64 = 1024;
+/// A text is in memory so often at once: in its row, as a document, in its chunks, on its way to the provider. What cutting it needs
+/// besides, some twenty times its size, is there only while a thread cuts.
+const COPIES: u64 = 4;
+/// And a vector: for its chunk, and as it is written or parked.
+const VECTOR_COPIES: u64 = 2;
+/// Bytes of a token, for guessing how many chunks a text becomes: fewer than most languages have.
+const TOKEN_BYTES: u64 = 3;
+
+/// The bytes that may be in flight, of all pipelines together. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    units: Arc<Semaphore>,
+    all: u32,
+}
+
+/// A part of it, until this is dropped.
+#[derive(Debug)]
+pub struct Weight(Option<OwnedSemaphorePermit>);
+
+impl Memory {
+    pub fn new(bytes: u64) -> Self {
+        let all = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1);
+        Self { units: Arc::new(Semaphore::new(usize::try_from(all).unwrap_or(usize::MAX))), all }
+    }
+
+    /// Waits until so many bytes may be in flight; more than there is altogether waits until it is alone. Whoever holds a weight
+    /// must not wait for another: all would wait for each other.
+    pub async fn take(&self, bytes: u64) -> Weight {
+        // The semaphore is closed by nobody.
+        Weight(Arc::clone(&self.units).acquire_many_owned(self.units_of(bytes)).await.ok())
+    }
+
+    /// All there is, in bytes.
+    pub(super) fn all(&self) -> u64 {
+        u64::from(self.all) * UNIT
+    }
+
+    fn units_of(&self, bytes: u64) -> u32 {
+        units(bytes).min(self.all)
+    }
+}
+
+impl Weight {
+    /// Lets go of what exceeds `bytes`.
+    pub fn lighten(&mut self, bytes: u64) {
+        let keep = usize::try_from(units(bytes)).unwrap_or(usize::MAX);
+        if let Some(permit) = &mut self.0 {
+            drop(permit.split(permit.num_permits().saturating_sub(keep)));
+        }
+    }
+
+    /// A part for `bytes`: all of it, where there is no more.
+    pub(super) fn part(&mut self, bytes: u64) -> Self {
+        let wanted = usize::try_from(units(bytes)).unwrap_or(usize::MAX);
+        Self(self.0.as_mut().and_then(|permit| permit.split(wanted.min(permit.num_permits()))))
+    }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1)
+}
+
+/// Whole units: what a sum of several must count.
+pub(super) fn rounded(bytes: u64) -> u64 {
+    u64::from(units(bytes)) * UNIT
+}
+
+/// What a text of so many bytes weighs from its row to its commit: itself, and the vectors it becomes.
+pub fn weight_of_text(plan: &Plan, bytes: u64) -> u64 {
+    let chunks = &plan.pipeline.chunks;
+    let step = match chunks.size {
+        ChunkSize::Tokens(size) => wide(size.saturating_sub(chunks.overlap)) * TOKEN_BYTES,
+        ChunkSize::Characters(size) => wide(size.saturating_sub(chunks.overlap)),
+    };
+    let vectors = if chunks.whole { 1 } else { 1 + bytes / step.max(1) };
+    let vector = wide(plan.model.dimensions) * 4;
+    bytes.saturating_mul(COPIES).saturating_add(vectors.saturating_mul(vector * VECTOR_COPIES))
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_add_up_and_come_back() {
+        let memory = Memory::new(10 * UNIT);
+        let mut group = memory.take(7 * UNIT).await;
+        let mut first = group.part(5 * UNIT);
+        let second = group.part(9 * UNIT);
+        assert_eq!(memory.units.available_permits(), 3);
+        first.lighten(UNIT);
+        assert_eq!(memory.units.available_permits(), 7);
+        drop((group, first, second));
+        assert_eq!(memory.units.available_permits(), 10);
+        // More than there is waits for all there is.
+        assert_eq!(memory.take(99 * UNIT).await.0.unwrap().num_permits(), 10);
+    }
+}

@@ -1,0 +1,86 @@
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+
+use futures_util::FutureExt as _;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Tasks that a worker cannot do without: one that panics is told to whoever ends the worker, since a worker that lacks a part looks
+/// alive and does nothing. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Vital(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    broken: OnceLock<Broken>,
+    told: CancellationToken,
+}
+
+/// The first part that broke.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the {part} panicked: {said}")]
+pub struct Broken {
+    pub part: &'static str,
+    said: String,
+}
+
+impl Vital {
+    /// Spawns a part.
+    pub fn spawn(&self, part: &'static str, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        tokio::spawn(self.clone().watch(part, task))
+    }
+
+    /// A part's task, for whoever spawns it.
+    pub async fn watch(self, part: &'static str, task: impl Future<Output = ()> + Send) {
+        if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            self.0.broken.set(Broken { part, said: said(&*panic) }).ok();
+            self.0.told.cancel();
+        }
+    }
+
+    /// The part that broke, if one did.
+    pub fn broken(&self) -> Option<&Broken> {
+        self.0.broken.get()
+    }
+
+    /// Waits until a part breaks.
+    pub async fn breaks(&self) {
+        self.0.told.cancelled().await;
+    }
+}
+
+/// A step over many jobs whose panic is one job's fault like an error: it is halved until that one stands alone.
+pub(super) async fn guarded<T, E: From<sqlx::Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    let outcome = AssertUnwindSafe(step).catch_unwind().await;
+    outcome.unwrap_or_else(|panic| Err(sqlx::Error::Encode(format!("it panicked: {}", said(&*panic)).into()).into()))
+}
+
+/// A panic's message.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("nothing").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_step_that_panics_is_refused_and_not_tried_again() {
+        let error = guarded::<(), sqlx::Error>(async { panic!("no grain") }).await.unwrap_err();
+        assert!(!crate::db::is_passing(&error));
+        assert!(crate::db::describe(&error).ends_with("it panicked: no grain"));
+    }
+
+    #[tokio::test]
+    async fn the_first_part_that_panics_is_named() {
+        let vital = Vital::default();
+        vital.spawn("reader", async {}).await.unwrap();
+        assert_eq!(vital.broken(), None);
+        vital.spawn("claimer", async { panic!("no {}", "grain") }).await.unwrap();
+        vital.spawn("sweeper", async { panic!("too late") }).await.unwrap();
+        vital.breaks().await;
+        assert_eq!(vital.broken().unwrap().to_string(), "the claimer panicked: no grain");
+    }
+}

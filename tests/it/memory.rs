@@ -1,0 +1,88 @@
+//! What is in memory at once is bounded before it is loaded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::future::join_all;
+use gristmill::app;
+use gristmill::batch::{Fit, Loader, Memory, Vital, weight_of_text};
+use gristmill::config::Name;
+use gristmill::domain::SourceKey;
+use insta::assert_snapshot;
+
+use crate::world::World;
+
+const KIB: u64 = 1024;
+
+/// Loads every row at once, holds each for a round trip, and says how many bytes of content each row saw loaded at most while it was.
+async fn most_beside(world: &World, memory: u64) -> BTreeMap<u64, u64> {
+    let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
+    let loader = {
+        let fit = Fit::new(world.pool.clone(), Arc::new(world.config()), Arc::clone(&resolved.plans[0]));
+        Loader::start(world.pool.clone(), fit, Memory::new(memory), &Vital::default())
+    };
+    let in_memory = AtomicU64::new(0);
+    let ids = world.list("select id::text from public.documents order by octet_length(content), id").await;
+    let keys: Vec<SourceKey> = ids.into_iter().map(|id| SourceKey(vec![id])).collect();
+    let seen = join_all(keys.iter().map(async |key| {
+        let loaded = loader.load(key, false).await.expect("the row can be read");
+        let row = loaded.row.expect("the row is there");
+        let bytes = row.value(&Name::Row("content".to_owned())).map_or(0, |text| text.len() as u64);
+        in_memory.fetch_add(bytes, Ordering::AcqRel);
+        let mut most = in_memory.load(Ordering::Acquire);
+        // Whoever is loaded beside this one has been counted after a round trip, and perhaps another.
+        for _ in 0..2 {
+            world.sql("select 1").await;
+            most = most.max(in_memory.load(Ordering::Acquire));
+        }
+        in_memory.fetch_sub(bytes, Ordering::AcqRel);
+        drop(loaded.weight);
+        (bytes, most)
+    }))
+    .await;
+    seen.into_iter().fold(BTreeMap::new(), |mut most, (bytes, beside)| {
+        let kept: &mut u64 = most.entry(bytes).or_default();
+        *kept = beside.max(*kept);
+        most
+    })
+}
+
+#[tokio::test]
+async fn rows_are_loaded_when_they_fit_into_memory_and_a_larger_one_alone() {
+    let world = World::new().await;
+    world.register().await;
+    let (usual, giant) = (64 * KIB, 4096 * KIB);
+    world
+        .sql(&format!(
+            "insert into public.documents (user_id, name, content) \
+             select gen_random_uuid(), nth, repeat('mill ', {usual} / 5) || repeat('.', {usual} % 5) from generate_series(1, 60) as nth; \
+             insert into public.documents (user_id, name, content) select gen_random_uuid(), 'giant', repeat('m', {giant})"
+        ))
+        .await;
+    let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
+    let five = 5 * weight_of_text(&resolved.plans[0], usual + KIB);
+
+    let most = most_beside(&world, five).await;
+
+    assert_eq!(most.keys().copied().collect::<Vec<_>>(), [usual, giant]);
+    assert_eq!(most[&giant], giant, "something was loaded beside the giant");
+    assert!(most[&usual] <= 5 * usual, "{} of {usual} bytes were loaded at once", most[&usual] / usual);
+    // And as many as fit are.
+    assert!(most[&usual] >= 4 * usual, "{} of {usual} bytes were loaded at once", most[&usual] / usual);
+}
+
+#[tokio::test]
+async fn texts_and_files_larger_than_all_memory_are_done_one_by_one() {
+    let world = World::new().await.change("listen = \"off\"", "memory = \"64 KiB\"\nlisten = \"off\"");
+    world.register().await;
+    let text = "The mill grinds what the river brings. ".repeat(4_000);
+    for nth in 0..6 {
+        world.insert(&format!("text {nth}"), &text).await;
+        world.upload(&format!("file {nth}.txt"), text.as_bytes()).await;
+    }
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"12 completed");
+}
