@@ -58,6 +58,8 @@ pub enum EmbedFailure {
     Unavailable { after: Duration, text: String },
     #[error("the provider refuses the credential: {text}")]
     Credential { after: Duration, text: String },
+    #[error("the provider cannot be used as configured: {text}")]
+    Misconfigured { after: Duration, text: String },
     #[error("the database is away or busy: {0}")]
     Database(String),
 }
@@ -134,6 +136,7 @@ impl Batcher {
         let call = Arc::new(JobCall {
             job: job.clone(),
             open: AtomicUsize::new(open.len()),
+            failed: AtomicBool::new(false),
             parked: Arc::clone(&parked),
             reply,
         });

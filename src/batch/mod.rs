@@ -4,6 +4,7 @@
 mod batcher;
 mod committer;
 mod facts;
+mod gate;
 mod lane;
 mod loader;
 mod reuse;

@@ -52,6 +52,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The provider wants money or another key.
     Credential,
+    /// The provider cannot be used as configured: its address, its model, its dimensions.
+    Misconfigured,
     /// The provider's answer broke its contract.
     Garbled,
     /// The database refused the write: a constraint, a type.
@@ -72,7 +74,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for help texts and filters.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Skipped,
         Self::Left,
         Self::Person,
@@ -85,6 +87,7 @@ impl ErrorKind {
         Self::RateLimited,
         Self::Unavailable,
         Self::Credential,
+        Self::Misconfigured,
         Self::Garbled,
         Self::Constraint,
         Self::Database,
@@ -110,6 +113,7 @@ impl ErrorKind {
             Self::RateLimited => "rate_limited",
             Self::Unavailable => "unavailable",
             Self::Credential => "credential",
+            Self::Misconfigured => "misconfigured",
             Self::Garbled => "garbled",
             Self::Constraint => "constraint",
             Self::Database => "database",
