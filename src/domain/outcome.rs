@@ -139,7 +139,7 @@ pub enum Outcome {
     Done,
     /// Finished without vectors; old chunks are removed.
     Skip(Reason),
-    /// The row moved during the attempt: pending again, no attempt burnt.
+    /// The row moved during the attempt: pending again, no attempt burnt; a row that moves every time waits.
     Stale,
     /// Worth another try, after a growing pause; the attempt is burnt.
     Retry(Reason),
