@@ -34,6 +34,8 @@ pub struct OfJob {
     pub tenant: String,
     /// The job was tried before: some of its vectors may be parked.
     pub tried: bool,
+    /// What was parked before this time does not count: the job is to be paid for again.
+    pub parked_since: Option<OffsetDateTime>,
 }
 
 /// Vectors in the order of the texts, and what they cost.
@@ -168,7 +170,8 @@ impl Batcher {
         vectors: &mut [Option<Vec<f32>>],
     ) -> Result<u64, EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
-        let parked = cache::find(&self.lane.pool, &job.tenant, &self.lane.settings.cache_name(), &hashes)
+        let model = self.lane.settings.cache_name();
+        let parked = cache::find(&self.lane.pool, &job.tenant, &model, &hashes, job.parked_since)
             .await
             .map_err(|error| EmbedFailure::Database(crate::db::describe(&error)))?;
         let mut tokens = 0;

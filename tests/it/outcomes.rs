@@ -194,6 +194,19 @@ async fn a_row_that_changes_back_while_it_is_embedded_is_not_paid_for_twice() {
 }
 
 #[tokio::test]
+async fn a_job_that_falls_due_is_claimed_without_waiting_for_the_next_poll() {
+    let vendor = vendor();
+    vendor.script([Answer::wrong_count()]);
+    let world = World::with_vendor(&vendor).await.change("poll = \"200ms\"", "poll = \"1h\"");
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"note completed | completed attempt=2 chunks=1");
+}
+
+#[tokio::test]
 async fn a_garbled_answer_burns_an_attempt_and_is_tried_again() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await;
