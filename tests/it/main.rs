@@ -19,6 +19,8 @@ mod ledger;
 mod outcomes;
 mod postgres;
 mod providers;
+#[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
+mod readers;
 mod schema;
 mod spine;
 mod stores;
