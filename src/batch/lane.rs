@@ -167,10 +167,10 @@ impl Lane {
             }
             // Neither mends itself: a person has to look at the key, the account, or the model's name.
             ProviderError::Credential(text) => {
-                self.shut_and_fail(batch, EmbedFailure::Credential { after: PERSONS_PAUSE, text });
+                self.shut_and_fail(batch, &EmbedFailure::Credential { after: PERSONS_PAUSE, text });
             }
             ProviderError::Misconfigured(text) => {
-                self.shut_and_fail(batch, EmbedFailure::Misconfigured { after: PERSONS_PAUSE, text });
+                self.shut_and_fail(batch, &EmbedFailure::Misconfigured { after: PERSONS_PAUSE, text });
             }
             ProviderError::TooLarge | ProviderError::Refused(_) | ProviderError::Garbled(_) if batch.len() > 1 => {
                 let half = batch.split_off(batch.len() / 2);
@@ -190,9 +190,9 @@ impl Lane {
         self.gate.suspect(batch.iter().map(|item| item.call.job.id), text)
     }
 
-    fn shut_and_fail(&self, batch: Vec<Item>, failure: EmbedFailure) {
+    fn shut_and_fail(&self, batch: Vec<Item>, failure: &EmbedFailure) {
         self.gate.shut(PERSONS_PAUSE, failure.clone());
-        fail(batch, &failure);
+        fail(batch, failure);
     }
 
     /// An answer with a vector for each text. Bad ones fail their texts; nothing but bad ones may be the provider's fault.

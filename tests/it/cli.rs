@@ -114,11 +114,11 @@ async fn migrations_are_checked_printed_and_applied() {
     assert_eq!(with(&["status"]).await.code, 1, "there is nothing to look at yet");
 
     let first = with(&["migrate", "--starter", "--json"]).await.ok().json();
-    assert_eq!((&first[0]["from"], &first[0]["to"]), (&Value::Null, &Value::from(1)));
+    assert_eq!(first[0]["from"], Value::Null);
 
     with(&["migrate", "--check", "--starter"]).await.ok();
     let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
-    assert_eq!(again[0]["from"], again[0]["to"]);
+    assert_eq!((&again[0]["from"], &again[0]["to"]), (&first[0]["to"], &first[0]["to"]));
 }
 
 #[tokio::test]
