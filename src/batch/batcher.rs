@@ -35,6 +35,8 @@ pub struct OfJob {
     pub tenant: String,
     /// The job was tried before: some of its vectors may be parked.
     pub tried: bool,
+    /// What was parked before this time does not count: the job is to be paid for again.
+    pub parked_since: Option<OffsetDateTime>,
 }
 
 /// Vectors in the order of the texts, and what they cost.
@@ -59,6 +61,8 @@ pub enum EmbedFailure {
     Unavailable { after: Duration, text: String },
     #[error("the provider refuses the credential: {text}")]
     Credential { after: Duration, text: String },
+    #[error("the provider cannot be used as configured: {text}")]
+    Misconfigured { after: Duration, text: String },
     #[error("the database is away or busy: {0}")]
     Database(String),
 }
@@ -141,6 +145,7 @@ impl Batcher {
         let call = Arc::new(JobCall {
             job: job.clone(),
             open: AtomicUsize::new(open.len()),
+            failed: AtomicBool::new(false),
             parked: Arc::clone(&parked),
             reply,
         });
@@ -173,7 +178,7 @@ impl Batcher {
     ) -> Result<u64, EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let name = self.lane.settings.cache_name();
-        let parked = db::patiently(|| cache::find(&self.lane.pool, &job.tenant, &name, &hashes))
+        let parked = db::patiently(|| cache::find(&self.lane.pool, &job.tenant, &name, &hashes, job.parked_since))
             .await
             .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
         let mut tokens = 0;

@@ -1,7 +1,7 @@
 //! A lane: one provider and model, with its queue, its requests under way, its breaker and its pauses.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
@@ -12,21 +12,16 @@ use uuid::Uuid;
 
 use crate::db::{self, cache, calls};
 use crate::domain::OwnerId;
-use crate::providers::{Embedded, Embedder, ProviderError};
+use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
+use super::gate::{BREAKER_FIRST, Gate, PERSONS_PAUSE};
 
 /// The longest a request waits in the lane for its provider; beyond, its jobs give their slots back and snooze.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A provider's word on how long to wait is believed up to here.
 const LONGEST_PAUSE: Duration = Duration::from_mins(15);
-/// Failures in a row that open the breaker.
-const FAILURES: u32 = 5;
-const BREAKER_FIRST: Duration = Duration::from_secs(10);
-const BREAKER_LONGEST: Duration = Duration::from_mins(5);
-/// How long a refused credential keeps its lane shut before one request tries again.
-const CREDENTIAL_PAUSE: Duration = Duration::from_mins(5);
 /// Tries of one request within the lane.
 const TRIES: u32 = 3;
 
@@ -38,9 +33,18 @@ pub(super) struct JobCall {
     pub job: OfJob,
     /// Texts without an answer.
     pub open: AtomicUsize,
+    /// A text of it has failed: what comes for the others is for its next attempt.
+    pub failed: AtomicBool,
     /// Some of its vectors were parked.
     pub parked: Arc<AtomicBool>,
     pub reply: mpsc::UnboundedSender<(usize, Answer)>,
+}
+
+impl JobCall {
+    /// Every text has its vector, and somebody waits for them.
+    fn is_through(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire) && !self.reply.is_closed()
+    }
 }
 
 /// One text on its way.
@@ -68,34 +72,19 @@ pub struct LaneStatus {
     pub paused: Option<(String, u64)>,
 }
 
-#[derive(Default)]
-struct Gate {
-    until: Option<Instant>,
-    failure: Option<EmbedFailure>,
-    failures: u32,
-    opened: u32,
-}
-
-impl Gate {
-    /// How long it stays shut, if it is.
-    fn left(&self) -> Option<Duration> {
-        self.until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
-    }
-}
-
 pub(super) struct Lane {
     pub pool: PgPool,
     pub settings: LaneSettings,
     owner: OwnerId,
     embedder: Arc<dyn Embedder>,
-    gate: Mutex<Gate>,
+    gate: Gate,
     slots: Arc<Semaphore>,
 }
 
 impl Lane {
     pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
         let slots = Arc::new(Semaphore::new(settings.concurrency));
-        Self { pool, settings, owner, embedder, gate: Mutex::default(), slots }
+        Self { pool, settings, owner, embedder, gate: Gate::default(), slots }
     }
 
     /// Packs what comes into requests until the last sender is gone.
@@ -146,10 +135,7 @@ impl Lane {
                 continue;
             }
             match self.request(&batch).await {
-                Ok(Ok(embedded)) => {
-                    self.succeeded();
-                    self.deliver(batch, embedded).await;
-                }
+                Ok(Ok(embedded)) => self.accept(batch, embedded).await,
                 Ok(Err(error)) => self.decide(error, batch, tries, &mut stack).await,
                 Err(error) => fail(batch, &EmbedFailure::Database(db::describe(&error))),
             }
@@ -161,7 +147,7 @@ impl Lane {
         match error {
             ProviderError::RateLimited { after } => {
                 let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6))).min(LONGEST_PAUSE);
-                self.shut(pause, EmbedFailure::RateLimited { after: pause });
+                self.gate.shut(pause, EmbedFailure::RateLimited { after: pause });
                 if tries + 1 < TRIES && pause <= PATIENCE {
                     stack.push((batch, tries + 1));
                 } else {
@@ -170,7 +156,7 @@ impl Lane {
             }
             // A proxy's page or an empty body says nothing about the texts, so halving would only multiply the requests.
             ProviderError::Unavailable(text) | ProviderError::NoAnswer(text) => {
-                let opened = self.failed(&text);
+                let opened = self.gate.failed(&text);
                 if tries + 1 < TRIES && opened.is_none() {
                     tokio::time::sleep(Duration::from_millis(250 << tries)).await;
                     stack.push((batch, tries + 1));
@@ -180,10 +166,11 @@ impl Lane {
                 }
             }
             // Neither mends itself: a person has to look at the key, the account, or the model's name.
-            ProviderError::Credential(text) | ProviderError::Misconfigured(text) => {
-                let failure = EmbedFailure::Credential { after: CREDENTIAL_PAUSE, text };
-                self.shut(CREDENTIAL_PAUSE, failure.clone());
-                fail(batch, &failure);
+            ProviderError::Credential(text) => {
+                self.shut_and_fail(batch, &EmbedFailure::Credential { after: PERSONS_PAUSE, text });
+            }
+            ProviderError::Misconfigured(text) => {
+                self.shut_and_fail(batch, &EmbedFailure::Misconfigured { after: PERSONS_PAUSE, text });
             }
             ProviderError::TooLarge | ProviderError::Refused(_) | ProviderError::Garbled(_) if batch.len() > 1 => {
                 let half = batch.split_off(batch.len() / 2);
@@ -192,8 +179,33 @@ impl Lane {
             }
             ProviderError::TooLarge => fail(batch, &EmbedFailure::Refused("the text alone is too large".to_owned())),
             ProviderError::Refused(text) => fail(batch, &EmbedFailure::Refused(text)),
-            ProviderError::Garbled(text) => fail(batch, &EmbedFailure::Garbled(text)),
+            ProviderError::Garbled(text) => match self.suspect(&batch, &text) {
+                Some(failure) => fail(batch, &failure),
+                None => fail(batch, &EmbedFailure::Garbled(text)),
+            },
         }
+    }
+
+    fn suspect(&self, batch: &[Item], text: &str) -> Option<EmbedFailure> {
+        self.gate.suspect(batch.iter().map(|item| item.call.job.id), text)
+    }
+
+    fn shut_and_fail(&self, batch: Vec<Item>, failure: &EmbedFailure) {
+        self.gate.shut(PERSONS_PAUSE, failure.clone());
+        fail(batch, failure);
+    }
+
+    /// An answer with a vector for each text. Bad ones fail their texts; nothing but bad ones may be the provider's fault.
+    async fn accept(&self, batch: Vec<Item>, embedded: Embedded) {
+        if embedded.vectors.iter().any(Result::is_ok) {
+            self.gate.succeeded();
+        } else if let Some(Err(bad)) = embedded.vectors.first() {
+            let text = format!("every vector is bad; {}", bad_vector(0, batch.len(), *bad));
+            if let Some(failure) = self.suspect(&batch, &text) {
+                return fail(batch, &failure);
+            }
+        }
+        self.deliver(batch, embedded).await;
     }
 
     /// One request on the books: intent, call, result.
@@ -253,9 +265,11 @@ impl Lane {
         answer: &Result<Embedded, ProviderError>,
     ) -> calls::CallResult {
         let (outcome, error_kind) = match answer {
+            Ok(embedded) if embedded.vectors.iter().any(Result::is_err) => ("paid", Some("garbled")),
             Ok(_) => ("paid", None),
             Err(ProviderError::Refused(_) | ProviderError::TooLarge) => ("refused", Some("refused")),
-            Err(ProviderError::Credential(_) | ProviderError::Misconfigured(_)) => ("refused", Some("credential")),
+            Err(ProviderError::Credential(_)) => ("refused", Some("credential")),
+            Err(ProviderError::Misconfigured(_)) => ("refused", Some("misconfigured")),
             Err(ProviderError::RateLimited { .. }) => ("refused", Some("rate_limited")),
             // An answer came, so it is paid, even if it is of no use.
             Err(ProviderError::Garbled(_)) => ("paid", Some("garbled")),
@@ -295,28 +309,32 @@ impl Lane {
     async fn deliver(&self, batch: Vec<Item>, embedded: Embedded) {
         let weights: Vec<u64> = batch.iter().map(|item| widen(item.tokens)).collect();
         let total = embedded.input_tokens.unwrap_or_else(|| weights.iter().sum());
-        for item in &batch {
+        for (item, vector) in batch.iter().zip(&embedded.vectors) {
             item.call.open.fetch_sub(1, Ordering::AcqRel);
-        }
-        let mut waiting = Vec::new();
-        let mut parked = Vec::new();
-        for ((item, vector), tokens) in batch.into_iter().zip(embedded.vectors).zip(portions(total, &weights)) {
-            if item.call.open.load(Ordering::Acquire) > 0 || item.call.reply.is_closed() {
-                item.call.parked.store(true, Ordering::Release);
-                parked.push(cache::Parked {
-                    tenant: item.call.job.tenant.clone(),
-                    text: hash(&item.text),
-                    vector: vector.clone(),
-                });
-                waiting.push((item, vector, tokens));
-            } else {
-                item.answer(Ok((vector, tokens)));
+            if vector.is_err() {
+                item.call.failed.store(true, Ordering::Release);
             }
         }
-        // Parked before it is told: a job that is through forgets what was parked for it.
+        let texts = batch.len();
+        let mut later: Vec<(Item, Answer)> = Vec::new();
+        let mut parked = Vec::new();
+        let paid = embedded.vectors.into_iter().zip(portions(total, &weights)).enumerate();
+        for (item, (index, (vector, tokens))) in batch.into_iter().zip(paid) {
+            match vector {
+                Ok(vector) if item.call.is_through() => item.answer(Ok((vector, tokens))),
+                Ok(vector) => {
+                    item.call.parked.store(true, Ordering::Release);
+                    let (tenant, text) = (item.call.job.tenant.clone(), hash(&item.text));
+                    parked.push(cache::Parked { tenant, text, vector: vector.clone() });
+                    later.push((item, Ok((vector, tokens))));
+                }
+                Err(bad) => later.push((item, Err(EmbedFailure::Garbled(bad_vector(index, texts, bad))))),
+            }
+        }
+        // Parked before it is told: a job that is through forgets what was parked for it, and one that failed looks for it.
         self.park(&parked).await;
-        for (item, vector, tokens) in waiting {
-            item.answer(Ok((vector, tokens)));
+        for (item, answer) in later {
+            item.answer(answer);
         }
     }
 
@@ -333,84 +351,26 @@ impl Lane {
     /// Waits out a short pause; a longer one is the jobs' to wait for.
     async fn pass_gate(&self) -> Result<(), EmbedFailure> {
         loop {
-            let (left, failure) = {
-                let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-                (gate.left(), gate.failure.clone())
-            };
-            let Some(left) = left else { return Ok(()) };
+            let Some((left, failure)) = self.gate.shut_for() else { return Ok(()) };
             if left > PATIENCE {
-                return Err(
-                    failure.map_or_else(|| EmbedFailure::RateLimited { after: left }, |failure| failure.waiting(left))
-                );
+                return Err(failure);
             }
             tokio::time::sleep(left).await;
         }
     }
 
-    /// Shuts the lane; of two pauses the longer one holds.
-    fn shut(&self, pause: Duration, failure: EmbedFailure) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.left().is_none_or(|left| left < pause) {
-            gate.until = Some(Instant::now() + pause);
-            gate.failure = Some(failure);
-        }
-    }
-
-    /// Counts a failure against the breaker; says for how long it opened, if it did.
-    fn failed(&self, text: &str) -> Option<Duration> {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        // Requests that were under way when it opened tell of the same outage, not of another.
-        if let (Some(left), Some(EmbedFailure::Unavailable { .. })) = (gate.left(), &gate.failure) {
-            return Some(left);
-        }
-        gate.failures += 1;
-        // A lane that was shut before is shut again at its first failure.
-        if gate.failures < FAILURES && gate.opened == 0 {
-            return None;
-        }
-        let pause = BREAKER_FIRST.saturating_mul(1 << gate.opened.min(8)).min(BREAKER_LONGEST);
-        gate.opened += 1;
-        gate.failures = 0;
-        gate.until = Some(Instant::now() + pause);
-        gate.failure = Some(EmbedFailure::Unavailable { after: pause, text: text.to_owned() });
-        Some(pause)
-    }
-
-    /// Closes the breaker. A pause that the vendor asked for, or a refused credential, outlives the answers that were under way.
-    fn succeeded(&self) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = gate.left().is_some() && !matches!(gate.failure, Some(EmbedFailure::Unavailable { .. }));
-        if asked {
-            (gate.failures, gate.opened) = (0, 0);
-        } else {
-            *gate = Gate::default();
-        }
-    }
-
     pub fn status(&self) -> LaneStatus {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         LaneStatus {
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
-            paused: gate.left().zip(gate.failure.as_ref()).map(|(left, failure)| (failure.to_string(), left.as_secs())),
-        }
-    }
-}
-
-impl EmbedFailure {
-    /// The same failure with another wait.
-    fn waiting(self, after: Duration) -> Self {
-        match self {
-            Self::RateLimited { .. } => Self::RateLimited { after },
-            Self::Unavailable { text, .. } => Self::Unavailable { after, text },
-            Self::Credential { text, .. } => Self::Credential { after, text },
-            Self::Refused(_) | Self::Garbled(_) | Self::Database(_) => self,
+            paused: self.gate.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs())),
         }
     }
 }
 
 fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
     for item in batch {
+        item.call.failed.store(true, Ordering::Release);
         item.call.open.fetch_sub(1, Ordering::AcqRel);
         item.answer(Err(failure.clone()));
     }

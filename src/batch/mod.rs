@@ -6,6 +6,7 @@ mod committer;
 mod effects;
 mod facts;
 mod fit;
+mod gate;
 mod lane;
 mod leave;
 mod loader;

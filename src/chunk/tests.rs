@@ -1,3 +1,5 @@
+mod edits;
+
 use std::collections::HashSet;
 
 use proptest::prelude::*;
@@ -5,7 +7,7 @@ use proptest::prelude::*;
 use super::tokens::tally;
 use super::{Dress, Plan, Rules, Tokenizer, split};
 use crate::config::{ChunkSize, Longer};
-use crate::domain::{Chunk, Digest, Document, Heading};
+use crate::domain::{Chunk, Document, Heading};
 
 const WORDS: &str = "the river of a town that we had seen before and which never again would carry its boats under old stone \
     bridges while market people sold bread fish apples linen to travellers from every valley between here sea mountains";
@@ -389,53 +391,6 @@ fn what_is_put_around_a_text_counts_in_the_limit() {
     let plan = split(&document, &rules, &Tokenizer::cl100k(), Some(&endless)).unwrap();
     check(&document, &rules, &Tokenizer::cl100k(), &plan);
     assert!(plan.chunks.iter().all(|chunk| chunk.embedded.is_none()));
-}
-
-fn digests(text: &str, rules: &Rules) -> Vec<Digest> {
-    cut(&Document::plain(text.to_owned()), rules).chunks.iter().map(Chunk::digest).collect()
-}
-
-/// How many chunks of an edited text were not there before.
-fn changed(before: &HashSet<Digest>, after: &str, rules: &Rules) -> usize {
-    digests(after, rules).iter().filter(|digest| !before.contains(digest)).count()
-}
-
-/// Edits each of forty paragraphs in turn, in two documents: by a sentence more, another word, another paragraph in its place.
-/// How often how many chunks were new.
-fn edits(least: usize, most: usize, rules: &Rules) -> Vec<usize> {
-    let mut times = vec![0; 8];
-    for seed in 0..2 {
-        let mut dice = Dice(seed);
-        let paragraphs = dice.paragraphs(40, least, most);
-        let before = digests(&paragraphs.join("\n\n"), rules).into_iter().collect();
-        for edited in 0..40 {
-            let old = &paragraphs[edited];
-            let new = match edited % 3 {
-                0 => format!("{old} {}", dice.sentence()),
-                1 => format!("Not {old}"),
-                _ => dice.paragraph(usize::midpoint(least, most)),
-            };
-            let mut paragraphs = paragraphs.clone();
-            paragraphs[edited] = new;
-            times[changed(&before, &paragraphs.join("\n\n"), rules).min(7)] += 1;
-        }
-    }
-    times
-}
-
-#[test]
-fn an_edited_paragraph_that_is_its_own_chunk_changes_that_chunk_alone() {
-    assert_eq!(edits(90, 140, &tokens(200, 0)), [0, 80, 0, 0, 0, 0, 0, 0]);
-}
-
-#[test]
-fn an_edited_paragraph_changes_the_chunks_around_it_alone() {
-    for rules in [tokens(200, 0), tokens(400, 0), tokens(400, 40)] {
-        let times = edits(60, 120, &rules);
-        // Four or five are rare (see `cut::choose`), more were never seen.
-        assert!(times[1] + times[2] >= 68 && times[4] + times[5] <= 4, "{rules:?}: {times:?}");
-        assert_eq!(times[6..], [0; 2], "{rules:?}");
-    }
 }
 
 #[test]

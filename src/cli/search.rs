@@ -5,7 +5,7 @@ use sqlx::PgPool;
 
 use crate::app;
 use crate::db::app::{Hit, Plan, search};
-use crate::providers::Embedder;
+use crate::providers::{Embedded, Embedder};
 
 use super::failure::Failure;
 use super::session::{Session, known};
@@ -57,8 +57,9 @@ pub(super) async fn nearest(
     if text.trim().is_empty() {
         return Err(Failure::Usage("there is nothing to look for".to_owned()));
     }
-    let embedded = model.embed(&[text.to_owned()]).await.map_err(|error| Failure::of(&error))?;
-    let vector = embedded.vectors.first().map(Vec::as_slice).unwrap_or_default();
+    let embedded =
+        model.embed(&[text.to_owned()]).await.and_then(Embedded::all).map_err(|error| Failure::of(&error))?;
+    let vector = embedded.first().map(Vec::as_slice).unwrap_or_default();
     Ok(search(&mut *pool.acquire().await?, plan, vector, limit).await?)
 }
 

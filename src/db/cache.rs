@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::PgExecutor;
+use sqlx::types::time::OffsetDateTime;
 
 /// SHA-256 of the exact text.
 pub type TextHash = [u8; 32];
@@ -16,16 +17,17 @@ pub struct Parked {
     pub vector: Vec<f32>,
 }
 
-/// Keeps vectors of one model; those already kept stay.
+/// Keeps vectors of one model; what was paid for last replaces what was kept before.
 pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sqlx::Result<()> {
     let tenants: Vec<String> = parked.iter().map(|one| one.tenant.clone()).collect();
     let texts: Vec<Vec<u8>> = parked.iter().map(|one| one.text.to_vec()).collect();
     let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.vector)).collect();
     sqlx::query!(
         r#"insert into gristmill.vector_cache (tenant, model, digest, vector)
-           select tenant, $1, digest, vector from unnest($2::text[], $3::bytea[], $4::bytea[]) as parked (tenant, digest, vector)
+           select distinct on (tenant, digest) tenant, $1, digest, vector
+           from unnest($2::text[], $3::bytea[], $4::bytea[]) as parked (tenant, digest, vector)
            order by tenant, digest
-           on conflict do nothing"#,
+           on conflict (tenant, model, digest) do update set vector = excluded.vector, kept_at = excluded.kept_at"#,
         model,
         &tenants,
         &texts,
@@ -36,19 +38,22 @@ pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sq
     Ok(())
 }
 
-/// The kept vectors of these texts of one tenant and model.
+/// The kept vectors of these texts of one tenant and model, those kept before `since` left out.
 pub async fn find(
     db: impl PgExecutor<'_>,
     tenant: &str,
     model: &str,
     texts: &[TextHash],
+    since: Option<OffsetDateTime>,
 ) -> sqlx::Result<HashMap<TextHash, Vec<f32>>> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     let rows = sqlx::query!(
-        "select digest, vector from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3)",
+        "select digest, vector from gristmill.vector_cache
+         where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4)",
         tenant,
         model,
         &texts,
+        since,
     )
     .fetch_all(db)
     .await?;

@@ -136,7 +136,14 @@ pub enum ReleaseKind {
     Later(Duration),
     /// Waiting, an attempt burnt; the pause is jittered by the database.
     Burnt(Duration),
+    /// The row moved: pending at once, nothing burnt; a row that moves every time waits longer each time.
+    Stale,
 }
+
+/// So many attempts in a row may find that their row moved before its job waits.
+const STALES: i16 = 3;
+/// The longest such a job waits: what it pays for, it pays once in this time.
+const LONGEST_STALE: Duration = Duration::from_mins(1);
 
 /// Gives jobs back in one statement; those whose lease is not ours any more are left alone. Returns those that are still ours: their
 /// lease ran out, or somebody holds them at the moment. They are not waited for, since an application's transaction may hold one of
@@ -145,6 +152,7 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
     let (ids, leases) = columns(&releases.iter().map(|release| (release.id, release.lease)).collect::<Vec<_>>());
     let revisions: Vec<i64> = releases.iter().map(|release| release.revision.0).collect();
     let waits: Vec<Option<f64>> = releases.iter().map(|release| release.kind.wait()).collect();
+    let stale: Vec<bool> = releases.iter().map(|release| release.kind == ReleaseKind::Stale).collect();
     let burnt: Vec<bool> = releases.iter().map(|release| matches!(release.kind, ReleaseKind::Burnt(_))).collect();
     let outcomes: Vec<String> = releases.iter().map(|release| release.outcome.to_owned()).collect();
     let kinds: Vec<Option<String>> =
@@ -154,16 +162,22 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
     let stages: Vec<serde_json::Value> = releases.iter().map(|release| release.stages.clone()).collect();
     sqlx::query_scalar!(
         r#"with given as (
-               select * from unnest($1::bigint[], $2::uuid[], $3::float8[], $4::bool[], $5::text[], $6::text[], $7::text[], $8::jsonb[], $9::bigint[])
-                   as given (id, lease_id, wait, burnt, outcome, kind, reason, stages, revision)
+               select * from unnest($1::bigint[], $2::uuid[], $3::float8[], $4::bool[], $5::text[], $6::text[], $7::text[], $8::jsonb[], $9::bigint[], $10::bool[])
+                   as given (id, lease_id, wait, burnt, outcome, kind, reason, stages, revision, stale)
            ),
            ours as (
                select job.id, job.worker, job.started_at, job.attempt, given.revision,
-                      case when job.revision = given.revision then given.wait end as wait,
-                      given.burnt and job.revision = given.revision as burnt,
-                      case when job.revision = given.revision then given.kind end as kind,
-                      case when job.revision = given.revision then given.reason end as reason
+                      case when given.stale then rest.wait when job.revision = given.revision then given.wait end as wait,
+                      given.burnt and job.revision = given.revision as burnt, given.stale,
+                      case when rest.wait is not null then 'stale' when job.revision = given.revision then given.kind end as kind,
+                      case when rest.wait is not null
+                           then format('the row changed during each of the last %s attempts; waits for it to rest', job.stales + 1)
+                           when job.revision = given.revision then given.reason end as reason
                from given join gristmill.embedding_jobs as job using (id, lease_id)
+               cross join lateral (
+                   select case when given.stale and job.stales >= $11
+                               then least(2 ^ (1 + least(job.stales - $11, 20)), $12) end as wait
+               ) as rest
                where job.lease_until > clock_timestamp()
                order by job.id for update of job skip locked
            ),
@@ -180,7 +194,8 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
                    run_at = case when ours.wait is null then job.run_at
                             else clock_timestamp() + make_interval(secs => ours.wait * case when ours.burnt then 0.75 + random() / 2 else 1 end) end,
                    attempt = job.attempt + ours.burnt::int::smallint,
-                   snoozed_since = case when ours.wait is null or ours.burnt then job.snoozed_since
+                   stales = least(job.stales + ours.stale::int, 32000)::smallint,
+                   snoozed_since = case when ours.wait is null or ours.burnt or ours.stale then job.snoozed_since
                                    else coalesce(job.snoozed_since, clock_timestamp()) end,
                    error_kind = ours.kind, reason = ours.reason,
                    lease_id = null, lease_until = null, worker = null, stage = null, alone = false
@@ -197,6 +212,9 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
         &reasons as &[Option<String>],
         &stages,
         &revisions,
+        &stale,
+        STALES,
+        LONGEST_STALE.as_secs_f64(),
     )
     .fetch_all(db)
     .await
@@ -205,7 +223,7 @@ pub async fn release(db: impl PgExecutor<'_>, releases: &[Release]) -> sqlx::Res
 impl ReleaseKind {
     fn wait(self) -> Option<f64> {
         match self {
-            Self::Again => None,
+            Self::Again | Self::Stale => None,
             Self::Later(wait) | Self::Burnt(wait) => Some(wait.as_secs_f64()),
         }
     }
@@ -317,7 +335,7 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
                kept = coalesce(given.kept, job.kept),
                fresh = job.fresh and given.state <> 'completed',
                attempt = case when given.state in ('failed', 'completed') then job.attempt + 1 else job.attempt end,
-               snoozed_since = null, finished_at = clock_timestamp(),
+               snoozed_since = null, stales = 0, finished_at = clock_timestamp(),
                lease_id = null, lease_until = null, worker = null, stage = null, alone = false
            from given where job.id = given.id"#,
         &ids,

@@ -85,8 +85,10 @@ pub struct ClaimedJob {
     pub generation: Option<String>,
     /// The fingerprint of the content those vectors (or the last failure) are about.
     pub fingerprint: Option<Vec<u8>>,
-    /// Embed every chunk again, whatever is remembered.
+    /// Embed every chunk again, whatever was remembered when the job was opened.
     pub fresh: bool,
+    /// By the database's clock.
+    pub opened_at: sqlx::types::time::OffsetDateTime,
     pub traceparent: Option<String>,
     /// Values of its row at the last commit, for effects that run when the row may be gone.
     pub kept: Option<std::collections::HashMap<String, Option<String>>>,

@@ -54,6 +54,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The provider wants money or another key.
     Credential,
+    /// The provider cannot be used as configured: its address, its model, its dimensions.
+    Misconfigured,
     /// The provider's answer broke its contract.
     Garbled,
     /// The database refused the write: a constraint, a type.
@@ -76,7 +78,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for help texts and filters.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Limit,
         Self::Skipped,
         Self::Left,
@@ -90,6 +92,7 @@ impl ErrorKind {
         Self::RateLimited,
         Self::Unavailable,
         Self::Credential,
+        Self::Misconfigured,
         Self::Garbled,
         Self::Constraint,
         Self::Misfit,
@@ -117,6 +120,7 @@ impl ErrorKind {
             Self::RateLimited => "rate_limited",
             Self::Unavailable => "unavailable",
             Self::Credential => "credential",
+            Self::Misconfigured => "misconfigured",
             Self::Garbled => "garbled",
             Self::Constraint => "constraint",
             Self::Misfit => "misfit",
@@ -143,7 +147,7 @@ pub enum Outcome {
     Done,
     /// Finished without vectors; old chunks are removed.
     Skip(Reason),
-    /// The row moved during the attempt: pending again, no attempt burnt.
+    /// The row moved during the attempt: pending again, no attempt burnt; a row that moves every time waits.
     Stale,
     /// Worth another try, after a growing pause; the attempt is burnt.
     Retry(Reason),

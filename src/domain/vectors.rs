@@ -7,6 +7,9 @@ pub enum BadVector {
     NotFinite,
     #[error("is all zeros")]
     Zero,
+    /// The answer holds no numbers where the vector should be.
+    #[error("{0}")]
+    Unreadable(&'static str),
 }
 
 /// Promise 3 in small: the right length, finite, and not all zeros.

@@ -1,24 +1,28 @@
-use pdf_extract::{OutputError, extract_text_from_mem_by_pages};
+use pdf_extract::{Document as Pdf, PlainTextOutput, output_doc_page};
 
 use super::builder::{Builder, without_private_use};
 use super::wire::ReadError;
 use crate::domain::Document;
 
 /// Text by pages, nothing else; by choice only.
+///
+/// The crate's own reading by pages ends at the first page that it cannot read, and takes a file that it cannot decrypt for one
+/// without pages: both would pass for the whole text.
 pub(super) fn read(bytes: &[u8], mut builder: Builder) -> Result<Document, ReadError> {
-    let pages = extract_text_from_mem_by_pages(bytes).map_err(|error| read_error(&error))?;
-    for page in pages {
+    let damaged = || ReadError::broken("PDF", "its structure is damaged");
+    let pdf = Pdf::load_mem(bytes).map_err(|error| match error.to_string().to_ascii_lowercase() {
+        why if why.contains("crypt") => ReadError::Encrypted,
+        _ => damaged(),
+    })?;
+    // Loading tries the empty password; where that opens the file, this entry is gone.
+    if pdf.trailer.has(b"Encrypt") {
+        return Err(ReadError::Encrypted);
+    }
+    for number in pdf.get_pages().into_keys() {
         builder.page()?;
-        builder.block(&without_private_use(&page))?;
+        let mut text = String::new();
+        output_doc_page(&pdf, &mut PlainTextOutput::new(&mut text), number).map_err(|_| damaged())?;
+        builder.block(&without_private_use(&text))?;
     }
     Ok(builder.finish())
-}
-
-fn read_error(error: &OutputError) -> ReadError {
-    match error {
-        OutputError::PdfError(inner) if inner.to_string().to_ascii_lowercase().contains("crypt") => {
-            ReadError::Encrypted
-        }
-        _ => ReadError::broken("PDF", "its structure is damaged"),
-    }
 }

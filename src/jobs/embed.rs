@@ -248,8 +248,9 @@ async fn embed(
         id: job.id,
         revision: job.revision,
         tenant: row.tenant.clone(),
-        // A first try with `fresh` pays for all again; a later one finds what that paid for.
-        tried: job.starts > 1 || (job.revision.0 > 1 && !job.fresh),
+        tried: job.starts > 1 || job.revision.0 > 1,
+        // With `fresh` all is paid for again, but once: a later try finds what an earlier one has parked.
+        parked_since: job.fresh.then_some(job.opened_at),
     };
     let mut paid = deps.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Vec<f32>, usize)>> = vec![Vec::new(); plan.chunks.len()];

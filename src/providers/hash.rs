@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use unicode_segmentation::UnicodeSegmentation as _;
 
-use super::{Embedded, Embedder, ProviderError, check_vectors};
+use super::{Embedded, Embedder, ProviderError, checked};
 
 /// How much a pair of neighbouring words counts beside a single word.
 const PAIR: f32 = 0.5;
@@ -56,8 +56,7 @@ impl Hash {
 impl Embedder for Hash {
     async fn embed(&self, texts: &[String]) -> Result<Embedded, ProviderError> {
         let vectors: Vec<_> = texts.iter().map(|text| self.vector(text)).collect();
-        check_vectors(&vectors, texts.len(), self.dimensions)?;
-        Ok(Embedded { vectors, ..Embedded::default() })
+        Ok(Embedded { vectors: checked(vectors, self.dimensions), ..Embedded::default() })
     }
 }
 

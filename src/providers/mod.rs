@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain;
+use crate::domain::{BadVector, check_vector};
 
 pub use hash::Hash;
 pub use local::{Local, LocalError, LocalModel};
@@ -19,7 +19,7 @@ pub use openai::{OpenAi, OpenAiEndpoint, OpenAiModel};
 /// Makes vectors of texts.
 #[async_trait]
 pub trait Embedder: Send + Sync {
-    /// One request. The vectors come in the order of the texts, each checked: count, length, finite, not zero.
+    /// One request. The vectors come in the order of the texts, one for each, and each checked: length, finite, not zero.
     ///
     /// # Errors
     /// See [`ProviderError`].
@@ -29,13 +29,33 @@ pub trait Embedder: Send + Sync {
 /// A provider's answer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Embedded {
-    pub vectors: Vec<Vec<f32>>,
+    /// A bad vector says nothing about its neighbours, which are paid for all the same.
+    pub vectors: Vec<Result<Vec<f32>, BadVector>>,
     /// What the provider says it counted, where it says so.
     pub input_tokens: Option<u64>,
     /// The provider's own name for the request, for disputes.
     pub request_id: Option<String>,
     /// How much more the provider would take now, where it says so.
     pub limits: Option<RateLimits>,
+}
+
+impl Embedded {
+    /// The vectors, for callers to whom one bad vector spoils the answer.
+    ///
+    /// # Errors
+    /// The first bad vector, named by the number of its input.
+    pub fn all(self) -> Result<Vec<Vec<f32>>, ProviderError> {
+        let texts = self.vectors.len();
+        let named = |(index, vector): (usize, Result<_, BadVector>)| {
+            vector.map_err(|bad| ProviderError::Garbled(bad_vector(index, texts, bad)))
+        };
+        self.vectors.into_iter().enumerate().map(named).collect()
+    }
+}
+
+/// Names an input by its number, counted from 1, never by its text.
+pub fn bad_vector(index: usize, texts: usize, bad: BadVector) -> String {
+    format!("the vector of input {} of {texts} {bad}", index + 1)
 }
 
 /// What is left of a provider's budget for our credential, as of one answer.
@@ -73,21 +93,14 @@ pub enum ProviderError {
     /// Status 200 and yet no answer to any of the texts: a proxy's page, an empty body, JSON that breaks off.
     #[error("the provider gave no answer: {0}")]
     NoAnswer(String),
-    /// The answer broke the contract: count, length, finiteness.
+    /// The answer broke the contract, and which vector belongs to which text cannot be told.
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
 }
 
-/// Checks that there is one good vector per text. Inputs are named by number, counted from 1, never by their text.
-fn check_vectors(vectors: &[Vec<f32>], texts: usize, dimensions: usize) -> Result<(), ProviderError> {
-    if vectors.len() != texts {
-        return Err(ProviderError::Garbled(format!("{} vectors for {texts} texts", vectors.len())));
-    }
-    for (index, vector) in vectors.iter().enumerate() {
-        domain::check_vector(vector, dimensions)
-            .map_err(|bad| ProviderError::Garbled(format!("the vector of input {} of {texts} {bad}", index + 1)))?;
-    }
-    Ok(())
+/// Checks each vector.
+fn checked(vectors: Vec<Vec<f32>>, dimensions: usize) -> Vec<Result<Vec<f32>, BadVector>> {
+    vectors.into_iter().map(|vector| check_vector(&vector, dimensions).map(|()| vector)).collect()
 }
 
 /// Scales a vector to length 1; one of zeros stays as it is.

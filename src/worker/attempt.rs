@@ -172,6 +172,7 @@ fn give_back(engine: &Engine, job: &ClaimedJob, deps: &Deps, outcome: &Outcome, 
     let kind = match outcome {
         Outcome::Retry(_) => ReleaseKind::Burnt(standing(engine, job).backoff()),
         Outcome::Snooze { after, .. } => ReleaseKind::Later(*after),
+        Outcome::Stale => ReleaseKind::Stale,
         _ => ReleaseKind::Again,
     };
     let release = Release {

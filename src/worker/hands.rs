@@ -162,6 +162,7 @@ mod tests {
             fresh: false,
             traceparent: None,
             kept: None,
+            opened_at: time::OffsetDateTime::UNIX_EPOCH,
         }
     }
 

@@ -11,6 +11,13 @@ fn vendor() -> FakeOpenAi {
     FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
 }
 
+/// What jobs, their timelines and the books say, in lower case.
+async fn everything_of_ours(world: &World) -> String {
+    let said = "select concat_ws(' ', j, a, c) from gristmill.embedding_jobs j \
+         full join gristmill.job_attempts a on a.job_id = j.id full join gristmill.provider_calls c on false";
+    world.list(said).await.join("\n").to_lowercase()
+}
+
 /// A world of that vendor with room for many jobs at once.
 async fn world_of(vendor: &FakeOpenAi) -> World {
     let world = World::with_vendor(vendor).await;
@@ -85,7 +92,8 @@ async fn a_poisoned_text_fails_alone() {
     99 completed
     ");
     let reason: String = world.value("select reason from gristmill.embedding_jobs where state = 'failed'").await;
-    assert_snapshot!(reason, @"the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: A … with … in it.");
+    assert_snapshot!(reason, @"the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …");
+    assert!(!everything_of_ours(&world).await.contains("poison"), "a text's word is stored");
     // Halving a hundred texts takes fourteen requests; each neighbour is paid once.
     assert!(vendor.requests() <= 20, "{} requests", vendor.requests());
     assert_eq!(vendor.paid_texts().len(), 99);
@@ -93,7 +101,13 @@ async fn a_poisoned_text_fails_alone() {
 
 #[tokio::test]
 async fn a_bad_vector_fails_its_own_job_only() {
-    for (how, want) in [(Spoilt::OneNotFinite, "is not finite"), (Spoilt::OneZero, "zero"), (Spoilt::OneShort, "383")] {
+    for (how, want, requests) in [
+        (Spoilt::OneNotFinite, "is not finite", 3),
+        (Spoilt::OneZero, "zero", 3),
+        (Spoilt::OneShort, "383", 3),
+        // Whose vector is missing cannot be seen: halving finds it.
+        (Spoilt::OneMissing, "0 vectors for 1 texts", 12),
+    ] {
         let vendor = vendor();
         vendor.spoil("SPOILT", how);
         let world =
@@ -107,7 +121,78 @@ async fn a_bad_vector_fails_its_own_job_only() {
         assert_eq!(world.states().await, "1 failed garbled\n20 completed", "{how:?}");
         let reason: String = world.value("select reason from gristmill.embedding_jobs where state = 'failed'").await;
         assert!(reason.contains(want) && !reason.contains("SPOILT"), "{how:?}: {reason}");
+        assert!(vendor.requests() <= requests, "{how:?}: {} requests", vendor.requests());
     }
+}
+
+#[tokio::test]
+async fn what_was_paid_beside_a_bad_vector_is_not_paid_again() {
+    let vendor = vendor();
+    vendor.spoil("SPOILT", Spoilt::OneNotFinite);
+    let world = world_of(&vendor).await.change("existing = \"backfill\"", "existing = \"backfill\"\nmax_attempts = 3");
+    world.register().await;
+    let good = "The mill grinds the corn of the village. ".repeat(20);
+    world.insert("spoilt", &format!("{good}\n\n{}", "What is SPOILT stays so. ".repeat(20))).await;
+
+    world.work().await;
+
+    assert_eq!(world.states().await, "1 failed garbled");
+    let (mut spoilt, mut good): (Vec<String>, Vec<String>) =
+        vendor.paid_texts().into_iter().partition(|text| text.contains("SPOILT"));
+    let paid = (spoilt.len(), good.len());
+    for texts in [&mut spoilt, &mut good] {
+        texts.sort();
+        texts.dedup();
+    }
+    assert_eq!(paid, (3 * spoilt.len(), good.len()), "{good:?}");
+    assert!(!good.is_empty() && !spoilt.is_empty());
+}
+
+#[tokio::test]
+async fn a_provider_that_garbles_everything_shuts_its_lane_after_few_requests() {
+    for (answer, why, requests) in [
+        (Answer::vectors(Spoilt::AllShort), "has 383 dimensions instead of 384", 2),
+        (Answer::vectors(Spoilt::AllNotFinite), "has a value that is not finite", 2),
+        (Answer::wrong_count(), "0 vectors for 1 texts", 14),
+    ] {
+        let vendor = vendor();
+        vendor.always(answer);
+        let world = world_of(&vendor).await;
+        world.register().await;
+        world.insert_sentences(100).await;
+
+        let worker = world.start().await;
+        worker.idle().await;
+        let lanes = worker.running.lane_status();
+        worker.stop().await;
+
+        assert_eq!(world.states().await, "100 waiting misconfigured", "{why}");
+        let (paused, seconds) = lanes[0].paused.clone().expect("the lane is paused");
+        assert!(paused.starts_with("the provider cannot be used as configured: ") && paused.contains(why), "{paused}");
+        assert!(seconds > 240, "{seconds}");
+        assert!(vendor.requests() <= requests, "{why}: {} requests", vendor.requests());
+        let burnt: i64 = world.value("select count(*) from gristmill.embedding_jobs where attempt > 0").await;
+        assert!(burnt <= 2, "{why}: {burnt} attempts burnt");
+    }
+}
+
+#[tokio::test]
+async fn texts_that_are_bad_together_do_not_shut_the_lane_for_good_ones() {
+    let vendor = vendor();
+    vendor.spoil("row", Spoilt::OneNotFinite);
+    let world = world_of(&vendor).await.change("existing = \"backfill\"", "existing = \"backfill\"\nmax_attempts = 2");
+    world.register().await;
+    // With nothing else in the lane they are at fault themselves, until a third agrees.
+    world.insert("one", "Of this row there is no vector.").await;
+    world.insert("two", "Nor of this row.").await;
+    let worker = world.start().await;
+    worker.idle().await;
+    world.insert_sentences(20).await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents where name like 'row%'").await;
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_eq!(world.states().await, "2 failed garbled\n20 completed");
 }
 
 #[tokio::test]

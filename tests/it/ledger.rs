@@ -147,6 +147,40 @@ async fn a_fresh_retry_pays_for_all_again_once() {
 }
 
 #[tokio::test]
+async fn a_fresh_retry_is_not_answered_by_what_was_parked_before_it() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    let world = world.change("kind = \"openai\"", "kind = \"openai\"\nconcurrency = 1");
+    world.register().await;
+    world.insert("book", &paragraphs(&["old", "new", "far"])).await;
+    let away = || [Answer::status(503), Answer::status(503), Answer::status(503)];
+    let due = "update gristmill.embedding_jobs set run_at = now()";
+    let parked = "select count(*) from gristmill.vector_cache";
+
+    vendor.script([Answer::good()]);
+    vendor.script(away());
+    world.work().await;
+    assert_eq!((vendor.paid_texts().len(), world.value::<i64>(parked).await), (1, 1));
+
+    // The provider is away at the first try, and again after one vector at the second.
+    world.sql("select gristmill.retry(id, fresh => true) from gristmill.embedding_jobs").await;
+    vendor.script(away());
+    world.work().await;
+    vendor.script([Answer::good()]);
+    vendor.script(away());
+    world.sql(due).await;
+    world.work().await;
+    assert_eq!(vendor.paid_texts().len(), 2);
+    world.sql(due).await;
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"book completed | completed attempt=1 chunks=3");
+    let paid: Vec<usize> = ["old", "new", "far"].map(|word| vendor.paid(&paragraph(word))).to_vec();
+    assert_eq!(paid, [2, 1, 1]);
+    assert_eq!(world.value::<i64>(parked).await, 0);
+}
+
+#[tokio::test]
 async fn vectors_of_a_failed_attempt_are_not_bought_again() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");

@@ -25,6 +25,8 @@ mod migrating;
 mod outcomes;
 mod postgres;
 mod providers;
+#[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
+mod readers;
 mod schema;
 mod spine;
 mod statuses;

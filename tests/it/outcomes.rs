@@ -140,6 +140,34 @@ async fn a_row_that_changes_while_it_is_embedded_ends_with_the_vectors_of_its_ne
 }
 
 #[tokio::test]
+async fn a_row_that_changes_during_every_attempt_waits_instead_of_paying_on() {
+    let vendor = vendor();
+    let restless = "text = \"{content} {noise}\"\nvalues = { noise = \"case when source.name = 'restless' then clock_timestamp()::text end\" }";
+    let world = World::with_vendor(&vendor).await.change("text = \"{content}\"", restless);
+    world.register().await;
+    world.insert("restless", "One.").await;
+
+    world.work().await;
+
+    let waits = "select concat_ws(' ', state, error_kind, 'attempt=' || attempt, 'stales=' || stales, reason) from gristmill.embedding_jobs";
+    let job: String = world.value(waits).await;
+    assert_snapshot!(job, @"waiting stale attempt=0 stales=5 the row changed during each of the last 5 attempts; waits for it to rest");
+    assert_eq!(vendor.requests(), 5);
+
+    // Another change is one more of what it waits out.
+    let due = "select run_at::text from gristmill.embedding_jobs";
+    let before: String = world.value(due).await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    assert_eq!((world.value::<String>(waits).await, world.value::<String>(due).await), (job, before));
+
+    // A row that rests is done, and what was counted is forgotten.
+    world.sql("update public.documents set name = 'rested'; update gristmill.embedding_jobs set run_at = now()").await;
+    world.work().await;
+    let done: String = world.value(waits).await;
+    assert_snapshot!(done, @"completed attempt=1 stales=0");
+}
+
+#[tokio::test]
 async fn a_row_that_changes_back_while_it_is_embedded_is_not_paid_for_twice() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await;
@@ -163,6 +191,19 @@ async fn a_row_that_changes_back_while_it_is_embedded_is_not_paid_for_twice() {
       usage 2 tokens
     ");
     assert_eq!(vendor.paid_texts(), ["Before."]);
+}
+
+#[tokio::test]
+async fn a_job_that_falls_due_is_claimed_without_waiting_for_the_next_poll() {
+    let vendor = vendor();
+    vendor.script([Answer::wrong_count()]);
+    let world = World::with_vendor(&vendor).await.change("poll = \"200ms\"", "poll = \"1h\"");
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"note completed | completed attempt=2 chunks=1");
 }
 
 #[tokio::test]
@@ -380,8 +421,8 @@ async fn what_trying_again_would_not_help_fails_and_its_neighbours_finish() {
       job completed attempt=1
       chunks A file that can be read.
       usage 7 tokens
-    refused failed the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The … was: A … with … in it.
-      job failed attempt=1 refused the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The … was: A … with … in it.
+    refused failed the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …
+      job failed attempt=1 refused the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …
       tried fail refused
     ");
 }
@@ -399,8 +440,8 @@ async fn a_failure_keeps_what_is_in_the_target() {
     world.work().await;
 
     assert_snapshot!(story(&world).await, @r"
-    note failed the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … with ….
-      job failed attempt=1 refused the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … with ….
+    note failed the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …
+      job failed attempt=1 refused the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …
       tried fail refused
       chunks One.
       usage 2 tokens

@@ -13,7 +13,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 
-use super::{Embedded, Embedder, ProviderError, check_vectors};
+use super::{Embedded, Embedder, ProviderError, checked};
 use bert::{Bert, Tokens};
 use threads::Threads;
 
@@ -84,7 +84,7 @@ impl Embedder for Local {
             vectors[place] = vector;
         }
 
-        check_vectors(&vectors, texts.len(), self.dimensions)?;
+        let vectors = checked(vectors, self.dimensions);
         Ok(Embedded { vectors, input_tokens: Some(input_tokens), ..Embedded::default() })
     }
 }

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
+use crate::domain::BadVector;
 use crate::providers::ProviderError;
 
 #[derive(Deserialize)]
@@ -28,17 +29,19 @@ struct Usage {
 
 /// Base64 of little-endian `f32`s, or a list of numbers: compatible services do not all know `encoding_format`. Read straight
 /// into numbers, without a copy of the text between.
-struct Embedding(Result<Vec<f32>, &'static str>);
+struct Embedding(Vector);
+
+type Vector = Result<Vec<f32>, BadVector>;
 
 /// The vectors in the order of the texts, and the tokens the service counted.
-pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vec<f32>>, Option<u64>), ProviderError> {
+pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vector>, Option<u64>), ProviderError> {
     let response: EmbedResponse = serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error))?;
     let tokens = response.usage.and_then(|usage| usage.prompt_tokens);
     Ok((in_order(response.data, texts)?, tokens))
 }
 
 /// The service numbers its vectors and may send them in any order.
-fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vec<f32>>, ProviderError> {
+fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vector>, ProviderError> {
     if items.len() != texts {
         return Err(garbled(format!("{} vectors for {texts} texts", items.len())));
     }
@@ -46,8 +49,7 @@ fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vec<f32>>, ProviderErr
     for Item { index, embedding } in items {
         let number = index + 1;
         let slot = vectors.get_mut(index).ok_or_else(|| garbled(format!("a vector for input {number} of {texts}")))?;
-        let vector = embedding.0.map_err(|why| garbled(format!("the vector of input {number} of {texts} {why}")))?;
-        if slot.replace(vector).is_some() {
+        if slot.replace(embedding.0).is_some() {
             return Err(garbled(format!("two vectors for input {number} of {texts}")));
         }
     }
@@ -101,11 +103,11 @@ impl<'de> Visitor<'de> for EmbeddingVisitor {
     }
 }
 
-fn decode(text: &str) -> Result<Vec<f32>, &'static str> {
-    let bytes = STANDARD.decode(text).map_err(|_| "is not base64")?;
+fn decode(text: &str) -> Vector {
+    let bytes = STANDARD.decode(text).map_err(|_| BadVector::Unreadable("is not base64"))?;
     let (numbers, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {
-        return Err("ends in the middle of a number");
+        return Err(BadVector::Unreadable("ends in the middle of a number"));
     }
     Ok(numbers.iter().copied().map(f32::from_le_bytes).collect())
 }
@@ -121,6 +123,7 @@ mod tests {
 
     #[track_caller]
     fn check(body: &str, texts: usize, want: Result<(Vec<Vec<f32>>, Option<u64>), &str>) {
+        let want = want.map(|(vectors, tokens)| (vectors.into_iter().map(Ok).collect(), tokens));
         assert_eq!(read(body.as_bytes(), texts), want.map_err(|why| garbled(why.to_owned())));
     }
 
@@ -148,10 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn broken_base64_names_its_input() {
-        let body = |text: &str| format!(r#"{{"data": [{{"index": 0, "embedding": "{text}"}}]}}"#);
-        check(&body("AAC"), 1, Err("the vector of input 1 of 1 is not base64"));
-        check(&body("AAAA"), 1, Err("the vector of input 1 of 1 ends in the middle of a number"));
+    fn broken_base64_spoils_its_own_vector_only() {
+        for (text, why) in [("AAC", "is not base64"), ("AAAA", "ends in the middle of a number")] {
+            let broken = format!(r#"{{"index": 0, "embedding": "{text}"}}, {{"index": 1, "embedding": "AACAPw=="}}"#);
+            let (vectors, _) = read(format!(r#"{{"data": [{broken}]}}"#).as_bytes(), 2).unwrap();
+            assert_eq!(vectors, [Err(BadVector::Unreadable(why)), Ok(vec![1.0])]);
+        }
     }
 
     #[test]
@@ -165,6 +170,6 @@ mod tests {
     #[test]
     fn a_null_among_numbers_is_a_number_that_is_not_finite() {
         let (vectors, _) = read(br#"{"data": [{"index": 0, "embedding": [null]}]}"#, 1).unwrap();
-        assert!(vectors[0][0].is_nan());
+        assert!(vectors[0].as_ref().unwrap()[0].is_nan());
     }
 }

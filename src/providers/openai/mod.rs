@@ -14,8 +14,9 @@ use reqwest::{Response, StatusCode};
 use serde::Serialize;
 use url::Url;
 
-use super::{Embedded, Embedder, ProviderError, check_vectors};
+use super::{Embedded, Embedder, ProviderError};
 use crate::config::Secret;
+use crate::domain::check_vector;
 
 /// The most a number of a vector takes in JSON, with its comma and blanks.
 const BYTES_PER_NUMBER: usize = 32;
@@ -105,7 +106,8 @@ impl Embedder for OpenAi {
         }
         let body = read(response, self.longest_answer(texts.len())).await?;
         let (vectors, input_tokens) = answer::read(&body, texts.len())?;
-        check_vectors(&vectors, texts.len(), self.model.dimensions)?;
+        let check = |vector: Vec<f32>| check_vector(&vector, self.model.dimensions).map(|()| vector);
+        let vectors = vectors.into_iter().map(|vector| vector.and_then(check)).collect();
         Ok(Embedded { vectors, input_tokens, request_id: request_id(&headers), limits: waits::limits(&headers) })
     }
 }

@@ -42,6 +42,8 @@ pub enum Spoilt {
     OneShort,
     OneNotFinite,
     OneZero,
+    AllShort,
+    AllNotFinite,
     CutOff,
 }
 
@@ -141,7 +143,8 @@ impl Answer {
         self
     }
 
-    fn vectors(spoilt: Spoilt) -> Self {
+    /// With vectors that are spoilt in this way.
+    pub fn vectors(spoilt: Spoilt) -> Self {
         Self { kind: Kind::Vectors(spoilt, None), headers: Vec::new() }
     }
 
@@ -205,8 +208,13 @@ pub fn vector_of(text: &str, dimensions: usize) -> Vec<f32> {
 
 fn embeddings(texts: &[String], dimensions: usize, base64: bool, spoilt: Spoilt, marker: Option<&str>) -> Body {
     let mut vectors: Vec<_> = texts.iter().map(|text| vector_of(text, dimensions)).enumerate().collect();
-    let held = marker.map(|marker| texts.iter().position(|text| text.contains(marker)).unwrap_or_default());
-    spoil(&mut vectors, spoilt, held.unwrap_or(texts.len().saturating_sub(1)));
+    // From the last on: spoiling may remove one.
+    for nth in (0..texts.len())
+        .rev()
+        .filter(|&nth| marker.map_or(nth + 1 == texts.len(), |marker| texts[nth].contains(marker)))
+    {
+        spoil(&mut vectors, spoilt, nth);
+    }
     let data: Vec<Value> = vectors
         .into_iter()
         .map(|(index, vector)| json!({"object": "embedding", "index": index, "embedding": written(&vector, base64)}))
@@ -229,9 +237,17 @@ fn cut_off(body: &str) -> Body {
 }
 
 fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
+    match spoilt {
+        Spoilt::AllShort => vectors.iter_mut().for_each(|(_, vector)| vector.truncate(vector.len() - 1)),
+        Spoilt::AllNotFinite => vectors.iter_mut().for_each(|(_, vector)| vector[0] = f32::NAN),
+        one => spoil_one(vectors, one, nth),
+    }
+}
+
+fn spoil_one(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
     let Some((index, vector)) = vectors.get_mut(nth) else { return };
     match spoilt {
-        Spoilt::No | Spoilt::CutOff => {}
+        Spoilt::No | Spoilt::CutOff | Spoilt::AllShort | Spoilt::AllNotFinite => {}
         Spoilt::Shuffled => vectors.reverse(),
         Spoilt::OneMissing => drop(vectors.remove(nth)),
         Spoilt::OneTwice => *index = 0,

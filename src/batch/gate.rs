@@ -1,0 +1,141 @@
+//! A lane's gate: its breaker and its pauses, and what they are for.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::JobId;
+
+use super::batcher::EmbedFailure;
+
+/// Failures in a row that open the breaker.
+const FAILURES: u32 = 5;
+pub(super) const BREAKER_FIRST: Duration = Duration::from_secs(10);
+const BREAKER_LONGEST: Duration = Duration::from_mins(5);
+/// How long a lane stays shut that only a person can mend: its credential, its model's name, its dimensions.
+pub(super) const PERSONS_PAUSE: Duration = Duration::from_mins(5);
+/// Answers that are of no use are paid for, so the pause after them grows up to here.
+const LONGEST_PERSONS_PAUSE: Duration = Duration::from_hours(1);
+/// So many jobs in a row that get nothing but bad vectors tell of the provider, not of their texts.
+const SUSPECTS: usize = 3;
+
+/// Open, or shut for a while and why.
+#[derive(Default)]
+pub(super) struct Gate(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    until: Option<Instant>,
+    failure: Option<EmbedFailure>,
+    failures: u32,
+    opened: u32,
+    /// Jobs that got bad vectors only, since the last good vector of any job; no more than [`SUSPECTS`].
+    suspects: Vec<JobId>,
+    /// How often that many have shut the lane since then.
+    suspected: u32,
+}
+
+impl State {
+    /// Shut because no job gets a good vector, not because the provider said so.
+    fn is_suspicious(&self) -> bool {
+        self.suspects.len() >= SUSPECTS && matches!(self.failure, Some(EmbedFailure::Misconfigured { .. }))
+    }
+
+    /// How long it stays shut, if it is.
+    fn left(&self) -> Option<Duration> {
+        self.until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+}
+
+impl Gate {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For how long it is shut, if it is, and what that means for a text.
+    pub fn shut_for(&self) -> Option<(Duration, EmbedFailure)> {
+        let gate = self.state();
+        let left = gate.left()?;
+        Some((left, gate.failure.clone()?.waiting(left)))
+    }
+
+    /// Shuts the lane; of two pauses the longer one holds.
+    pub fn shut(&self, pause: Duration, failure: EmbedFailure) {
+        let mut gate = self.state();
+        if gate.left().is_none_or(|left| left < pause) {
+            gate.until = Some(Instant::now() + pause);
+            gate.failure = Some(failure);
+        }
+    }
+
+    /// Counts a failure against the breaker; says for how long it opened, if it did.
+    pub fn failed(&self, text: &str) -> Option<Duration> {
+        let mut gate = self.state();
+        // Requests that were under way when it opened tell of the same outage, not of another.
+        if let (Some(left), Some(EmbedFailure::Unavailable { .. })) = (gate.left(), &gate.failure) {
+            return Some(left);
+        }
+        gate.failures += 1;
+        // A lane that was shut before is shut again at its first failure.
+        if gate.failures < FAILURES && gate.opened == 0 {
+            return None;
+        }
+        let pause = BREAKER_FIRST.saturating_mul(1 << gate.opened.min(8)).min(BREAKER_LONGEST);
+        gate.opened += 1;
+        gate.failures = 0;
+        gate.until = Some(Instant::now() + pause);
+        gate.failure = Some(EmbedFailure::Unavailable { after: pause, text: text.to_owned() });
+        Some(pause)
+    }
+
+    /// Counts jobs that got nothing but bad vectors; too many in a row shut the lane, or find it shut, and that is then what
+    /// becomes of them.
+    pub fn suspect(&self, jobs: impl Iterator<Item = JobId>, text: &str) -> Option<EmbedFailure> {
+        let mut gate = self.state();
+        for job in jobs {
+            if gate.suspects.len() < SUSPECTS && !gate.suspects.contains(&job) {
+                gate.suspects.push(job);
+            }
+        }
+        if gate.suspects.len() < SUSPECTS {
+            return None;
+        }
+        // Requests that were under way when it was shut tell nothing new.
+        if let (Some(left), true) = (gate.left(), gate.is_suspicious()) {
+            return gate.failure.clone().map(|failure| failure.waiting(left));
+        }
+        let pause = PERSONS_PAUSE.saturating_mul(1 << gate.suspected.min(8)).min(LONGEST_PERSONS_PAUSE);
+        gate.suspected += 1;
+        let failure = EmbedFailure::Misconfigured { after: pause, text: text.to_owned() };
+        gate.until = Some(Instant::now() + pause);
+        gate.failure = Some(failure.clone());
+        Some(failure)
+    }
+
+    /// Closes the breaker. A pause that the vendor asked for, or a refused credential, outlives the answers that were under way;
+    /// the suspicion that no text gets a good vector does not.
+    pub fn succeeded(&self) {
+        let mut gate = self.state();
+        let away = matches!(gate.failure, Some(EmbedFailure::Unavailable { .. }));
+        if gate.left().is_none() || away || gate.is_suspicious() {
+            *gate = State::default();
+        } else {
+            let (until, failure) = (gate.until, gate.failure.take());
+            *gate = State { until, failure, ..State::default() };
+        }
+    }
+}
+
+impl EmbedFailure {
+    /// The same failure with another wait.
+    fn waiting(self, after: Duration) -> Self {
+        match self {
+            Self::RateLimited { .. } => Self::RateLimited { after },
+            Self::Unavailable { text, .. } => Self::Unavailable { after, text },
+            Self::Credential { text, .. } => Self::Credential { after, text },
+            Self::Misconfigured { text, .. } => Self::Misconfigured { after, text },
+            Self::Refused(_) | Self::Garbled(_) | Self::Database(_) => self,
+        }
+    }
+}
