@@ -169,6 +169,9 @@ impl Shared {
     async fn read(&self, plan: &Plan, requests: &[Request]) -> sqlx::Result<Vec<(Option<LoadedRow>, Vec<Existing>)>> {
         let mut connection = self.pool.acquire().await?;
         let keys: Vec<&SourceKey> = requests.iter().map(|request| &request.key).collect();
+        if let Some(queue) = &plan.queue {
+            db::app::mark(&mut connection, plan, queue, &keys).await?;
+        }
         let rows = db::app::load(&mut connection, plan, &keys).await?;
         let mut loaded: Vec<(Option<LoadedRow>, Vec<Existing>)> =
             rows.into_iter().map(|row| (row, Vec::new())).collect();

@@ -1,6 +1,7 @@
 //! Floor 3: the places where the work of many jobs meets. Handlers await them as if they were alone; each isolates failure by
 //! bisecting until the one guilty text or job stands alone.
 
+mod asking;
 mod batcher;
 mod committer;
 mod effects;

@@ -13,6 +13,7 @@ use crate::db::pipelines;
 use crate::db::usage::{self, Booked, Event};
 use crate::domain::{Digest, JobId, Reason, SourceKey};
 
+use super::asking;
 use super::committer::{Committed, DoneWork, End, Verdict, Work};
 use super::effects;
 use super::facts::{JobFacts, Names};
@@ -58,6 +59,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
     let mut locked = lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
     effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;
+    asking::lock(&mut transaction, plan, works, &mut verdicts).await?;
     lock_jobs(&mut transaction, works, &mut verdicts).await?;
     if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {
         // Another generation was accepted meanwhile: its workers do these jobs.
@@ -102,6 +104,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
         write_sources(&mut transaction, plan, &going).await?;
         let written: Vec<&Work> = going.iter().map(|ready| ready.work).collect();
         let unsaid = leave::take_back(&mut transaction, plan, &written).await?;
+        asking::answer(&mut transaction, plan, &going).await?;
         effects::run(&mut transaction, plan, &going).await?;
         book(&mut transaction, plan, &going).await?;
         finish(&mut transaction, plan, &going, &unsaid).await?;
@@ -174,6 +177,7 @@ fn needs_chunks(works: &[&Work], open: &[usize]) -> bool {
 fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str) -> Option<Going<'a>> {
     let mut facts = work.facts.clone();
     now.clone_into(&mut facts.now);
+    facts.started = Some(work.job.started.clone());
     facts.attempts = work.job.attempt.saturating_add(1);
     let mut kept = Vec::new();
     match &work.end {

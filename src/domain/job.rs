@@ -89,6 +89,8 @@ pub struct ClaimedJob {
     pub fresh: bool,
     /// By the database's clock.
     pub opened_at: sqlx::types::time::OffsetDateTime,
+    /// When it was claimed, as the database writes it.
+    pub started: String,
     pub traceparent: Option<String>,
     /// Values of its row at the last commit, for effects that run when the row may be gone.
     pub kept: Option<std::collections::HashMap<String, Option<String>>>,

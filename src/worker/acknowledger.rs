@@ -142,7 +142,11 @@ async fn renew(engine: &Engine, batch: &[Entry]) {
 
 /// Releases the mirrored word where the leases are still ours: of a job that another worker has, `processing` is the truth.
 async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
-    let is_mirrored = |pipeline| engine.deps(pipeline).is_some_and(|deps| deps.plan.pipeline.status.is_some());
+    let is_mirrored = |pipeline| {
+        engine
+            .deps(pipeline)
+            .is_some_and(|deps| deps.plan.pipeline.status.is_some() || deps.plan.pipeline.queue.is_some())
+    };
     let fresh: Vec<&Entry> =
         batch.iter().filter(|entry| entry.tried.is_none() && is_mirrored(&entry.pipeline)).collect();
     let leases: Vec<_> = fresh.iter().map(|entry| (entry.release.id, entry.release.lease)).collect();
@@ -171,9 +175,27 @@ pub(super) enum Mirrored {
     Cancelled,
 }
 
+/// The rows of the application's own job table hear of it as well; that they are worked on, the loader says.
+async fn tell_asking(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) -> bool {
+    let plan = deps.fit.plan();
+    let Some(queue) = &plan.queue else { return true };
+    let words = &queue.words;
+    let (word, instead_of) = match what {
+        Mirrored::Processing => return true,
+        Mirrored::Released => (words.pending.as_str(), vec![words.processing.as_str()]),
+        Mirrored::Cancelled => (queue.word_of("cancelled"), vec![words.processing.as_str(), words.pending.as_str()]),
+    };
+    let written = async {
+        let mut connection = engine.pool.acquire().await?;
+        db::app::mirror_asking(&mut connection, &plan, queue, keys, word, &instead_of).await
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(5), written).await, Ok(Ok(())))
+}
+
 /// Sets a status word on source rows; best effort, since nothing depends on it. Says whether it was done.
 pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) -> bool {
-    let Some(status) = &deps.plan.pipeline.status else { return true };
+    let told = tell_asking(engine, deps, keys, what).await;
+    let Some(status) = &deps.plan.pipeline.status else { return told };
     let words = &status.words;
     let (processing, pending) = (words.processing.as_str(), words.pending.as_str());
     let (word, instead_of) = match what {
@@ -187,7 +209,7 @@ pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], wh
     };
     // A pool that is drained or a key that does not fit must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {
-        Ok(Ok(())) => return true,
+        Ok(Ok(())) => return told,
         Ok(Err(error)) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
         Err(_) => tracing::debug!(word, "the status could not be mirrored in time"),
     }

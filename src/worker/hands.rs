@@ -163,6 +163,7 @@ mod tests {
             traceparent: None,
             kept: None,
             opened_at: time::OffsetDateTime::UNIX_EPOCH,
+            started: String::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! types; `backend` is the thin apalis backend over them. No other module names apalis.
 
 mod acknowledger;
+mod asker;
 mod attempt;
 mod backend;
 mod claimer;
@@ -132,6 +133,7 @@ impl Engine {
         tasks.spawn(vital().watch("heartbeat", heartbeat::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("acknowledger", acknowledger::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("rescuer", rescuer::run(Arc::clone(self))));
+        tasks.spawn(vital().watch("asker", asker::run(Arc::clone(self))));
         tasks.spawn(vital().watch("sweeper", sweeper::run(Arc::clone(self))));
         tasks.spawn(vital().watch("fitter", fitter::run(Arc::clone(self))));
         tasks.spawn(vital().watch("listener", listener::run(Arc::clone(self))));

@@ -14,7 +14,7 @@ use crate::domain::SourceKey;
 use crate::jobs::Deps;
 
 use super::acknowledger::{Mirrored, mirror};
-use super::{Engine, pause};
+use super::{Engine, asker, pause};
 
 /// The breath between two slices: a sweep must not crowd out work.
 const BREATH: Duration = Duration::from_millis(20);
@@ -110,7 +110,7 @@ pub async fn pass(
     if !ours {
         return Ok(0);
     }
-    let mut opened = 0;
+    let mut opened = asker::look(pool, plan).await?;
     let mut after = None;
     let mut slices = app::ClosingIn::new(settings.sweep_rows);
     while !stopped() {

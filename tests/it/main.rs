@@ -25,6 +25,7 @@ mod migrating;
 mod outcomes;
 mod postgres;
 mod providers;
+mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
 mod schema;

@@ -266,6 +266,16 @@ impl World {
         Worker { running, stop, task, pool: self.pool.clone() }
     }
 
+    /// Waits until a query is true.
+    pub async fn wait_for(&self, query: &str) {
+        let waited = tokio::time::timeout(Duration::from_secs(30), async {
+            while !self.value::<bool>(query).await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        waited.await.expect("it becomes true within half a minute");
+    }
+
     /// Works until nothing is left to do now.
     pub async fn work(&self) {
         let worker = self.start().await;

@@ -33,7 +33,7 @@ pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, sizes};
 pub use plan::{Plan, TargetPlan, resolve};
-pub use queue::{Answer, QueuePlan, answer, lock_asking, open_asked, put_back, take};
+pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked};
 pub use search::{Hit, search};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};

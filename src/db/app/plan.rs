@@ -234,7 +234,7 @@ async fn resolve_now(
     let write = assign::resolve(&table, &pipeline.write, &mut misfits);
     let status = pipeline.status.as_ref().map(|status| status_plan(&table, status, &mut misfits));
     if let (Some(rule), Some(column)) = (&pipeline.status, status.as_ref().and_then(|status| status.column.as_ref())) {
-        words::fit(connection, &table, rule, column, &mut misfits).await?;
+        words::fit(connection, &table, &rule.place, &rule.words, column, &mut misfits).await?;
     }
     let target = target_plan(connection, &table, target_table.as_ref(), pipeline, &mut misfits).await?;
     let Some(target) = target else { return Ok(Err(misfits)) };

@@ -10,7 +10,7 @@ use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
 use super::plan::Plan;
-use super::{asked, by_column, literal};
+use super::{asked, by_column, literal, words};
 
 /// A job table that fits the database.
 #[derive(Debug, Clone)]
@@ -19,8 +19,6 @@ pub struct QueuePlan {
     pub table: String,
     /// Its columns that name a source row, each with the source's column.
     key: Vec<(Column, Column)>,
-    /// What tells its rows apart.
-    own_key: Vec<Column>,
     priority: Option<Column>,
     not_before: Option<Column>,
     status: Column,
@@ -74,36 +72,43 @@ pub(super) async fn resolve(
             Misfit::new(&rule.place, message).fix(format!("grant select, update on {} to current_user;", table.sql())),
         );
     }
-    let own_key = own_key(connection, &table).await?;
-    if own_key.is_empty() {
-        let message = format!("{} has no unique key, so its rows cannot be told apart", table.name);
-        misfits.push(Misfit::new(&rule.place, message));
+    if let Some(status) = &status {
+        words::fit(connection, &table, &rule.place, &rule.words, status, misfits).await?;
     }
     let (Some(status), true) = (status, misfits.len() == known) else { return Ok(None) };
     let words = rule.words.clone();
-    Ok(Some(QueuePlan { table: table.sql(), key, own_key, priority, not_before, status, words, columns }))
-}
-
-/// The columns of the shortest unique key that are never null.
-async fn own_key(connection: &mut PgConnection, table: &Table) -> sqlx::Result<Vec<Column>> {
-    let keys = catalog::unique_keys(connection, table).await?;
-    let columns = |key: &Vec<String>| -> Option<Vec<Column>> {
-        key.iter().map(|name| table.column(name).filter(|column| column.not_null).cloned()).collect()
-    };
-    Ok(keys.iter().filter_map(columns).min_by_key(Vec::len).unwrap_or_default())
+    Ok(Some(QueuePlan { table: table.sql(), key, priority, not_before, status, words, columns }))
 }
 
 impl QueuePlan {
-    fn own_key_json(&self) -> String {
-        let parts: Vec<String> = self.own_key.iter().map(|column| format!("queue.{}::text", column.sql())).collect();
-        format!("jsonb_build_array({})::text", parts.join(", "))
-    }
-
     /// `queue."dream_id" = source."id" and …`
     fn joined(&self) -> String {
         let parts: Vec<String> =
             self.key.iter().map(|(column, from)| format!("queue.{} = source.{}", column.sql(), from.sql())).collect();
         parts.join(" and ")
+    }
+
+    /// The asked keys, joined to the rows that ask for them; by way of the source only where its key alone does not say.
+    fn asking(&self, plan: &Plan) -> String {
+        let nth = |from: &Column| plan.key.iter().position(|column| column.name == from.name);
+        let direct: Option<Vec<String>> = self
+            .key
+            .iter()
+            .map(|(column, from)| {
+                nth(from).map(|nth| format!("queue.{} = asked.gm_k{}::{}", column.sql(), nth + 1, column.type_sql()))
+            })
+            .collect();
+        let asked = asked(plan.key.len());
+        match direct {
+            Some(found) => format!("{asked} join {} as queue on {}", self.table, found.join(" and ")),
+            None => format!(
+                "{asked} join {} as source on {} join {} as queue on {}",
+                plan.source,
+                plan.key_match("source"),
+                self.table,
+                self.joined()
+            ),
+        }
     }
 
     fn word(&self, word: &str) -> String {
@@ -174,153 +179,145 @@ pub async fn open_asked(
     Ok(opened)
 }
 
-/// Marks the rows that ask for these source rows as being worked on, and returns the keys of all that are so marked: they are answered
-/// with the job's end. A row that somebody holds, and one that asks later, asks again.
+/// Marks the rows that ask for these source rows as being worked on: what is marked is answered with the job's end. A row that somebody
+/// holds, and one that asks later, asks again.
 ///
 /// # Errors
 /// The database is away or refuses.
-pub async fn take(
-    connection: &mut PgConnection,
-    plan: &Plan,
-    queue: &QueuePlan,
-    keys: &[&SourceKey],
-) -> sqlx::Result<Vec<Vec<String>>> {
-    let started: Vec<String> = queue
-        .columns
-        .iter()
-        .filter(|write| write.is_started())
-        .map(|write| format!(", {} = now()::{}", write.column.sql(), write.column.type_sql()))
-        .collect();
-    let statement = format!(
-        "with asking as materialized ( \
-             select asked.gm_nth as nth, queue.ctid as place, queue.tableoid as relation, queue.{status} = {processing} as marked, {own} as own \
-             from {asked} join {source} as source on {key} join {table} as queue on {joined} \
-             where queue.{status} in ({pending}, {processing}) for no key update of queue skip locked \
-         ), marking as ( \
-             update {table} as queue set {status} = {processing}{started} \
-             from asking where queue.ctid = asking.place and queue.tableoid = asking.relation and not asking.marked \
-         ) \
-         select nth, own from asking",
-        status = queue.status.sql(),
-        processing = queue.word(&queue.words.processing),
-        pending = queue.word(&queue.words.pending),
-        own = queue.own_key_json(),
-        asked = asked(plan.key.len()),
-        source = plan.source,
-        key = plan.key_match("source"),
-        table = queue.table,
-        joined = queue.joined(),
-        started = started.concat(),
-    );
-    let mut query = sqlx::query(AssertSqlSafe(statement));
-    for column in by_column(keys, plan.key.len()) {
-        query = query.bind(column);
-    }
-    let mut taken: Vec<Vec<String>> = vec![Vec::new(); keys.len()];
-    for row in query.fetch_all(connection).await? {
-        let nth: i64 = row.try_get("nth")?;
-        if let Some(of) = usize::try_from(nth - 1).ok().and_then(|nth| taken.get_mut(nth)) {
-            of.push(row.try_get("own")?);
-        }
-    }
-    Ok(taken)
-}
-
-/// Takes the mark back from the rows that ask for these source rows: their jobs wait. Best effort.
-///
-/// # Errors
-/// The database is away or refuses; nothing depends on it.
-pub async fn put_back(
+pub async fn mark(
     connection: &mut PgConnection,
     plan: &Plan,
     queue: &QueuePlan,
     keys: &[&SourceKey],
 ) -> sqlx::Result<()> {
+    let started: Vec<String> = queue
+        .columns
+        .iter()
+        .filter(|write| write.is_started())
+        .map(|write| format!("{} = now()::{}", write.column.sql(), write.column.type_sql()))
+        .collect();
+    say(connection, plan, queue, keys, &queue.words.processing, &[&queue.words.pending], &started).await
+}
+
+/// Gives rows another word where they have one of `instead_of`: a job that waits takes its mark back, a cancelled one says so. Rows that
+/// somebody holds are passed over.
+///
+/// # Errors
+/// The database is away or refuses; nothing depends on it.
+pub async fn mirror_asking(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    queue: &QueuePlan,
+    keys: &[&SourceKey],
+    word: &str,
+    instead_of: &[&str],
+) -> sqlx::Result<()> {
+    say(connection, plan, queue, keys, word, instead_of, &[]).await
+}
+
+async fn say(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    queue: &QueuePlan,
+    keys: &[&SourceKey],
+    word: &str,
+    instead_of: &[&str],
+    sets: &[String],
+) -> sqlx::Result<()> {
+    let old: Vec<String> = instead_of.iter().map(|word| queue.word(word)).collect();
+    let sets: Vec<String> =
+        std::iter::once(format!("{} = {}", queue.status.sql(), queue.word(word))).chain(sets.iter().cloned()).collect();
     let statement = format!(
-        "with marked as materialized ( \
-             select queue.ctid as place, queue.tableoid as relation \
-             from {asked} join {source} as source on {key} join {table} as queue on {joined} \
-             where queue.{status} = {processing} for no key update of queue skip locked \
+        "with free as materialized ( \
+             select queue.ctid as place, queue.tableoid as relation from {asking} \
+             where queue.{status} in ({old}) for no key update of queue skip locked \
          ) \
-         update {table} as queue set {status} = {pending} from marked \
-         where queue.ctid = marked.place and queue.tableoid = marked.relation",
+         update {table} as queue set {sets} from free where queue.ctid = free.place and queue.tableoid = free.relation",
+        asking = queue.asking(plan),
         status = queue.status.sql(),
-        processing = queue.word(&queue.words.processing),
-        pending = queue.word(&queue.words.pending),
-        asked = asked(plan.key.len()),
-        source = plan.source,
-        key = plan.key_match("source"),
+        old = old.join(", "),
         table = queue.table,
-        joined = queue.joined(),
+        sets = sets.join(", "),
     );
-    let mut query = sqlx::query(AssertSqlSafe(statement));
-    for column in by_column(keys, plan.key.len()) {
-        query = query.bind(column);
-    }
-    query.execute(connection).await?;
+    bound(&statement, plan, keys).execute(connection).await?;
     Ok(())
+}
+
+/// Locks the marked rows of these source rows, passing over those somebody holds. Returns the keys, by number, that have such a row.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn lock_marked(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    queue: &QueuePlan,
+    keys: &[&SourceKey],
+) -> sqlx::Result<Vec<usize>> {
+    let select = format!(
+        "select asked.gm_nth as nth, (queue.tableoid, queue.ctid)::text as place from {} where queue.{} = {}",
+        queue.asking(plan),
+        queue.status.sql(),
+        queue.word(&queue.words.processing)
+    );
+    let mut found = Vec::new();
+    for lock in [" order by 1, 2 for no key update of queue skip locked", ""] {
+        let rows = bound(&format!("{select}{lock}"), plan, keys).fetch_all(&mut *connection).await?;
+        let rows: sqlx::Result<Vec<(i64, String)>> =
+            rows.iter().map(|row| Ok((row.try_get("nth")?, row.try_get("place")?))).collect();
+        found.push(rows?);
+    }
+    let busy = found[1].iter().filter(|row| !found[0].contains(row));
+    Ok(busy.filter_map(|(nth, _)| usize::try_from(nth - 1).ok()).collect())
 }
 
 /// The end of a job, for the rows that asked for it.
 #[derive(Debug)]
-pub struct Answer {
-    /// A row's own key, as [`take`] returned it.
-    pub own: String,
+pub struct Answer<'a> {
+    pub key: &'a SourceKey,
     pub word: String,
     /// A value for each of the plan's columns.
     pub values: Vec<Option<String>>,
 }
 
-/// Locks rows that asked, passing over those somebody holds; returns which are there and could not be locked.
-///
-/// # Errors
-/// The database is away.
-pub async fn lock_asking(
-    connection: &mut PgConnection,
-    queue: &QueuePlan,
-    own: &[String],
-) -> sqlx::Result<Vec<String>> {
-    let (from, found) = given(queue);
-    let select = format!("select given.own from {from} join {} as queue on {found}", queue.table);
-    let lock = format!("{select} order by given.own for no key update of queue skip locked");
-    let locked: Vec<String> = bound(&lock, own).fetch_all(&mut *connection).await?;
-    if locked.len() == own.len() {
-        return Ok(Vec::new());
-    }
-    let there: Vec<String> = bound(&select, own).fetch_all(connection).await?;
-    Ok(there.into_iter().filter(|own| !locked.contains(own)).collect())
-}
-
-/// Answers rows that are still marked; one that asks again meanwhile goes on asking.
+/// Answers marked rows; one that asks again meanwhile goes on asking.
 ///
 /// # Errors
 /// A constraint or a type refuses a row.
-pub async fn answer(connection: &mut PgConnection, queue: &QueuePlan, answers: &[Answer]) -> sqlx::Result<()> {
+pub async fn answer(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    queue: &QueuePlan,
+    answers: &[Answer<'_>],
+) -> sqlx::Result<()> {
     if answers.is_empty() {
         return Ok(());
     }
-    let own: Vec<String> = answers.iter().map(|answer| answer.own.clone()).collect();
-    let (from, found) = given(queue);
-    let words = 2;
+    let first = plan.key.len() + 1;
     let mut sets = vec![format!("{} = given.word::{}", queue.status.sql(), queue.status.type_sql())];
-    let mut arrays = Vec::new();
-    let mut names = Vec::new();
+    let mut arrays = vec![format!("${first}::text[]")];
+    let mut names = vec!["word".to_owned()];
     for (nth, write) in queue.columns.iter().enumerate() {
         sets.push(format!("{} = {}", write.column.sql(), super::write::new_value(write, nth, "queue")));
-        arrays.push(format!("${}::text[]", words + 1 + nth));
+        arrays.push(format!("${}::text[]", first + 1 + nth));
         names.push(format!("c{nth}"));
     }
-    let from = from
-        .replace("$1::text[]", &[vec!["$1::text[]".to_owned(), "$2::text[]".to_owned()], arrays].concat().join(", "))
-        .replace("(own)", &format!("({})", [vec!["own".to_owned(), "word".to_owned()], names].concat().join(", ")));
     let statement = format!(
-        "update {} as queue set {} from {from} where {found} and queue.{} = {}",
-        queue.table,
-        sets.join(", "),
-        queue.status.sql(),
-        queue.word(&queue.words.processing),
+        "with marked as materialized ( \
+             select asked.gm_nth as nth, queue.ctid as place, queue.tableoid as relation from {asking} where queue.{status} = {processing} \
+         ) \
+         update {table} as queue set {sets} \
+         from marked join unnest({arrays}) with ordinality as given ({names}, nth) using (nth) \
+         where queue.ctid = marked.place and queue.tableoid = marked.relation",
+        asking = queue.asking(plan),
+        status = queue.status.sql(),
+        processing = queue.word(&queue.words.processing),
+        table = queue.table,
+        sets = sets.join(", "),
+        arrays = arrays.join(", "),
+        names = names.join(", "),
     );
-    let mut query = sqlx::query(AssertSqlSafe(statement)).bind(own);
+    let keys: Vec<&SourceKey> = answers.iter().map(|answer| answer.key).collect();
+    let mut query = bound(&statement, plan, &keys);
     query = query.bind(answers.iter().map(|answer| answer.word.clone()).collect::<Vec<_>>());
     for nth in 0..queue.columns.len() {
         query = query.bind(answers.iter().map(|answer| answer.values[nth].clone()).collect::<Vec<_>>());
@@ -329,22 +326,16 @@ pub async fn answer(connection: &mut PgConnection, queue: &QueuePlan, answers: &
     Ok(())
 }
 
-/// Rows by their own key: a relation `given (own)`, and how it finds them.
-fn given(queue: &QueuePlan) -> (String, String) {
-    let found: Vec<String> = queue
-        .own_key
-        .iter()
-        .enumerate()
-        .map(|(nth, column)| format!("queue.{} = (given.own::jsonb->>{nth})::{}", column.sql(), column.type_sql()))
-        .collect();
-    ("unnest($1::text[]) as given (own)".to_owned(), found.join(" and "))
-}
-
 fn bound(
     statement: &str,
-    own: &[String],
-) -> sqlx::query::QueryScalar<'static, sqlx::Postgres, String, sqlx::postgres::PgArguments> {
-    sqlx::query_scalar(AssertSqlSafe(statement.to_owned())).bind(own.to_vec())
+    plan: &Plan,
+    keys: &[&SourceKey],
+) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    let mut query = sqlx::query(AssertSqlSafe(statement.to_owned()));
+    for column in by_column(keys, plan.key.len()) {
+        query = query.bind(column);
+    }
+    query
 }
 
 impl ColumnWrite {

@@ -1,8 +1,8 @@
 //! Status words against what their column takes: known before the first claim, not when the first job fails.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::config::Status;
+use crate::config::{Place, StatusWords};
 
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
@@ -12,16 +12,17 @@ use super::literal;
 pub(super) async fn fit(
     connection: &mut PgConnection,
     table: &Table,
-    rule: &Status,
+    place: &Place,
+    words: &StatusWords,
     column: &Column,
     misfits: &mut Vec<Misfit>,
 ) -> sqlx::Result<()> {
     if column.is_enum {
         let known = catalog::enum_words(connection, column.type_oid).await?;
-        for word in rule.words.all().into_iter().filter(|word| !known.iter().any(|known| known == word)) {
+        for word in words.all().into_iter().filter(|word| !known.iter().any(|known| known == word)) {
             misfits.push(
                 Misfit::new(
-                    &rule.place,
+                    place,
                     format!("type {} has no word `{word}`; it has {}", column.type_name, known.join(", ")),
                 )
                 .fix(format!("alter type {} add value {};", column.type_sql(), literal(word))),
@@ -30,9 +31,13 @@ pub(super) async fn fit(
         return Ok(());
     }
     let checks = catalog::checks(connection, table, &column.name).await?;
-    for word in rule.words.all() {
+    for word in words.all() {
         let value = format!("select {}::{} as {}", literal(word), column.type_sql(), column.sql());
-        let refused = match first_refusing(connection, &value, &checks).await {
+        // What fails must not take a transaction around it along.
+        let mut attempt = connection.begin().await?;
+        let refusing = first_refusing(&mut attempt, &value, &checks).await;
+        attempt.rollback().await?;
+        let refused = match refusing {
             Ok(refused) => refused.map(|(name, condition)| format!("constraint {name} ({condition})")),
             Err(sqlx::Error::Database(error)) if error.constraint().is_some() => {
                 error.constraint().map(|name| format!("constraint {name} of type {}", column.type_name))
@@ -45,7 +50,7 @@ pub(super) async fn fit(
         };
         misfits.extend(refused.map(|what| {
             let column = format!("column {} of {}", column.name, table.name);
-            Misfit::new(&rule.place, format!("{column} does not take the word `{word}`: {what} refuses it"))
+            Misfit::new(place, format!("{column} does not take the word `{word}`: {what} refuses it"))
         }));
     }
     Ok(())

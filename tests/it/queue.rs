@@ -1,0 +1,140 @@
+//! An application's own job table: read, marked and answered, in whatever shape it is.
+
+use gristmill::app;
+use insta::assert_snapshot;
+use sqlx::Executor as _;
+
+use crate::applications::{application, configured, reconnected};
+use crate::world::World;
+
+const DREAMS: &str = r#"
+[pipelines.dreams]
+kind = "embed"
+model = "tiny"
+existing = "ignore"
+max_attempts = 3
+[pipelines.dreams.source]
+table = "app.dreams"
+key = ["id"]
+when = "done"
+changes = "ignore"
+text = "{transcript}"
+[pipelines.dreams.queue]
+table = "app.jobs"
+key = { dream_id = "{id}" }
+priority = "priority"
+not_before = "scheduled_at?"
+status = { column = "status", words = { skipped = "completed" } }
+columns = { attempts = "{job.attempts}", error_message = "{job.error}", "started_at|begun_at" = "{job.started}", "completed_at|ended_at" = "{job.finished}" }
+[pipelines.dreams.skip]
+shorter_than = 5
+[pipelines.dreams.chunks]
+whole = true
+[pipelines.dreams.target]
+table = "app.dream_vectors"
+parent = { dream_id = "{id}" }
+columns = { nth = "{chunk.index}", embedding = "{chunk.vector}" }
+"#;
+
+/// The job table as it is in one database; `begun_at` and `ended_at` are what the other calls its times.
+const TABLES: &str = "create schema app; \
+    create table app.dreams (id uuid primary key default gen_random_uuid(), name text unique, done bool not null default true, transcript text); \
+    create table app.dream_vectors (dream_id uuid not null references app.dreams on delete cascade, nth int, embedding vector(8)); \
+    create table app.jobs (id bigserial primary key, dream_id uuid not null references app.dreams on delete cascade, \
+        status text not null default 'pending' check (status in ('pending', 'processing', 'completed', 'failed')), priority int, \
+        attempts int not null default 0 check (attempts between 0 and 3), error_message text, scheduled_at timestamptz, \
+        started_at timestamptz, completed_at timestamptz);";
+
+const JOBS: &str = "select concat_ws(' ', d.name, q.status, 'attempts=' || q.attempts, q.error_message, \
+        case when q.started_at is not null then 'started' end, case when q.completed_at > q.started_at - interval '1 minute' then 'ended' end, \
+        '| job', j.state, 'r' || j.revision, (select count(*) from app.dream_vectors v where v.dream_id = d.id) || ' vectors') \
+    from app.jobs q join app.dreams d on d.id = q.dream_id left join gristmill.embedding_jobs j on j.source_key = jsonb_build_array(d.id::text) order by d.name, q.id";
+
+async fn dreams(tables: &str) -> World {
+    let world = application(tables, DREAMS).await;
+    world.sql("insert into app.dreams (name, done, transcript) values ('a mill', true, 'A mill by the sea.'), ('b none', true, ''), ('c open', false, 'Not done yet.'), ('d long', true, repeat('word ', 50)), ('e later', true, 'Tomorrow night.')").await;
+    world
+}
+
+async fn ask(world: &World, names: &str) {
+    world.sql(&format!("insert into app.jobs (dream_id, priority) select id, 3 from app.dreams where name like any (array[{names}])")).await;
+}
+
+#[tokio::test]
+async fn rows_that_ask_are_marked_and_answered_with_the_job_s_end() {
+    let world = dreams(TABLES).await;
+    // Whoever entered the set was worked already, asked or not.
+    world.work().await;
+    ask(&world, "'a%', 'b%', 'c%', 'd%', 'a%', 'e%'").await;
+    world.sql("update app.jobs set scheduled_at = now() + interval '1 day' where dream_id = (select id from app.dreams where name like 'e%')").await;
+    world
+        .sql("insert into app.jobs (dream_id, priority) select id, 2147483647 from app.dreams where name like 'a%'")
+        .await;
+    world.work().await;
+
+    assert_snapshot!(world.list(JOBS).await.join("\n"), @r#"
+    a mill completed attempts=1 started ended | job completed r2 1 vectors
+    a mill completed attempts=1 started ended | job completed r2 1 vectors
+    b none completed attempts=1 started ended | job skipped r2 0 vectors
+    c open pending attempts=0 | job 0 vectors
+    d long failed attempts=1 the text has 50 tokens and must be one vector, but the model takes 20; set chunks.longer to "cut" or "mean", or chunk it started ended | job failed r2 0 vectors
+    e later pending attempts=0 | job completed r1 1 vectors
+    "#);
+    // Nothing asks any more.
+    world.work().await;
+    assert_eq!(world.value::<i64>("select max(revision) from gristmill.embedding_jobs").await, 2);
+}
+
+#[tokio::test]
+async fn the_other_shape_of_the_table_is_served_by_the_same_file() {
+    let tables = TABLES
+        .replace("started_at", "begun_at")
+        .replace("completed_at", "ended_at")
+        .replace(" scheduled_at timestamptz,", "");
+    let world = dreams(&tables).await;
+    ask(&world, "'a%'").await;
+    world.work().await;
+    let row = "select concat_ws(' ', status, attempts, begun_at is not null, ended_at >= begun_at) from app.jobs";
+    assert_eq!(world.value::<String>(row).await, "completed 1 t t");
+}
+
+#[tokio::test]
+async fn a_row_that_asks_again_while_its_job_is_in_hand_opens_a_new_revision() {
+    let world = dreams(TABLES).await;
+    world.work().await;
+    ask(&world, "'a%'").await;
+    // The application takes its row in a transaction of its own, so that it cannot be marked.
+    let mut connection = world.database.connect().await;
+    connection.execute("begin; select from app.jobs for update").await.unwrap();
+    let worker = world.start().await;
+    worker.idle().await;
+    let job = "select concat_ws(' ', state, 'r' || revision) from gristmill.embedding_jobs j join app.dreams d on j.source_key = jsonb_build_array(d.id::text) where name like 'a%'";
+    assert_eq!(world.value::<String>("select status from app.jobs").await, "pending");
+    connection.execute("commit").await.unwrap();
+    world.wait_for("select status = 'completed' from app.jobs").await;
+    worker.idle().await;
+    worker.stop().await;
+    let ended: String = world.value(job).await;
+    assert!(ended.starts_with("completed r"), "{ended}");
+    let settled = ended.clone();
+    world.work().await;
+    assert_eq!(world.value::<String>(job).await, settled, "an answered row asks no more");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_job_table_is_named() {
+    let said = async |tables: &str, pipeline: &str| {
+        let world = configured(World::new().await, pipeline);
+        world.sql(tables).await;
+        let world = reconnected(world).await;
+        let resolved = app::resolve(&world.pool, &world.config()).await.unwrap();
+        let misfits = resolved.refused.iter().flat_map(|(_, misfits)| misfits).filter(|misfit| !misfit.warning);
+        misfits.map(|misfit| misfit.message.clone()).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(said(TABLES, DREAMS).await, "");
+    assert_eq!(said(TABLES, &DREAMS.replace("app.jobs", "app.nowhere?")).await, "");
+    assert_snapshot!(said(TABLES, &DREAMS.replace("app.jobs", "app.nowhere")).await, @"there is no table app.nowhere");
+    assert_snapshot!(said(TABLES, &DREAMS.replace("skipped = \"completed\"", "skipped = \"skipped\"")).await, @"column status of app.jobs does not take the word `skipped`: constraint jobs_status_check ((status = ANY (ARRAY['pending'::text, 'processing'::text, 'completed'::text, 'failed'::text]))) refuses it");
+    assert_snapshot!(said(TABLES, &DREAMS.replace("dream_id = \"{id}\" }\npriority", "dream = \"{nr}\" }\npriority")).await, @"table app.jobs has no column dream; it has id, dream_id, status, priority, attempts, error_message, scheduled_at, started_at, completed_at");
+    assert_snapshot!(said(TABLES, &DREAMS.replace("\"priority\"", "\"urgency\"")).await, @"table app.jobs has no column urgency; it has id, dream_id, status, priority, attempts, error_message, scheduled_at, started_at, completed_at");
+}
