@@ -33,7 +33,7 @@ pub(super) async fn answer(connection: &mut PgConnection, plan: &Plan, going: &[
         .map(|ready| {
             let row = match &ready.work.end {
                 End::Done(done) => Some(&*done.row),
-                End::Skip { row, .. } => Some(&**row),
+                End::Skip { row, .. } | End::Stands { row } => Some(&**row),
                 End::Fail { row, .. } => row.as_deref(),
                 End::Leave { .. } => None,
             };

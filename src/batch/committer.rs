@@ -12,6 +12,7 @@ use crate::db;
 use crate::db::app::LoadedRow;
 use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
 
+use super::ending;
 use super::facts::JobFacts;
 use super::fit::Fit;
 use super::transaction;
@@ -43,6 +44,10 @@ pub struct Work {
 #[derive(Debug)]
 pub enum End {
     Done(Box<DoneWork>),
+    /// The row asked for itself, and somebody else served it: its vectors stand.
+    Stands {
+        row: Arc<LoadedRow>,
+    },
     /// Nothing to embed: old chunks go.
     Skip {
         row: Arc<LoadedRow>,
@@ -231,16 +236,16 @@ impl Shared {
         let text = refused.to_string();
         let stands = match &request.work.end {
             End::Fail { .. } | End::Skip { .. } => true,
-            End::Done(_) | End::Leave { .. } => false,
+            End::Done(_) | End::Stands { .. } | End::Leave { .. } => false,
         };
         if stands {
             request.work.facts.cause = Some(text);
             let reason = match &request.work.end {
                 End::Fail { reason, .. } | End::Skip { reason, .. } | End::Leave { reason } => reason.clone(),
-                End::Done(_) => Reason::new(ErrorKind::Constraint, refused.to_string()),
+                End::Done(_) | End::Stands { .. } => Reason::new(ErrorKind::Constraint, refused.to_string()),
             };
             let skipped = matches!(request.work.end, End::Skip { .. });
-            match transaction::end_alone(&self.pool, &request.work, &reason, skipped).await {
+            match ending::end_alone(&self.pool, &request.work, &reason, skipped).await {
                 Ok(committed) => drop(request.reply.send(Ok(committed))),
                 Err(error) => drop(request.reply.send(Err(CommitError::Database(db::describe(&error))))),
             }

@@ -20,7 +20,8 @@ fn occasion(end: &End) -> Option<Occasion> {
         End::Done(_) => Some(Occasion::Done),
         End::Skip { .. } => Some(Occasion::Skipped),
         End::Leave { .. } => Some(Occasion::Left),
-        End::Fail { .. } => None,
+        // Who served the row has seen to what belongs to it.
+        End::Fail { .. } | End::Stands { .. } => None,
     }
 }
 
@@ -28,7 +29,7 @@ fn occasion(end: &End) -> Option<Occasion> {
 fn row_values<'a>(work: &'a Work, locked: Option<&'a Values>) -> Option<&'a Values> {
     match &work.end {
         End::Leave { .. } => work.job.kept.as_ref().or(locked),
-        End::Done(_) | End::Skip { .. } | End::Fail { .. } => locked,
+        End::Done(_) | End::Stands { .. } | End::Skip { .. } | End::Fail { .. } => locked,
     }
 }
 
@@ -83,7 +84,7 @@ fn shared_key(shared: &SharedPlan, work: &Work, values: Option<&Values>) -> Opti
 fn tenant(work: &Work) -> &str {
     match &work.end {
         End::Done(done) => &done.row.tenant,
-        End::Skip { row, .. } => &row.tenant,
+        End::Skip { row, .. } | End::Stands { row } => &row.tenant,
         End::Fail { row, .. } => row.as_ref().map_or(&work.job.tenant, |row| &row.tenant),
         End::Leave { .. } => &work.job.tenant,
     }

@@ -5,6 +5,7 @@ mod asking;
 mod batcher;
 mod committer;
 mod effects;
+mod ending;
 mod facts;
 mod fit;
 mod gate;

@@ -8,14 +8,15 @@ use sqlx::{Acquire as _, PgConnection, PgPool};
 
 use crate::config::{Meter, OnLeave};
 use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, TargetPlan, WriteKind};
-use crate::db::jobs::{self, Finish, Holds};
+use crate::db::jobs;
 use crate::db::pipelines;
 use crate::db::usage::{self, Booked, Event};
-use crate::domain::{Digest, JobId, Reason, SourceKey};
+use crate::domain::{Reason, SourceKey};
 
 use super::asking;
 use super::committer::{Committed, DoneWork, End, Verdict, Work};
 use super::effects;
+use super::ending;
 use super::facts::{JobFacts, Names};
 use super::leave;
 use super::reuse;
@@ -48,7 +49,7 @@ pub(super) struct Going<'a> {
     /// What effects ask of the row, read under its lock; none where the row is gone.
     pub values: Option<HashMap<String, Option<String>>>,
     /// Where each kept chunk is; empty for ends without vectors.
-    kept: Vec<Option<&'a Existing>>,
+    pub kept: Vec<Option<&'a Existing>>,
 }
 
 /// Writes a group of jobs in one transaction and says what became of each.
@@ -107,7 +108,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
         asking::answer(&mut transaction, plan, &going).await?;
         effects::run(&mut transaction, plan, &going).await?;
         book(&mut transaction, plan, &going).await?;
-        finish(&mut transaction, plan, &going, &unsaid).await?;
+        ending::finish(&mut transaction, plan, &going, &unsaid).await?;
     }
     transaction.commit().await?;
     Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Busy)).collect())
@@ -131,7 +132,9 @@ async fn lock_sources(
         let row = locked.get(&nth);
         let moved = match &work.end {
             End::Done(done) => row.is_none_or(|row| !row.in_set || row.fingerprint != done.row.fingerprint),
-            End::Skip { row: loaded, .. } => row.is_none_or(|row| !row.in_set || row.fingerprint != loaded.fingerprint),
+            End::Skip { row: loaded, .. } | End::Stands { row: loaded } => {
+                row.is_none_or(|row| !row.in_set || row.fingerprint != loaded.fingerprint)
+            }
             End::Fail { row: Some(loaded), .. } => row.is_some_and(|row| row.fingerprint != loaded.fingerprint),
             End::Fail { row: None, .. } => false,
             // Still gone, or still out of the set.
@@ -170,7 +173,8 @@ async fn lock_jobs(
 }
 
 fn needs_chunks(works: &[&Work], open: &[usize]) -> bool {
-    open.iter().any(|&nth| matches!(works[nth].end, End::Done(_) | End::Skip { .. } | End::Leave { .. }))
+    open.iter()
+        .any(|&nth| matches!(works[nth].end, End::Done(_) | End::Stands { .. } | End::Skip { .. } | End::Leave { .. }))
 }
 
 /// Works out which chunks stay; none where a chunk that was to be kept has vanished.
@@ -196,6 +200,13 @@ fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str
                     (Some(_), _) => kept.push(None),
                 }
             }
+        }
+        End::Stands { .. } => {
+            facts.state = "completed";
+            if existing.is_empty() || existing.iter().any(|chunk| !chunk.valid) {
+                return None;
+            }
+            kept.extend(existing.iter().map(|chunk| Some(*chunk)));
         }
         End::Skip { reason, .. } => ended(&mut facts, "skipped", reason, None),
         End::Fail { reason, .. } => ended(&mut facts, "failed", reason, Some(&reason.text)),
@@ -233,7 +244,7 @@ async fn write_target(
                     End::Leave { .. } if plan.pipeline.on_leave == OnLeave::Delete => {
                         gone.extend(existing.iter().map(|chunk| chunk.place.clone()));
                     }
-                    End::Leave { .. } | End::Fail { .. } => {}
+                    End::Leave { .. } | End::Fail { .. } | End::Stands { .. } => {}
                 }
             }
             app::delete_chunks(connection, plan, &gone).await?;
@@ -291,7 +302,7 @@ async fn write_rows(
             }
             End::Skip { .. } => cleared.push(&ready.work.job.key),
             End::Leave { .. } if plan.pipeline.on_leave == OnLeave::Delete => cleared.push(&ready.work.job.key),
-            End::Leave { .. } | End::Fail { .. } => {}
+            End::Leave { .. } | End::Fail { .. } | End::Stands { .. } => {}
         }
     }
     if !cleared.is_empty() {
@@ -312,7 +323,7 @@ async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Goin
             End::Done(done) => Some(&*done.row),
             End::Skip { row, .. } => Some(&**row),
             End::Fail { row, .. } => row.as_deref(),
-            End::Leave { .. } => continue,
+            End::Leave { .. } | End::Stands { .. } => continue,
         };
         let names = Names { plan, job: &ready.work.job, row, facts: &ready.facts };
         // A skip that has no word of its own takes `processing` back.
@@ -389,106 +400,4 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
     }
     let common = Booked { pipeline: &plan.pipeline.name, provider: &plan.provider, model: &plan.model.name };
     usage::book(connection, common, &events).await
-}
-
-/// The jobs' own end, with the fingerprint that holds after our writes.
-async fn finish(
-    connection: &mut PgConnection,
-    plan: &Plan,
-    going: &[Going<'_>],
-    unsaid: &HashMap<JobId, String>,
-) -> sqlx::Result<()> {
-    let keys: Vec<&SourceKey> = going.iter().map(|ready| &ready.work.job.key).collect();
-    let mut after: HashMap<usize, (Vec<u8>, bool)> = app::reread(connection, plan, &keys)
-        .await?
-        .into_iter()
-        .map(|(nth, fingerprint, needs)| (nth, (fingerprint, needs)))
-        .collect();
-    let ends: Vec<Finish> = going
-        .iter()
-        .enumerate()
-        .map(|(nth, ready)| {
-            let (fingerprint, need_stands) =
-                after.remove(&nth).map_or((None, false), |(fingerprint, needs)| (Some(fingerprint), needs));
-            let mirror_error = unsaid.get(&ready.work.job.id).cloned();
-            Finish { mirror_error, ..end_of(plan, ready, fingerprint, need_stands) }
-        })
-        .collect();
-    jobs::finish(connection, &ends).await?;
-    Ok(())
-}
-
-fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_stands: bool) -> Finish {
-    let work = ready.work;
-    let emptied = Holds { generation: plan.generation.clone(), digests: Vec::new(), tokens: 0 };
-    let (tenant, reason, holds) = match &work.end {
-        End::Done(done) => {
-            let digests: Vec<Digest> = done.chunks.iter().map(crate::domain::Chunk::digest).collect();
-            // Those of what is embedded: embedding the row again would cost so many.
-            let tokens = done.chunks.iter().map(|chunk| chunk.tokens).sum::<usize>();
-            let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
-            (done.row.tenant.clone(), None, Some(Holds { generation: plan.generation.clone(), digests, tokens }))
-        }
-        End::Skip { row, reason } => (row.tenant.clone(), Some(reason.clone()), Some(emptied)),
-        End::Fail { row, reason } => {
-            (row.as_ref().map_or_else(|| work.job.tenant.clone(), |row| row.tenant.clone()), Some(reason.clone()), None)
-        }
-        // Vectors that are kept are remembered, for when the row comes back.
-        End::Leave { reason } => {
-            let holds = (plan.pipeline.on_leave == OnLeave::Delete).then_some(emptied);
-            (work.job.tenant.clone(), Some(reason.clone()), holds)
-        }
-    };
-    Finish {
-        id: work.job.id,
-        state: ready.facts.state,
-        tenant,
-        reason,
-        holds,
-        fingerprint,
-        need_stands,
-        mirror_error: None,
-        pages: work.facts.pages.and_then(|pages| i32::try_from(pages).ok()),
-        reader: match &work.end {
-            End::Done(done) => done.reader.clone(),
-            End::Skip { .. } | End::Fail { .. } | End::Leave { .. } => None,
-        },
-        ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
-        stages: work.stages.clone(),
-        kept: effects::kept(plan, ready),
-    }
-}
-
-/// Ends a failed or skipped job whose mirror the database refused; `mirror_error` says why.
-pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipped: bool) -> sqlx::Result<Committed> {
-    let mut transaction = pool.begin().await?;
-    let locked = jobs::lock(&mut *transaction, &[(work.job.id, work.job.lease)]).await?;
-    let Some(row) = locked.first().filter(|row| row.leased) else { return Ok(Committed::Lost) };
-    if row.revision != work.job.revision {
-        return Ok(Committed::Stale);
-    }
-    let loaded = match &work.end {
-        End::Fail { row, .. } => row.as_deref(),
-        End::Skip { row, .. } => Some(&**row),
-        End::Done(_) | End::Leave { .. } => None,
-    };
-    let end = Finish {
-        id: work.job.id,
-        state: if skipped { "skipped" } else { "failed" },
-        tenant: work.job.tenant.clone(),
-        reason: Some(reason.clone()),
-        holds: None,
-        // The content that this end is about: only other content asks again.
-        fingerprint: loaded.map(|row| row.fingerprint.clone()),
-        need_stands: true,
-        mirror_error: work.facts.cause.clone(),
-        pages: None,
-        reader: None,
-        ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
-        stages: work.stages.clone(),
-        kept: None,
-    };
-    jobs::finish(&mut *transaction, &[end]).await?;
-    transaction.commit().await?;
-    Ok(Committed::Written)
 }

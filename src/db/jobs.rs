@@ -333,6 +333,7 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
                need_stands = given.need_stands, mirror_error = given.mirror_error,
                pages = coalesce(given.pages, job.pages), reader = coalesce(given.reader, job.reader), ms = given.ms,
                kept = coalesce(given.kept, job.kept),
+               by_need = false,
                fresh = job.fresh and given.state <> 'completed',
                attempt = case when given.state in ('failed', 'completed') then job.attempt + 1 else job.attempt end,
                snoozed_since = null, stales = 0, finished_at = clock_timestamp(),

@@ -39,6 +39,9 @@ impl Chunk {
 pub struct Digest(pub [u8; 16]);
 
 impl Digest {
+    /// Of a text that nobody knows: no text has it.
+    pub const NONE: Self = Self([0; 16]);
+
     /// The digest of a text's exact bytes.
     pub fn of(text: &str) -> Self {
         let hash = Sha256::digest(text.as_bytes());

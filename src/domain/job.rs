@@ -89,6 +89,8 @@ pub struct ClaimedJob {
     pub fresh: bool,
     /// By the database's clock.
     pub opened_at: sqlx::types::time::OffsetDateTime,
+    /// Its row asked for itself, and nobody else did.
+    pub by_need: bool,
     /// When it was claimed, as the database writes it.
     pub started: String,
     pub traceparent: Option<String>,

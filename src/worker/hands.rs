@@ -164,6 +164,7 @@ mod tests {
             kept: None,
             opened_at: time::OffsetDateTime::UNIX_EPOCH,
             started: String::new(),
+            by_need: false,
         }
     }
 

@@ -221,6 +221,37 @@ async fn triggers_announce_needs_as_well() {
 }
 
 #[tokio::test]
+async fn a_row_that_the_application_served_itself_within_the_grace_is_done_unpaid() {
+    let pipeline = MESSAGES.replace("needs = \"embedding is null\"", "needs = \"not seen\"\ngrace = \"1h\"");
+    for triggers in [false, true] {
+        let world = application(MESSAGE_TABLE, &pipeline).await;
+        if triggers {
+            world.install_triggers().await;
+        }
+        world.sql("insert into app.messages (content) values ('Served.'), ('Half served.'), ('Not served.'), ('Served and edited.'), ('Asked for by name.')").await;
+        world.sweep(None).await;
+        world.sql("update app.messages set seen = true, embedding = array_fill(1, array[8])::vector where id in (1, 4, 5)").await;
+        world.sql("update app.messages set seen = true where id = 2; select gristmill.enqueue('messages', 5)").await;
+        // The grace is over.
+        world.sql("update gristmill.embedding_jobs set state = 'pending', run_at = now()").await;
+        world.work().await;
+        let ones = "select concat_ws(' ', m.id, embedding = array_fill(1, array[8])::vector, (select count(*) from gristmill.usage_events where job_id = j.id)) \
+             from app.messages m join gristmill.embedding_jobs j on j.source_key = jsonb_build_array(m.id::text) order by m.id";
+        assert_eq!(world.list(ones).await, ["1 t 0", "2 f 1", "3 f 1", "4 t 0", "5 f 1"], "triggers: {triggers}");
+
+        // It asks again, and this time nobody else does it; and a change of content is paid for.
+        world.sql("update app.messages set seen = false where id = 1; update app.messages set content = 'Edited.' where id = 4").await;
+        world.sweep(None).await;
+        world
+            .sql("update gristmill.embedding_jobs set state = 'pending', run_at = now() where state = 'waiting'")
+            .await;
+        world.work().await;
+        assert_eq!(world.list(ones).await[3], if triggers { "4 f 1" } else { "4 t 0" });
+        assert_eq!(world.states().await, "5 completed");
+    }
+}
+
+#[tokio::test]
 async fn a_need_that_our_success_does_not_answer_does_not_loop() {
     let world = application(MESSAGE_TABLE, &MESSAGES.replace("embedding is null", "not seen")).await;
     world.sql("insert into app.messages (content) values ('Hello.')").await;

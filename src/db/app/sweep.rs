@@ -39,7 +39,7 @@ pub async fn sweep_set(
     let statement = format!(
         "with slice as materialized ( \
              select {key} as gm_key, {tenant} as gm_tenant, {order} as gm_order, row_number() over (order by {list}) as gm_nth, \
-                    ({asks}) as gm_asks \
+                    ({asks}) as gm_asks, ({by_need}) as gm_by_need \
              from {from} left join ( \
                  select id as gm_job, source_key as gm_source_key, state as gm_state, error_kind as gm_kind, \
                         need_stands as gm_stands, fingerprint as gm_known, started_at as gm_started \
@@ -52,7 +52,10 @@ pub async fn sweep_set(
          ) \
          select (select count(*) from slice) as seen, (select gm_key from slice order by gm_nth desc limit 1) as last, \
                 coalesce((select case when count(*) > 0 then gristmill.open_jobs(${pipeline}, array_agg(gm_key), \
-                    array_agg(gm_tenant), array_agg(gm_order), 0, false) end from asking), 0) as opened",
+                    array_agg(gm_tenant), array_agg(gm_order), 0, false) end from asking where not gm_by_need), 0) \
+                + coalesce((select case when count(*) > 0 then gristmill.open_needed(${pipeline}, array_agg(gm_key), \
+                    array_agg(gm_tenant), array_agg(gm_order)) end from asking where gm_by_need), 0) as opened",
+        by_need = by_need(plan),
         key = plan.key_json("source"),
         tenant = plan.tenant,
         list = plan.key_list("source"),
@@ -80,6 +83,14 @@ pub(super) async fn patient(connection: &mut PgConnection) -> sqlx::Result<sqlx:
     let mut transaction = sqlx::Connection::begin(connection).await?;
     sqlx::query("set local lock_timeout = '100ms'").execute(&mut *transaction).await?;
     Ok(transaction)
+}
+
+/// Whether nothing but its own need opens a row's job: its content is what the job knows.
+fn by_need(plan: &Plan) -> String {
+    plan.needs.as_ref().map_or_else(
+        || "false".to_owned(),
+        |needs| format!("{needs} and (gm_known is null or {} is not distinct from gm_known)", plan.fingerprint),
+    )
 }
 
 /// Which rows of the set ask for a job: those without one, those whose need came back, those that changed.

@@ -77,6 +77,7 @@ fn source_of(plan: &Plan, event: &str) -> String {
     let name = literal(&plan.pipeline.name);
     let (new, old) = (alone(plan, "new"), alone(plan, "old"));
     let of = |new: &str, old: &str| match event {
+        "insert" if plan.needs.is_some() => announce_needs(&name, &rows_of(plan, new), "new_row.asks"),
         "insert" => announce(&name, &rows_of(plan, new), "new_row", "new_row.asks"),
         "delete" => announce(&name, &rows_of(plan, old), "new_row", "new_row.in_set"),
         _ => update_body(plan, &name, new, old),
@@ -163,6 +164,14 @@ fn rows_of(plan: &Plan, relation: &str) -> String {
     )
 }
 
+/// Announces rows that ask for themselves and for no other reason.
+fn announce_needs(name: &str, rows: &str, condition: &str) -> String {
+    format!(
+        "perform gristmill.open_needed({name}, array_agg(new_row.key), array_agg(new_row.tenant), array_agg(new_row.ordered)) \
+         from ({rows}) as new_row where {condition} having count(*) > 0;"
+    )
+}
+
 fn announce(name: &str, rows: &str, alias: &str, condition: &str) -> String {
     format!(
         "perform gristmill.open_jobs({name}, array_agg({alias}.key), array_agg({alias}.tenant), array_agg({alias}.ordered), 0, false) \
@@ -180,7 +189,9 @@ fn update_body(plan: &Plan, name: &str, new: &str, old: &str) -> String {
     };
     let began = "(new_row.asks and not coalesce(old_row.asks, false))";
     let left = "(coalesce(old_row.in_set, false) and not new_row.in_set)";
-    let condition = format!("((new_row.in_set and {changed} and old_row.key is not null) or {began} or {left})");
+    let told = format!("((new_row.in_set and {changed} and old_row.key is not null) or {left})");
+    // A row that asks for itself is told apart; one that enters the set is not.
+    let condition = if plan.needs.is_some() { told.clone() } else { format!("({told} or {began})") };
     let joined = format!(
         "select new_row.key, new_row.tenant, new_row.ordered from ({}) as new_row left join ({}) as old_row on old_row.key = new_row.key \
          where {condition} \
@@ -192,7 +203,13 @@ fn update_body(plan: &Plan, name: &str, new: &str, old: &str) -> String {
         rows_of(plan, old),
         rows_of(plan, new),
     );
-    announce(name, &joined, "asked", "true")
+    let needed = format!(
+        "select new_row.* from ({}) as new_row left join ({}) as old_row on old_row.key = new_row.key where {began} and not {told}",
+        rows_of(plan, new),
+        rows_of(plan, old),
+    );
+    let needed = if plan.needs.is_some() { announce_needs(name, &needed, "true") } else { String::new() };
+    format!("{}\n{needed}", announce(name, &joined, "asked", "true"))
 }
 
 /// Plans what the triggers would read, under the empty search path they run with: as they swallow their own errors, a wrong
