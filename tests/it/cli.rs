@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use gristmill::db;
 use serde_json::Value;
-use sqlx::Executor as _;
+use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::World;
@@ -119,6 +119,35 @@ async fn migrations_are_checked_printed_and_applied() {
     with(&["migrate", "--check", "--starter"]).await.ok();
     let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
     assert_eq!(again[0]["from"], again[0]["to"]);
+}
+
+#[tokio::test]
+async fn printed_migrations_record_what_they_apply() {
+    let database = empty_database().await;
+    let with = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command.env("DATABASE_URL", &database.url);
+        run(command)
+    };
+    // Another's hands, and half of it applied before.
+    let mut hands = database.connect().await;
+    let ours = run(command(&["migrate", "--sql"])).await.ok().out;
+    sqlx::raw_sql(AssertSqlSafe(ours)).execute(&mut hands).await.expect("it runs as one text");
+    with(&["migrate", "--check"]).await.ok();
+    assert_eq!(with(&["migrate", "--check", "--starter"]).await.code, 1);
+
+    let both = run(command(&["migrate", "--sql", "--starter"])).await.ok().out;
+    for _ in 0..2 {
+        sqlx::raw_sql(AssertSqlSafe(both.clone())).execute(&mut hands).await.expect("it may run again");
+    }
+
+    with(&["migrate", "--check", "--starter"]).await.ok();
+    let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
+    assert_eq!((&again[0]["from"], &again[1]["from"]), (&again[0]["to"], &again[1]["to"]), "nothing is left to do");
+    with(&["run", "--once"]).await.ok();
+    hands.execute("update gristmill._sqlx_migrations set checksum = 'x'").await.expect("it may");
+    let refused = sqlx::raw_sql(AssertSqlSafe(both)).execute(&mut hands).await.expect_err("another binary's version");
+    assert!(refused.to_string().contains("is not the one of this binary"), "{refused}");
 }
 
 #[tokio::test]
