@@ -73,7 +73,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     }
     if args.fix_sql {
         let fixes: BTreeSet<&str> = findings.iter().filter_map(|finding| finding.fix.as_deref()).collect();
-        show::out(&fixes.into_iter().collect::<Vec<_>>().join("\n"))?;
+        session.print(&fixes, |fixes| fixes.iter().copied().collect::<Vec<_>>().join("\n"))?;
     } else {
         session.print(&findings, |findings| findings.iter().map(line).collect::<Vec<_>>().join("\n"))?;
     }

@@ -127,11 +127,11 @@ pub fn describe(error: &sqlx::Error) -> String {
             let code = database.code().unwrap_or_default();
             match (database.table(), database.constraint()) {
                 (Some(table), Some(constraint)) => {
-                    format!("constraint {constraint} of table {table} refused the row ({code})")
+                    format!("constraint {constraint} of table {table} refused the row")
                 }
-                // Conversion errors quote the value that did not fit.
+                // Conversion errors quote the value that did not fit: the code has to stand for their words.
                 _ if code.starts_with("22") => format!("a value does not fit its column ({code})"),
-                _ => format!("{} ({code})", database.message()),
+                _ => database.message().to_owned(),
             }
         }
         sqlx::Error::PoolTimedOut => "no connection was free in time".to_owned(),

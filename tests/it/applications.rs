@@ -378,7 +378,7 @@ columns = { "trouble?" = "{job.error}", "nowhere?" = "{job.finished}" }
     assert_snapshot!(world.list("select concat_ws(' | ', id, progress, trouble) from app.notes order by id").await.join("\n"), @"
     1 | done
     2 | new
-    3 | broken | the database refused the write: constraint note_chunks_nth_check of table note_chunks refused the row (23514)
+    3 | broken | the database refused the write: constraint note_chunks_nth_check of table note_chunks refused the row
     ");
 }
 

@@ -114,7 +114,8 @@ async fn migrations_are_checked_printed_and_applied() {
     assert_eq!(with(&["status"]).await.code, 1, "there is nothing to look at yet");
 
     let first = with(&["migrate", "--starter", "--json"]).await.ok().json();
-    assert_eq!((&first[0]["from"], &first[0]["to"]), (&Value::Null, &Value::from(1)));
+    let newest = db::migrate::Set::Ours.newest();
+    assert_eq!((&first[0]["from"], &first[0]["to"]), (&Value::Null, &Value::from(newest)));
 
     with(&["migrate", "--check", "--starter"]).await.ok();
     let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
@@ -184,6 +185,10 @@ async fn a_row_is_announced_worked_on_and_looked_at() {
     assert_eq!((&job["state"], &job["priority"], &job["chunks"]), (&"completed".into(), &5.into(), &1.into()));
     let shown = gristmill(&world, &["jobs", "show", &job["id"].to_string()]).await.ok().out;
     assert!(shown.contains("completed") && shown.contains(&key), "{shown}");
+    let story = gristmill(&world, &["jobs", "show", &job["id"].to_string(), "--json"]).await.ok().json();
+    let attempts = story["attempts"].as_array().expect("a timeline");
+    assert_eq!((attempts.len(), &attempts[0]["outcome"], &attempts[0]["attempt"]), (1, &"done".into(), &1.into()));
+    assert!(attempts[0]["started_at"].is_string(), "{story}");
     let usage = gristmill(&world, &["usage", "--by", "pipeline", "--json"]).await.ok().json();
     let line = &usage["usage"][0];
     let tokens: f64 = line["quantity"].as_str().expect("exact").parse().expect("a number");
@@ -235,6 +240,49 @@ async fn a_retry_says_first_what_it_costs() {
 }
 
 #[tokio::test]
+async fn only_jobs_that_are_not_finished_are_cancelled() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_path("a11ce/away.txt", "away.txt").await;
+    world.work().await;
+    let key = world.insert("open", "Not worked on.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    let all = ["jobs", "cancel", "--pipeline", "documents", "--json"];
+
+    let told = gristmill(&world, &[&all[..], &["--dry-run"]].concat()).await.ok().json();
+
+    assert_eq!((&told["would_cancel"], &told["cancelled"]), (&serde_json::json!([2]), &serde_json::json!([])));
+    assert_eq!(world.states().await, "1 failed file\n1 pending", "a dry run changes nothing");
+    assert_eq!(gristmill(&world, &all).await.ok().json()["cancelled"], serde_json::json!([2]));
+    assert_eq!(world.states().await, "1 cancelled person\n1 failed file", "a failed job keeps its reason");
+    let finished = gristmill(&world, &["jobs", "cancel", "1"]).await;
+    assert!(finished.code == 1 && finished.err.contains("nothing to cancel"), "{}", finished.err);
+}
+
+#[tokio::test]
+async fn what_nothing_has_is_named() {
+    let world = World::new().await;
+    world.register().await;
+    for (arguments, said) in [
+        (&["jobs", "retry", "99999"][..], "there is no job 99999"),
+        (&["jobs", "cancel", "99999"], "there is no job 99999"),
+        (
+            &["jobs", "list", "--pipeline", "nope"],
+            "no pipeline nope is registered in this database, which knows documents",
+        ),
+        (&["wait", "nope", "1"], "no pipeline nope"),
+        (&["enqueue", "nope", "1"], "no pipeline nope"),
+        (&["enqueue", "documents", "1"], "\"1\" is not of the type of"),
+        (&["enqueue", "documents", r#"["a", "b"]"#], "it has 2 values where the key of"),
+    ] {
+        let ran = gristmill(&world, arguments).await;
+        assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (1, "", 1), "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains(said), "{arguments:?}: {}", ran.err);
+    }
+    assert_eq!(world.states().await, "");
+}
+
+#[tokio::test]
 async fn verify_finds_lost_vectors_and_opens_their_jobs() {
     let world = World::new().await;
     world.register().await;
@@ -254,6 +302,23 @@ async fn verify_finds_lost_vectors_and_opens_their_jobs() {
     gristmill(&world, &["run", "--once"]).await.ok();
     gristmill(&world, &["verify"]).await.ok();
     assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 2);
+}
+
+#[tokio::test]
+async fn people_see_the_first_findings_and_are_told_of_the_rest() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(23).await;
+    world.work().await;
+    world.sql("delete from public.document_chunks").await;
+
+    let few = gristmill(&world, &["verify"]).await;
+    let all = gristmill(&world, &["verify", "--all"]).await;
+
+    assert_eq!((few.out.matches("missing").count(), all.out.matches("missing").count()), (20, 23), "{}", few.out);
+    assert!(few.out.contains("and 3 more") && !all.out.contains("more"), "{} {}", few.out, all.out);
+    let json = gristmill(&world, &["verify", "--json"]).await.json();
+    assert_eq!(json["findings"].as_array().map(Vec::len), Some(23));
 }
 
 #[tokio::test]
@@ -347,6 +412,8 @@ async fn a_tenant_is_forgotten_only_when_its_rows_are_gone() {
     let forget = ["forget", "--tenant", &tenant, "--yes"];
     let refused = gristmill(&world, &forget).await;
     assert!(refused.code == 1 && refused.err.contains("still in a set"), "{}", refused.err);
+    let told = gristmill(&world, &["forget", "--tenant", &tenant, "--dry-run", "--json"]).await.ok().json();
+    assert_eq!(told, serde_json::json!({ "jobs": 1, "jobs_in_a_set": 1, "usage_events": 1 }));
 
     world.sql("delete from public.documents").await;
     world.work().await;

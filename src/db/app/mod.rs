@@ -19,7 +19,7 @@ pub use assign::{ColumnWrite, WriteKind};
 pub use catalog::{Column, Table, vector_schema, vector_version};
 pub use census::{Census, Estimate, census, estimate, has_rows};
 pub use check::Misfit;
-pub use load::{Existing, LoadedRow, existing_chunks, load};
+pub use load::{Existing, LoadedRow, existing_chunks, load, misfit_of_key};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use search::{Hit, search};
 pub use sweep::{ClosingIn, Slice, next_key, open_unreadable, sweep_leavers, sweep_set};
