@@ -164,6 +164,41 @@ async fn check_names_what_does_not_fit_with_its_line() {
     let line = world.toml.lines().position(|line| line.starts_with("no_such_column")).expect("it is there") + 1;
     let misfit = ran.out.lines().find(|line| line.starts_with("ERROR")).unwrap_or_default();
     assert!(misfit.contains(&format!("workers.toml:{line}: ")) && misfit.contains("no_such_column"), "{}", ran.out);
+
+    // A name inside a template stands on a line of its own, too.
+    let world =
+        world.change("no_such_column = ", "page_number = ").change("type = \"{mime_type}\"", "type = \"{mimetype}\"");
+    let ran = gristmill(&world, &["check"]).await;
+    let line = world.toml.lines().position(|line| line.contains("{mimetype}")).expect("it is there") + 1;
+    let named = format!("workers.toml:{line}: pipelines.documents.file.type: {{mimetype}} is neither");
+    assert!(ran.code == 1 && ran.out.contains(&named), "{named} is not in {}", ran.out);
+}
+
+#[tokio::test]
+async fn a_variable_that_sets_nothing_is_a_mistake() {
+    let mut mistyped = command(&["check", "--offline"]);
+    mistyped.env("GRISTMILL__WORKER__SLOT", "8");
+    let ran = run(mistyped).await;
+    assert!(ran.code == 2 && ran.err.contains("GRISTMILL__WORKER__SLOT sets nothing"), "{}", ran.err);
+    let mut right = command(&["check", "--offline"]);
+    right.env("GRISTMILL__WORKER__SLOTS", "8");
+    run(right).await.ok();
+}
+
+#[tokio::test]
+async fn a_folder_that_is_missing_is_named_with_the_way_out() {
+    let world = World::new().await;
+    let root = world.files.path().join("later");
+    let world = world.change(
+        &format!("root = \"{}\"", root.parent().expect("it has one").display()),
+        &format!("root = \"{}\"", root.display()),
+    );
+    let ran = gristmill(&world, &["check"]).await;
+    let said = format!("folder {} does not exist: create it, or correct the store's `root`", root.display());
+    assert!(ran.code == 1 && ran.out.contains(&said), "{}", ran.out);
+
+    std::fs::create_dir(&root).expect("it can be made");
+    gristmill(&world, &["check"]).await.ok();
 }
 
 #[tokio::test]
