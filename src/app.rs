@@ -30,7 +30,7 @@ use crate::telemetry::Metrics;
 use crate::worker::Engine;
 
 use models::embedder;
-pub use models::{open_model, token_price};
+pub use models::{Asked, ask, open_model, token_price};
 
 /// Why nothing can start.
 #[derive(Debug, thiserror::Error)]

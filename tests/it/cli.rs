@@ -7,6 +7,7 @@ use gristmill::db;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
+use crate::fake_openai::{FakeOpenAi, Options};
 use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::World;
 
@@ -199,6 +200,38 @@ async fn a_folder_that_is_missing_is_named_with_the_way_out() {
 
     std::fs::create_dir(&root).expect("it can be made");
     gristmill(&world, &["check"]).await.ok();
+}
+
+#[tokio::test]
+async fn check_asks_the_provider_without_paying() {
+    let vendor = |key: &str, model: &str| {
+        FakeOpenAi::start(Options { key: Some(key.to_owned()), model: Some(model.to_owned()), ..Options::default() })
+    };
+    for (key, model, level, said) in [
+        ("sk-canary-secret", "small", "ok", "takes the credential and lists the model"),
+        ("sk-canary-secret", "large", "warning", "does not list this model"),
+        ("sk-another", "small", "error", "refused the credential"),
+    ] {
+        let vendor = vendor(key, model);
+        let world = World::with_vendor(&vendor).await;
+        let ran = gristmill(&world, &["check", "--json"]).await;
+        let findings = ran.json();
+        let finding = findings.as_array().expect("findings").iter().find(|one| one["about"] == "model small");
+        let finding = finding.unwrap_or_else(|| panic!("nothing is said of the model: {findings}"));
+        assert_eq!(finding["level"], level, "{finding}");
+        assert!(finding["message"].as_str().is_some_and(|message| message.contains(said)), "{finding}");
+        assert_eq!((ran.code, vendor.requests()), (i32::from(level == "error"), 0), "nothing was embedded");
+        assert!(!format!("{}{}", ran.out, ran.err).contains("canary"), "{} {}", ran.out, ran.err);
+    }
+    let gone = vendor("sk-canary-secret", "small");
+    let world = World::with_vendor(&gone).await;
+    drop(gone);
+    let ran = gristmill(&world, &["check"]).await;
+    assert!(
+        ran.code == 1 && ran.out.contains("provider vendor: the provider is not available: cannot connect"),
+        "{}",
+        ran.out
+    );
 }
 
 #[tokio::test]
