@@ -247,6 +247,7 @@ impl Running {
             refused: self.refused.clone(),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
             lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
+            stopping: self.engine.stop.clone(),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
         }
     }

@@ -95,7 +95,7 @@ fn line(finding: &Finding) -> String {
 
 fn said(error: &dyn std::error::Error) -> String {
     match Failure::of(error) {
-        Failure::Usage(text) | Failure::Failed(text) => text,
+        Failure::Usage(text) | Failure::Failed(text) | Failure::Unfinished(text) => text,
         Failure::Said => String::new(),
     }
 }

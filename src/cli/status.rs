@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::app;
 use crate::db;
+use crate::db::jobs::Left;
 use crate::domain::JobState;
 
 use super::failure::Failure;
@@ -19,6 +20,8 @@ pub(super) struct Args {}
 #[derive(Debug, Serialize)]
 struct Status {
     pipelines: Vec<Pipeline>,
+    /// Jobs that are neither finished nor in hand, by reason.
+    left: Vec<Left>,
     workers: Vec<Worker>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
@@ -33,7 +36,7 @@ struct Pipeline {
     jobs: BTreeMap<&'static str, i64>,
     /// Rows that wait for `gristmill accept`; also counted as waiting.
     held: i64,
-    /// Age of the oldest job that is due.
+    /// How long the oldest unfinished job has been due.
     oldest_seconds: Option<f64>,
 }
 
@@ -48,7 +51,12 @@ struct Worker {
 
 pub(super) async fn run(session: &Session, _args: &Args) -> Result<(), Failure> {
     let pool = session.database().await?;
-    let mut status = Status { pipelines: registered(&pool).await?, workers: workers(&pool).await?, notes: Vec::new() };
+    let mut status = Status {
+        pipelines: registered(&pool).await?,
+        left: db::jobs::left(&pool, None).await?,
+        workers: workers(&pool).await?,
+        notes: Vec::new(),
+    };
     compare(session, &pool, &mut status).await?;
     session.print(&status, people)
 }
@@ -144,7 +152,7 @@ fn people(status: &Status) -> String {
     let states = JobState::ALL.map(JobState::word);
     let mut header = vec!["pipeline", "standing"];
     header.extend(states);
-    header.extend(["held", "oldest due"]);
+    header.extend(["held", "oldest"]);
     let rows = status.pipelines.iter().map(|pipeline| {
         let standing = match &pipeline.why {
             Some(why) => format!("{}: {why}", pipeline.standing),
@@ -166,6 +174,9 @@ fn people(status: &Status) -> String {
         ]
     });
     text.push('\n');
+    for left in status.left.iter().filter(|left| left.why != "pending") {
+        text.push_str(&format!("{}\n", show::left(left)));
+    }
     if status.workers.is_empty() {
         text.push_str("no worker is alive: start one with `gristmill run`");
     } else {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::PgExecutor;
+use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::{Digest, JobId, LeaseId, Reason, Revision};
@@ -341,7 +342,8 @@ pub async fn set_stage(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)], stage
     Ok(())
 }
 
-/// Jobs per pipeline and state, and the age of the oldest that is due, in seconds.
+/// Jobs per pipeline and state, and in seconds how long the oldest that is not finished has been due: one that was tried and waits
+/// counts from its opening, one that waits for a person's word not at all.
 pub struct Backlog {
     pub pipeline: String,
     pub state: String,
@@ -354,8 +356,8 @@ pub async fn backlog(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
     sqlx::query_as!(
         Backlog,
         r#"select pipeline, state, count(*) as "jobs!",
-                  extract(epoch from clock_timestamp() - min(run_at) filter
-                      (where state in ('pending', 'processing') or (state = 'waiting' and run_at < clock_timestamp())))::float8 as oldest_seconds
+                  extract(epoch from clock_timestamp() - min(least(run_at, case when starts > 0 then opened_at end)) filter
+                      (where state in ('pending', 'processing', 'waiting') and run_at < 'infinity'))::float8 as oldest_seconds
            from gristmill.embedding_jobs group by pipeline, state order by pipeline, state"#,
     )
     .fetch_all(db)
@@ -376,6 +378,37 @@ pub async fn is_busy(db: impl PgExecutor<'_>, pipelines: &[String], horizon: Dur
         horizon.as_secs_f64(),
     )
     .fetch_one(db)
+    .await
+}
+
+/// Jobs of a pipeline that are neither finished nor in hand, for one reason.
+#[derive(Debug, serde::Serialize)]
+pub struct Left {
+    pub pipeline: String,
+    /// `paused`, `pending`, a kind of error, or `not due`.
+    pub why: String,
+    pub jobs: i64,
+    /// When the first of them is due; none where only a person's word helps.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub due: Option<OffsetDateTime>,
+    /// What one of them says.
+    pub reason: Option<String>,
+}
+
+/// What is left to do and why it is not done, by pipeline and reason; of all pipelines, or of some.
+pub async fn left(db: impl PgExecutor<'_>, pipelines: Option<&[String]>) -> sqlx::Result<Vec<Left>> {
+    sqlx::query_as!(
+        Left,
+        r#"select job.pipeline,
+                  case when registered.paused_at is not null then 'paused'
+                       else coalesce(job.error_kind, case job.state when 'pending' then 'pending' else 'not due' end) end as "why!",
+                  count(*) as "jobs!", nullif(min(job.run_at), 'infinity') as due, min(job.reason) as reason
+           from gristmill.embedding_jobs as job join gristmill.pipelines as registered on registered.name = job.pipeline
+           where job.state in ('waiting', 'pending') and ($1::text[] is null or job.pipeline = any ($1))
+           group by 1, 2 order by 1, 2"#,
+        pipelines as Option<&[String]>,
+    )
+    .fetch_all(db)
     .await
 }
 

@@ -26,10 +26,13 @@ use crate::domain::OwnerId;
 use crate::jobs::Deps;
 
 pub use hands::Hands;
-pub use sweeper::{Progress, pass};
+pub use sweeper::{Progress, Trouble, pass};
 
 /// How long jobs may take to be handed back once the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long signing out may take: a worker that is silent is forgotten as well.
+const SIGN_OUT: Duration = Duration::from_secs(1);
 
 /// What every task of the engine works with.
 pub struct Engine {
@@ -47,7 +50,7 @@ pub struct Engine {
     /// Hand back what is in hand.
     pub give_up: CancellationToken,
     pub releases: acknowledger::Releases,
-    /// Whether the first sweep of every pipeline is through.
+    /// How the sweeps of every pipeline go.
     pub swept: Progress,
 }
 
@@ -105,9 +108,11 @@ impl Engine {
         let (sender, claimed) = mpsc::channel(self.settings.slots);
         tasks.spawn(heartbeat::run(Arc::clone(self), late.clone()));
         tasks.spawn(acknowledger::run(Arc::clone(self), late.clone()));
-        tasks.spawn(rescuer::run(Arc::clone(self)));
-        tasks.spawn(sweeper::run(Arc::clone(self)));
-        tasks.spawn(listener::run(Arc::clone(self)));
+        // What these do may end at any statement: others, or the next start, go on with it.
+        let stop = self.stop.clone();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(rescuer::run(Arc::clone(self))));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(sweeper::run(Arc::clone(self))));
+        tasks.spawn(stop.run_until_cancelled_owned(listener::run(Arc::clone(self))));
         tasks.spawn(claimer::run(Arc::clone(self), sender));
         tasks.spawn(Arc::clone(self).end_grace());
         let outcome = backend::run_worker(Arc::clone(self), claimed).await;
@@ -117,8 +122,10 @@ impl Engine {
         late.cancel();
         tasks.close();
         tasks.wait().await;
-        if let Err(error) = db::workers::stopped(&self.pool, self.owner).await {
-            tracing::debug!(error = db::describe(&error), "the worker could not sign out");
+        match tokio::time::timeout(SIGN_OUT, db::workers::stopped(&self.pool, self.owner)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = db::describe(&error), "the worker could not sign out"),
+            Err(_) => tracing::debug!("the worker could not sign out in time"),
         }
         outcome
     }

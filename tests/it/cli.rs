@@ -7,7 +7,7 @@ use gristmill::db;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::fake_openai::{FakeOpenAi, Options};
+use crate::fake_openai::{Answer, FakeOpenAi, Options};
 use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::World;
 
@@ -284,6 +284,53 @@ async fn a_run_in_which_a_job_fails_ends_with_1() {
 }
 
 #[tokio::test]
+async fn a_run_that_leaves_jobs_waiting_ends_with_3_and_says_why() {
+    let vendor = FakeOpenAi::start(Options { dimensions: 384, ..Options::default() });
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert_sentences(2).await;
+    vendor.always(Answer::status(429).with("retry-after", "600"));
+
+    let ran = gristmill(&world, &["run", "--once", "--json"]).await;
+
+    assert!(
+        ran.code == 3 && ran.err.contains("unfinished: documents: 2 jobs wait (rate_limited, until "),
+        "{}",
+        ran.err
+    );
+    let ended = ran.json();
+    let left = &ended["left"][0];
+    assert_eq!((&ended["failed"], &left["why"], &left["jobs"]), (&0.into(), &"rate_limited".into(), &2.into()));
+    assert!(left["due"].is_string() && left["reason"].is_string(), "{ended}");
+    let status = gristmill(&world, &["status"]).await.ok().out;
+    assert!(status.contains("documents: 2 jobs wait (rate_limited, until "), "{status}");
+    // Waiting is not being young: the backlog ages from the opening.
+    world.sql("update gristmill.embedding_jobs set opened_at = opened_at - interval '1 hour'").await;
+    let status = gristmill(&world, &["status", "--json"]).await.ok().json();
+    assert!(status["pipelines"][0]["oldest_seconds"].as_f64() > Some(3_599.0), "{status}");
+}
+
+#[tokio::test]
+async fn a_run_whose_sweep_fails_again_and_again_ends_with_its_error() {
+    let world = World::new().await;
+    world.sql("create function public.whether() returns bool language sql as 'select true'").await;
+    let world = world.change("when = \"deleted_at is null\"", "when = \"public.whether()\"");
+    world.register().await;
+    world.insert("note", "Nobody gets to see it.").await;
+    world
+        .sql(
+            "create or replace function public.whether() returns bool language plpgsql as \
+             $$ begin raise exception 'out of beans' using errcode = '53000'; end $$",
+        )
+        .await;
+
+    let ran = gristmill(&world, &["run", "--once"]).await;
+
+    let said = "error: pipeline documents cannot be swept, so that nobody knows what is left: out of beans";
+    assert!(ran.code == 1 && ran.err.contains(said), "{} {}", ran.code, ran.err);
+}
+
+#[tokio::test]
 async fn a_retry_says_first_what_it_costs() {
     let world = World::new().await;
     world.register().await;
@@ -393,7 +440,8 @@ async fn people_see_the_first_findings_and_are_told_of_the_rest() {
 async fn what_would_be_paid_for_waits_for_a_word() {
     let world = World::new().await;
     world.insert("old", "This row was there before.").await;
-    gristmill(&world, &["run", "--once"]).await.ok();
+    let ran = gristmill(&world, &["run", "--once"]).await;
+    assert!(ran.code == 3 && ran.err.contains("1 job waits for a word: `gristmill accept documents`"), "{}", ran.err);
     assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);
 
     let bill = gristmill(&world, &["accept", "documents", "--dry-run", "--json"]).await.ok().json();
@@ -439,7 +487,8 @@ async fn a_paused_pipeline_says_why_and_does_nothing() {
     world.insert("note", "Waits.").await;
     gristmill(&world, &["pause", "documents", "--reason", "the store moves"]).await.ok();
 
-    gristmill(&world, &["run", "--once"]).await.ok();
+    let ran = gristmill(&world, &["run", "--once"]).await;
+    assert!(ran.code == 3 && ran.err.contains("gristmill resume documents"), "{}", ran.err);
 
     let status = gristmill(&world, &["status", "--json"]).await.ok().json();
     let pipeline = &status["pipelines"][0];
@@ -511,16 +560,72 @@ async fn wait_for_health(world: &World, arguments: &[&str], code: i32) -> Ran {
     }
 }
 
+/// A worker of its own process that answers at this address.
+fn serve(world: &World) -> tokio::process::Child {
+    let mut worker = command(&["run"]);
+    worker.arg("--config").arg(world.config_file());
+    worker.stderr(std::process::Stdio::piped());
+    tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs")
+}
+
+async fn terminate(worker: tokio::process::Child) -> Ran {
+    let pid = worker.id().expect("it still runs").to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    worker.wait_with_output().await.expect("it ends").into()
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_says_so_at_once() {
+    let address = free_address();
+    let vendor = FakeOpenAi::start(Options { dimensions: 384, ..Options::default() });
+    let world = World::with_vendor(&vendor).await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    let worker = serve(&world);
+    wait_for_health(&world, &["--ready"], 0).await;
+    let gate = vendor.hold();
+    let key = world.insert("note", "In hand while it stops.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    vendor.arrived(1).await;
+
+    let ended = tokio::spawn(terminate(worker));
+    let unready = wait_for_health(&world, &["--ready"], 1).await;
+    assert!(unready.out.contains("is stopping"), "{} {}", unready.out, unready.err);
+    gristmill(&world, &["health"]).await.ok();
+    gate.open();
+    assert_eq!(ended.await.expect("the thread ends well").code, 0);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_said_and_numbers_are_not_passed_off_as_new() {
+    let address = free_address();
+    let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    let worker = serve(&world);
+    wait_for_health(&world, &["--ready"], 0).await;
+    let elsewhere = fresh_database().await;
+    let mut admin = elsewhere.connect().await;
+    let name = &world.database.name;
+    let close = format!(
+        "alter database {name} allow_connections false; \
+         select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+    );
+    sqlx::raw_sql(AssertSqlSafe(close)).execute(&mut admin).await.expect("the database can be closed");
+
+    let unready = wait_for_health(&world, &["--ready"], 1).await;
+    assert!(unready.out.contains("\"database\""), "{} {}", unready.out, unready.err);
+    let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
+    assert!(metrics.lines().any(|line| line == "gristmill_database_up 0"), "{metrics}");
+
+    assert_eq!(terminate(worker).await.code, 0);
+}
+
 #[tokio::test]
 async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     let address = free_address();
     let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
     world.register().await;
     assert_eq!(gristmill(&world, &["health"]).await.code, 1, "nobody is there yet");
-    let mut worker = command(&["run"]);
-    worker.arg("--config").arg(world.config_file());
-    worker.stderr(std::process::Stdio::piped());
-    let worker = tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs");
+    let worker = serve(&world);
 
     wait_for_health(&world, &["--ready"], 0).await;
     let key = world.insert("note", "Grain in, flour out.").await.to_string();
@@ -529,6 +634,9 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
     let sample = "gristmill_jobs{pipeline=\"documents\",state=\"completed\"} 1";
     assert!(metrics.lines().any(|line| line == sample), "{metrics}");
+    for sample in ["gristmill_database_up 1", "gristmill_lane_paused{provider=\"vendor\",model=\"small\"} 0"] {
+        assert!(metrics.lines().any(|line| line == sample), "{sample} is not in {metrics}");
+    }
 
     // A second process cannot listen there, and says so at once.
     let second = gristmill(&world, &["run"]).await;
@@ -538,9 +646,7 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     assert!(unready.out.contains("paused: flood"), "{}", unready.out);
     gristmill(&world, &["health"]).await.ok();
 
-    let pid = worker.id().expect("it still runs").to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-    let ended: Ran = worker.wait_with_output().await.expect("it ends").into();
+    let ended = terminate(worker).await;
     assert_eq!(ended.code, 0, "{}", ended.err);
     let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
     let done: Vec<_> = lines.iter().filter(|line| line["message"] == "done").collect();
