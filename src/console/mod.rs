@@ -26,7 +26,7 @@ pub use ready::{Problem, Readiness};
 /// How old the numbers of the backlog may be.
 const BACKLOG_EVERY: Duration = Duration::from_secs(10);
 /// A count of a large backlog may take this long; those who ask do not wait for it.
-const LONGEST_COUNT: Duration = Duration::from_secs(60);
+const LONGEST_COUNT: Duration = Duration::from_mins(1);
 /// A database that says nothing for this long is away, to those who ask.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How old an answer about readiness may be: probes come from several sides.

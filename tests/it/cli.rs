@@ -375,6 +375,39 @@ async fn only_jobs_that_are_not_finished_are_cancelled() {
 }
 
 #[tokio::test]
+async fn every_command_speaks_json() {
+    let world = World::new().await;
+    world.register().await;
+    let tenant = crate::world::USER.to_string();
+    for arguments in [
+        &["migrate", "--check"][..],
+        &["migrate", "--sql"],
+        &["migrate"],
+        &["check"],
+        &["check", "--fix-sql"],
+        &["triggers", "install"],
+        &["triggers", "sql"],
+        &["triggers", "remove"],
+        &["accept", "documents", "--dry-run"],
+        &["accept", "--database", "--yes"],
+        &["accept", "documents", "--database", "--yes"],
+        &["run", "--once"],
+        &["status"],
+        &["jobs", "list"],
+        &["jobs", "retry", "--state", "failed"],
+        &["jobs", "cancel", "--state", "pending"],
+        &["verify"],
+        &["usage"],
+        &["pause", "documents"],
+        &["resume", "documents"],
+        &["forget", "--tenant", &tenant, "--dry-run"],
+        &["search", "anything"],
+    ] {
+        gristmill(&world, &[arguments, &["--json"]].concat()).await.ok().json();
+    }
+}
+
+#[tokio::test]
 async fn what_nothing_has_is_named() {
     let world = World::new().await;
     world.register().await;

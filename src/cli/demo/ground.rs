@@ -53,8 +53,10 @@ impl Ground {
             }
             Kind::Own(database) if keep => {
                 let name = database.keep().await?;
-                let statement = format!("drop database {}", db::app::quote(&name));
-                Ok(Some(format!("the database {name} stays on your server; to remove it: {statement}")))
+                Ok(Some(format!(
+                    "the database {name} stays on your server; to remove it: drop database {}",
+                    db::app::quote(&name)
+                )))
             }
             Kind::Own(database) => {
                 database.drop().await?;
