@@ -33,7 +33,7 @@ use crate::worker::Engine;
 pub use bill::{Estimate, estimate};
 pub use late::late_words;
 use models::embedder;
-pub use models::{open_model, token_price};
+pub use models::{Asked, ask, open_model, token_price};
 
 /// Why nothing can start.
 #[derive(Debug, thiserror::Error)]
@@ -264,6 +264,7 @@ impl Running {
             misfits: Box::new(move || watched.misfits()),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
             lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
+            stopping: self.engine.stop.clone(),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
         }
     }

@@ -40,6 +40,22 @@ pub fn unknown_price(provider: &str, model: &str) {
     gauge!("gristmill_unknown_price", "provider" => provider.to_owned(), "model" => model.to_owned()).set(1.0);
 }
 
+/// Whether the database answered a moment ago: where it is 0, what is told of jobs is old.
+pub fn database_up(up: bool) {
+    gauge!("gristmill_database_up").set(f64::from(u8::from(up)));
+}
+
+/// Whether requests to a model wait for its provider.
+pub fn lane_paused(provider: &str, model: &str, paused: bool) {
+    let labels = [("provider", provider.to_owned()), ("model", model.to_owned())];
+    gauge!("gristmill_lane_paused", &labels).set(f64::from(u8::from(paused)));
+}
+
+/// Whether a person paused a pipeline.
+pub fn pipeline_paused(pipeline: &str, paused: bool) {
+    gauge!("gristmill_pipeline_paused", "pipeline" => pipeline.to_owned()).set(f64::from(u8::from(paused)));
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -99,14 +115,26 @@ fn describe_all() {
     describe_counter!("gristmill_attempts_total", "Attempts of this process by how they ended");
     describe_histogram!("gristmill_attempt_seconds", "How long attempts took");
     describe_gauge!("gristmill_jobs", "Unfinished and failed jobs by pipeline and state");
-    describe_gauge!("gristmill_oldest_seconds", "Age of the oldest job that is due, by pipeline and state");
+    describe_gauge!(
+        "gristmill_oldest_seconds",
+        "How long the oldest unfinished job has been due, by pipeline and state; one that was tried counts from its opening"
+    );
     describe_gauge!("gristmill_lag_seconds", "Age of a pipeline's oldest job that nobody has finished");
+    describe_gauge!(
+        "gristmill_database_up",
+        "1 where the database answers; where it is 0, gristmill_jobs and the ages are old"
+    );
+    describe_gauge!(
+        "gristmill_lane_paused",
+        "1 where requests to a model wait: its provider is away or refuses the credential"
+    );
+    describe_gauge!("gristmill_pipeline_paused", "1 where a person paused a pipeline");
     describe_gauge!("gristmill_unknown_price", "1 where a model has no price: usage is booked without a cost");
     describe_gauge!("gristmill_slots", "Jobs that this process may have in hand at once");
     describe_gauge!("gristmill_in_hand", "Jobs that this process has in hand");
 }
 
-/// The age of a pipeline's oldest job that is due and unfinished.
+/// The age of a pipeline's oldest unfinished job.
 pub fn lag(pipeline: &str, seconds: f64) {
     gauge!("gristmill_lag_seconds", "pipeline" => pipeline.to_owned()).set(seconds);
 }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rust_decimal::Decimal;
+use url::Url;
 
 use crate::chunk::Tokenizer;
-use crate::config::{Config, Meter, Model, Provider, ProviderKind, TokenizerKind};
+use crate::config::{Config, Meter, Model, Provider, ProviderKind, Secret, TokenizerKind};
 use crate::embedded::{self, Artifact};
 use crate::net::{self, Patience};
 use crate::providers::{Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel};
@@ -41,14 +42,7 @@ pub fn token_price(config: &Config, model: &Model) -> Option<Decimal> {
 pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<dyn Embedder>, Tokenizer), String> {
     match &provider.kind {
         ProviderKind::OpenAi { url, key } => {
-            let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
-            let endpoint = OpenAiEndpoint { url: url.clone(), key: key.clone() };
-            let settings = OpenAiModel {
-                name: model.name.clone(),
-                dimensions: model.dimensions,
-                send_dimensions: model.send_dimensions,
-            };
-            Ok((Arc::new(OpenAi::new(client, endpoint, settings, provider.timeout)), tokenizer(model, None)?))
+            Ok((Arc::new(open_ai(provider, url, key.as_ref(), model)?), tokenizer(model, None)?))
         }
         ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
         ProviderKind::Local { folder, threads } => {
@@ -62,6 +56,42 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
             Ok((Arc::new(local), tokenizer(model, Some(folder))?))
         }
     }
+}
+
+fn open_ai(provider: &Provider, url: &Url, key: Option<&Secret>, model: &Model) -> Result<OpenAi, String> {
+    let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
+    let endpoint = OpenAiEndpoint { url: url.clone(), key: key.cloned() };
+    let settings =
+        OpenAiModel { name: model.name.clone(), dimensions: model.dimensions, send_dimensions: model.send_dimensions };
+    Ok(OpenAi::new(client, endpoint, settings, provider.timeout))
+}
+
+/// What a provider that was asked without paying said of one of its models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// It takes the credential and has the model.
+    Listed,
+    /// It takes the credential and does not name the model.
+    NotListed,
+    /// It is there, but has no page that would say more without being paid.
+    Silent,
+}
+
+/// Asks the provider of a model whether it is there and takes the credential; none where it is no service over HTTP. Nothing is paid.
+///
+/// # Errors
+/// What is wrong with the address, the credential or the service.
+pub async fn ask(config: &Config, model: &Model) -> Result<Option<Asked>, String> {
+    let Some(provider) = config.providers.get(&model.provider) else { return Ok(None) };
+    let ProviderKind::OpenAi { url, key } = &provider.kind else { return Ok(None) };
+    let models = open_ai(provider, url, key.as_ref(), model)?.models().await.map_err(|error| with_causes(&error))?;
+    // Some services list `name:tag` and take `name`.
+    let is_it = |listed: &String| *listed == model.name || listed.split(':').next() == Some(&model.name);
+    Ok(Some(match models {
+        None => Asked::Silent,
+        Some(models) if models.iter().any(is_it) => Asked::Listed,
+        Some(_) => Asked::NotListed,
+    }))
 }
 
 /// The configured folder, or MiniLM as `gristmill fetch` brings it.

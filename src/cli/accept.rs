@@ -128,16 +128,19 @@ async fn accept(pool: &PgPool, plan: &Plan) -> sqlx::Result<i64> {
 
 async fn settle(session: &Session, args: &Args) -> Result<(), Failure> {
     let pool = session.database().await?;
-    if db::pipelines::is_at_home(&pool).await? {
-        eprintln!("workers may run in this database already");
+    let at_home = db::pipelines::is_at_home(&pool).await?;
+    if !at_home && !args.dry_run {
+        ask::confirm("This database is a copy. Let workers embed and pay in it, too?", args.yes)?;
+        db::pipelines::settle_here(&pool).await?;
+    }
+    let said = match (at_home, args.dry_run) {
+        (true, _) => "workers may run in this database already",
+        (false, false) => "workers may run in this database now",
+        (false, true) => "this database is a copy; workers stay away from it until `gristmill accept --database`",
+    };
+    if session.json && args.pipeline.is_some() {
+        // One document: that of the pipeline.
         return Ok(());
     }
-    if args.dry_run {
-        eprintln!("this database is a copy; workers stay away from it until `gristmill accept --database`");
-        return Ok(());
-    }
-    ask::confirm("This database is a copy. Let workers embed and pay in it, too?", args.yes)?;
-    db::pipelines::settle_here(&pool).await?;
-    eprintln!("workers may run in this database now");
-    Ok(())
+    session.print(&serde_json::json!({ "workers_may_run": at_home || !args.dry_run }), |_| said.to_owned())
 }

@@ -3,10 +3,12 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::builder::PossibleValuesParser;
+use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::config;
-use crate::db::operate::Filter;
+use crate::db;
+use crate::db::operate::{self, Filter};
 use crate::domain::{ErrorKind, JobState, SourceKey};
 
 use super::failure::Failure;
@@ -49,6 +51,19 @@ impl Which {
         }
     }
 
+    /// Refuses pipelines and numbers that nothing has: a typo must not look like an answer.
+    pub(super) async fn exist(&self, pool: &PgPool) -> Result<(), Failure> {
+        if let Some(pipeline) = &self.pipeline {
+            registered(pool, pipeline).await?;
+        }
+        let unknown = operate::unknown(pool, &self.ids).await?;
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let unknown: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+        Err(Failure::Failed(format!("there is no job {}; nothing was changed", unknown.join(", "))))
+    }
+
     /// Refuses to mean every job there is.
     pub(super) fn some(&self) -> Result<Filter, Failure> {
         let Self { ids, pipeline, tenant, state, kind, key, since } = self;
@@ -59,6 +74,20 @@ impl Which {
         let ways = "give numbers of jobs, or one of --pipeline, --tenant, --state, --kind, --key, --since";
         Err(Failure::Usage(format!("this would mean every job: {ways}")))
     }
+}
+
+/// Refuses a pipeline that this database does not know.
+pub(super) async fn registered(pool: &PgPool, pipeline: &str) -> Result<(), Failure> {
+    let known = db::pipelines::all(pool).await?;
+    if known.iter().any(|registered| registered.name == pipeline) {
+        return Ok(());
+    }
+    let names: Vec<String> = known.into_iter().map(|registered| registered.name).collect();
+    let names = if names.is_empty() { "none yet".to_owned() } else { names.join(", ") };
+    Err(Failure::Failed(format!(
+        "no pipeline {pipeline} is registered in this database, which knows {names}; a worker registers the pipelines of its \
+         configuration when it starts"
+    )))
 }
 
 /// A row's key: the value of its one column, or a JSON array of several.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::app;
+use crate::app::{self, Asked};
 use crate::config::{Config, Model, ProviderKind};
 use crate::db;
 use crate::db::app::{Misfit, Plan, TargetPlan};
@@ -18,8 +18,10 @@ use super::session::Session;
 use super::show;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  gristmill check --offline       in CI, without secrets or a database\n  \
-                        gristmill check --fix-sql       only the SQL that would mend what does not fit")]
+#[command(
+    after_help = "Providers are asked for their list of models, which is not paid for.\n\nExamples:\n  gristmill check --offline       in CI, without secrets or a database\n  \
+                        gristmill check --fix-sql       only the SQL that would mend what does not fit"
+)]
 pub(super) struct Args {
     /// Only the configuration; what the environment lacks is stood in for
     #[arg(long)]
@@ -73,7 +75,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     }
     if args.fix_sql {
         let fixes: BTreeSet<&str> = findings.iter().filter_map(|finding| finding.fix.as_deref()).collect();
-        show::out(&fixes.into_iter().collect::<Vec<_>>().join("\n"))?;
+        session.print(&fixes, |fixes| fixes.iter().copied().collect::<Vec<_>>().join("\n"))?;
     } else {
         session.print(&findings, |findings| findings.iter().map(line).collect::<Vec<_>>().join("\n"))?;
     }
@@ -93,7 +95,7 @@ fn line(finding: &Finding) -> String {
 
 fn said(error: &dyn std::error::Error) -> String {
     match Failure::of(error) {
-        Failure::Usage(text) | Failure::Failed(text) => text,
+        Failure::Usage(text) | Failure::Failed(text) | Failure::Unfinished(text) => text,
         Failure::Said => String::new(),
     }
 }
@@ -112,7 +114,10 @@ fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {
 async fn of_machine(config: &Config) -> Vec<Finding> {
     let mut findings = of_parser(config).await;
     findings.extend(of_stores(config).await);
-    findings.extend(config.models.values().filter_map(|model| of_model(config, model)));
+    for model in config.models.values() {
+        findings.extend(of_model(config, model));
+        findings.extend(of_provider(config, model).await);
+    }
     findings
 }
 
@@ -187,9 +192,8 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
             let message = "no price is known: usage is booked without a cost; add it under [[prices]]";
             Finding::new(Level::Warning, about, message)
         }
-        ProviderKind::OpenAi { url, .. } => {
-            Finding::new(Level::Ok, about, format!("{} at {}", model.name, url.host_str().unwrap_or_default()))
-        }
+        // What the provider says of it follows.
+        ProviderKind::OpenAi { .. } => return None,
         ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
         ProviderKind::Local { folder, .. } => {
             let place = folder.clone().or_else(|| embedded::cached(Artifact::MiniLm));
@@ -209,6 +213,30 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
         }
     };
     Some(finding)
+}
+
+/// Asks the model's provider what can be asked without paying.
+async fn of_provider(config: &Config, model: &Model) -> Option<Finding> {
+    let about = format!("model {}", model.label);
+    let (name, provider) = (&model.name, &model.provider);
+    let (level, message) = match app::ask(config, model).await {
+        Ok(None) => return None,
+        Ok(Some(Asked::Listed)) => {
+            (Level::Ok, format!("{name}: provider {provider} takes the credential and lists the model (asked, unpaid)"))
+        }
+        Ok(Some(Asked::NotListed)) => (
+            Level::Warning,
+            format!("{name}: provider {provider} takes the credential, but does not list this model (asked, unpaid)"),
+        ),
+        Ok(Some(Asked::Silent)) => (
+            Level::Ok,
+            format!(
+                "{name}: provider {provider} answers, but has no /models: the credential was not tried (nothing unpaid does)"
+            ),
+        ),
+        Err(why) => (Level::Error, format!("{name}: provider {provider}: {why}")),
+    };
+    Some(Finding::new(level, about, message))
 }
 
 async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Failure> {

@@ -14,6 +14,8 @@ pub(super) enum Failure {
     Usage(String),
     /// Exit code 1.
     Failed(String),
+    /// Exit code 3: nothing went wrong, and not everything is done.
+    Unfinished(String),
     /// Exit code 1; the output says everything.
     Said,
 }
@@ -24,10 +26,11 @@ impl Failure {
         let (message, code) = match self {
             Self::Usage(message) => (Some(message), 2),
             Self::Failed(message) => (Some(message), 1),
+            Self::Unfinished(message) => (Some(message), 3),
             Self::Said => (None, 1),
         };
         if let Some(message) = message {
-            eprintln!("error: {message}");
+            eprintln!("{}: {message}", if code == 3 { "unfinished" } else { "error" });
         }
         ExitCode::from(code)
     }
@@ -61,6 +64,7 @@ impl Failure {
         match self {
             Self::Usage(text) => Self::Usage(format!("{text}; {way_out}")),
             Self::Failed(text) => Self::Failed(format!("{text}; {way_out}")),
+            Self::Unfinished(text) => Self::Unfinished(format!("{text}; {way_out}")),
             Self::Said => Self::Said,
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::db;
+use crate::db::operate;
 
 use super::failure::Failure;
 use super::session::Session;
@@ -16,6 +16,9 @@ pub(super) struct Args {
     /// The tenant, as the rows name it
     #[arg(long)]
     tenant: String,
+    /// Only show what is known of the tenant
+    #[arg(long)]
+    dry_run: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -31,7 +34,23 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         return Err(Failure::Usage("--tenant is empty: rows of nobody cannot be told from each other".to_owned()));
     }
     let pool = session.database().await?;
+    if args.dry_run {
+        return session.print(&operate::traces(&pool, &args.tenant).await?, people);
+    }
     ask::confirm(&format!("Forget tenant {} for good?", args.tenant), args.yes)?;
-    let forgotten = Forgotten { jobs: db::operate::forget_tenant(&pool, &args.tenant).await? };
+    let forgotten = Forgotten { jobs: operate::forget_tenant(&pool, &args.tenant).await? };
     session.print(&forgotten, |done| format!("{} forgotten", show::count(done.jobs, "job")))
+}
+
+fn people(traces: &operate::Traces) -> String {
+    let jobs = show::count(traces.jobs, "job");
+    let lines = show::count(traces.usage_events, "line");
+    let still = match traces.jobs_in_a_set {
+        0 => String::new(),
+        some => format!(
+            "\nrefused as long as rows of {} are in a set: delete the rows, and let a worker see that they are gone",
+            show::count(some, "job")
+        ),
+    };
+    format!("{jobs} would be forgotten, and {lines} of the ledger get a pseudonym{still}")
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::net::{self, Patience};
 
 use super::failure::Failure;
 use super::session::Session;
-use super::show;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -21,6 +22,14 @@ pub(super) struct Args {
     ready: bool,
 }
 
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    url: &'a str,
+    status: u16,
+    /// JSON where the page is that, else its text.
+    page: serde_json::Value,
+}
+
 const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_ANSWER: u64 = 1 << 20;
 
@@ -32,7 +41,13 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let client = net::trusted(Patience::Whole(PATIENCE)).map_err(|error| Failure::of(&error))?;
     let answer = net::exchange(client.get(&url), LONGEST_ANSWER).await;
     let answer = answer.map_err(|error| Failure::Failed(format!("{url} does not answer: {error}")))?;
-    show::out(&String::from_utf8_lossy(&answer.body.bytes))?;
+    let page = String::from_utf8_lossy(&answer.body.bytes);
+    let told = Told {
+        url: &url,
+        status: answer.status.as_u16(),
+        page: serde_json::from_slice(&answer.body.bytes).unwrap_or_else(|_| page.trim().into()),
+    };
+    session.print(&told, |_| page.to_string())?;
     if answer.status.is_success() { Ok(()) } else { Err(Failure::Failed(format!("{url} answers {}", answer.status))) }
 }
 

@@ -30,7 +30,7 @@ enum What {
     Show(Show),
     /// Open finished jobs again, and let waiting ones go at once
     Retry(Retry),
-    /// Cancel jobs that are not through; only a person opens them again
+    /// Cancel jobs that are not finished; only a person opens them again
     Cancel(Cancel),
 }
 
@@ -65,8 +65,13 @@ struct Retry {
 struct Cancel {
     #[command(flatten)]
     which: Which,
+    /// Only say which jobs those are
+    #[arg(long)]
+    dry_run: bool,
 }
 
+/// Numbers of jobs that a line for people names.
+const NUMBERS: usize = 20;
 /// Jobs that one statement opens or cancels.
 const SLICE: i64 = 500;
 /// Pauses before jobs are tried that somebody held.
@@ -84,6 +89,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
 
 async fn list(session: &Session, list: &List) -> Result<(), Failure> {
     let pool = session.database().await?;
+    list.which.exist(&pool).await?;
     let jobs = operate::list(&pool, &list.which.filter(), list.limit).await?;
     session.print(&jobs, |jobs| {
         let header = ["id", "pipeline", "key", "tenant", "state", "attempt", "chunks", "tokens", "ms", "when", "why"];
@@ -126,8 +132,24 @@ async fn show(session: &Session, id: i64) -> Result<(), Failure> {
     let filter = Filter { ids: Some(vec![id]), ..Filter::default() };
     let job = operate::list(&pool, &filter, 1).await?.into_iter().next();
     let job = job.ok_or_else(|| Failure::Failed(format!("there is no job {id}")))?;
-    let story = Story { attempts: attempts::of(&pool, JobId(id)).await?, job };
-    session.print(&story, people)
+    let mut attempts = attempts::of(&pool, JobId(id)).await?;
+    attempts.extend(last_word(&job, &attempts));
+    session.print(&Story { job, attempts }, people)
+}
+
+/// The attempt that completed a job at once: the job row alone tells of it. An adopted job had none.
+fn last_word(job: &Job, told: &[attempts::Attempt]) -> Option<attempts::Attempt> {
+    let ended_at = job.finished_at.filter(|_| job.state == JobState::Completed.word() && job.attempt > 0)?;
+    let is_told = told.iter().any(|attempt| attempt.revision == job.revision && attempt.outcome == "done");
+    (!is_told).then(|| attempts::Attempt {
+        revision: job.revision,
+        attempt: job.attempt,
+        started_at: job.started_at,
+        ended_at,
+        outcome: "done".to_owned(),
+        error_kind: None,
+        reason: None,
+    })
 }
 
 fn people(story: &Story) -> String {
@@ -156,7 +178,7 @@ fn people(story: &Story) -> String {
     let rows = said.map(|(name, value)| vec![name.to_owned(), value]).collect();
     let mut text = show::table(&["what", "value"], &[], rows);
     if story.attempts.is_empty() {
-        return format!("{text}\nno attempt is on record: a first one that ends well is on the job alone");
+        return format!("{text}\nno attempt is on record");
     }
     let rows = story.attempts.iter().map(|attempt| {
         vec![
@@ -185,6 +207,7 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
     let filter = retry.which.some()?;
     let config = session.config_for_database()?;
     let pool = crate::app::connect(&config).await?;
+    retry.which.exist(&pool).await?;
     accepted(session, &pool, &filter).await?;
     if retry.dry_run {
         let shares = cost::of_retry(&pool, &config, &filter).await?;
@@ -198,6 +221,9 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
         });
     }
     let opened = in_slices(&pool, &filter, Wish::Retry, retry.fresh).await?.len();
+    if opened == 0 && !retry.which.ids.is_empty() {
+        return Err(Failure::Failed("none of these jobs is finished or waiting: there is nothing to retry".to_owned()));
+    }
     session.print(&Retried { would_open: Vec::new(), opened }, |retried| {
         format!("{} opened", show::count(retried.opened as u64, "job"))
     })
@@ -264,12 +290,27 @@ async fn in_slices(pool: &PgPool, filter: &Filter, wish: Wish, fresh: bool) -> R
 
 #[derive(Debug, Serialize)]
 struct Cancelled {
+    would_cancel: Vec<i64>,
     cancelled: Vec<i64>,
 }
 
 async fn cancel(session: &Session, cancel: &Cancel) -> Result<(), Failure> {
     let filter = cancel.which.some()?;
     let pool = session.database().await?;
-    let cancelled = Cancelled { cancelled: in_slices(&pool, &filter, Wish::Cancel, false).await? };
-    session.print(&cancelled, |done| format!("{} cancelled", show::count(done.cancelled.len() as u64, "job")))
+    cancel.which.exist(&pool).await?;
+    let found = operate::unfinished(&pool, &filter).await?;
+    if found.is_empty() && !cancel.which.ids.is_empty() {
+        return Err(Failure::Failed("all of these jobs are finished: there is nothing to cancel".to_owned()));
+    }
+    if cancel.dry_run {
+        let told = Cancelled { would_cancel: found, cancelled: Vec::new() };
+        return session.print(&told, |told| {
+            let numbers: Vec<String> = told.would_cancel.iter().take(NUMBERS).map(ToString::to_string).collect();
+            let more = if told.would_cancel.len() > NUMBERS { ", …" } else { "" };
+            let list = if numbers.is_empty() { String::new() } else { format!(": {}{more}", numbers.join(", ")) };
+            format!("{} would be cancelled{list}", show::count(told.would_cancel.len() as u64, "job"))
+        });
+    }
+    let done = Cancelled { would_cancel: Vec::new(), cancelled: in_slices(&pool, &filter, Wish::Cancel, false).await? };
+    session.print(&done, |done| format!("{} cancelled", show::count(done.cancelled.len() as u64, "job")))
 }

@@ -8,7 +8,6 @@ use crate::db::migrate::{self, Set};
 
 use super::failure::Failure;
 use super::session::Session;
-use super::show;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  gristmill migrate                      create or update schema gristmill\n  \
@@ -18,7 +17,7 @@ pub(super) struct Args {
     /// Change nothing; exit with 1 where something is to be applied
     #[arg(long, conflicts_with = "sql")]
     check: bool,
-    /// Print the statements instead of running them; needs no database
+    /// Print the statements instead of running them; needs no database. They skip what is applied and record what they apply
     #[arg(long)]
     sql: bool,
     /// Also the tables documents and chunks go to, for applications that have no tables of their own
@@ -38,7 +37,8 @@ struct Applied {
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let sets: &[Set] = if args.starter { &[Set::Ours, Set::Starter] } else { &[Set::Ours] };
     if args.sql {
-        return show::out(&sets.iter().map(|set| set.sql()).collect::<Vec<_>>().join("\n"));
+        let sql = sets.iter().map(|set| set.sql()).collect::<Vec<_>>().join("\n");
+        return session.print(&serde_json::json!({ "sql": sql }), |_| sql.clone());
     }
     let config = session.config_for_database()?;
     if args.check {

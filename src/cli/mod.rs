@@ -1,4 +1,4 @@
-//! Floor 7: one file per command; arguments, output, exit codes (0 ok, 1 failed, 2 usage).
+//! Floor 7: one file per command; arguments, output, exit codes (0 ok, 1 failed, 2 usage, 3 unfinished).
 
 mod accept;
 mod ask;
@@ -41,7 +41,8 @@ use session::Session;
     propagate_version = true,
     arg_required_else_help = true,
     after_help = "Start with `gristmill demo`. Results go to standard output, logs to standard error.\n\
-                  Exit codes: 0 ok, 1 failed, 2 the command line or the configuration is wrong.\n\
+                  Exit codes: 0 ok, 1 failed, 2 the command line or the configuration is wrong,\n\
+                  3 a run --once left work that waits.\n\
                   GRISTMILL_LOG (or RUST_LOG) filters the log: GRISTMILL_LOG=debug"
 )]
 struct Cli {

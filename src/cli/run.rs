@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{self, Running};
 use crate::config::Config;
 use crate::db;
+use crate::db::backlog::Left;
 use crate::db::operate::{self, Filter};
 use crate::domain::JobState;
 use crate::telemetry::Metrics;
@@ -27,11 +29,14 @@ use super::show;
                         /healthz, /readyz and /metrics answer where worker.listen says."
 )]
 pub(super) struct Args {
-    /// Work until nothing is left that could be done now; exit with 1 if a job failed meanwhile
+    /// Work until nothing is left that could be done within ten seconds. Exit with 1 if a job failed meanwhile or a pipeline cannot be
+    /// swept, with 3 if jobs wait (for their time, a provider, `accept`, `resume`), telling why
     #[arg(long)]
     once: bool,
 }
 
+/// Sweeps, and counts of what is left, that may fail in a row before `--once` gives up.
+const TRIES: u32 = 5;
 /// What falls due within this time is waited for by `--once`.
 const HORIZON: Duration = Duration::from_secs(10);
 
@@ -40,7 +45,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let give_up = CancellationToken::new();
     tokio::select! {
-        outcome = work(&config, args, stop.clone(), give_up.clone()) => outcome,
+        outcome = work(session, &config, args, stop.clone(), give_up.clone()) => outcome,
         () = obey(stop, give_up) => Err(Failure::Failed("ended at once; leases of jobs in hand end by themselves".to_owned())),
     }
 }
@@ -72,6 +77,7 @@ async fn obey(stop: CancellationToken, give_up: CancellationToken) {
 }
 
 async fn work(
+    session: &Session,
     config: &Config,
     args: &Args,
     stop: CancellationToken,
@@ -98,9 +104,7 @@ async fn work(
     tell_start(&running);
     let waits = CancellationToken::new();
     engine.vital.spawn("listener for signals", pass_on(give_up, engine.give_up.clone(), waits.clone()));
-    if args.once {
-        engine.vital.spawn("watch for the end", stop_when_idle(Arc::clone(&engine), stop, waits.clone()));
-    }
+    let watch = args.once.then(|| tokio::spawn(stop_when_idle(Arc::clone(&engine), stop, waits.clone())));
     let outcome = engine.run().await;
     waits.cancel();
     pages.cancel();
@@ -109,7 +113,9 @@ async fn work(
     }
     outcome.map_err(|error| Failure::of(&error))?;
     tracing::info!("stopped");
-    if args.once { judge(&pool, &engine, began).await } else { Ok(()) }
+    let Some(watch) = watch else { return Ok(()) };
+    watch.await.map_err(|error| Failure::of(&error))??;
+    judge(session, &pool, &engine, began).await
 }
 
 fn tell_start(running: &Running) {
@@ -131,25 +137,44 @@ async fn pass_on(from: CancellationToken, to: CancellationToken, until: Cancella
     }
 }
 
-/// Stops once every pipeline was swept and nothing is left that could be done now.
-async fn stop_when_idle(engine: Arc<Engine>, stop: CancellationToken, until: CancellationToken) {
+/// Stops once every pipeline was swept and nothing is left that could be done now, or once it is clear that nobody will know.
+async fn stop_when_idle(engine: Arc<Engine>, stop: CancellationToken, until: CancellationToken) -> Result<(), Failure> {
+    let mut unknown = 0;
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
-            () = until.cancelled() => return,
+            () = until.cancelled() => return Ok(()),
         }
         // Jobs of a pipeline that its tables do not fit any more could not be done now.
         let unfit = engine.misfits();
         let names: Vec<String> =
             names(&engine).into_iter().filter(|name| unfit.iter().all(|(unfit, _)| unfit != name)).collect();
-        if engine.swept.passes() < names.len() || engine.hands.count() > 0 {
+        let trouble = engine.swept.trouble().filter(|trouble| trouble.failures >= TRIES);
+        if engine.hands.count() > 0 || (trouble.is_none() && engine.swept.passes() < names.len()) {
             continue;
         }
-        match db::jobs::is_busy(&engine.pool, &names, HORIZON).await {
-            Ok(true) => {}
-            Ok(false) => return stop.cancel(),
-            Err(error) => tracing::warn!(error = db::describe(&error), "what is left could not be counted"),
-        }
+        let failure = match (db::backlog::is_busy(&engine.pool, &names, HORIZON).await, trouble) {
+            (Ok(true), _) => {
+                unknown = 0;
+                continue;
+            }
+            (Ok(false), None) => None,
+            (Ok(false), Some(trouble)) => Some(format!(
+                "pipeline {} cannot be swept, so that nobody knows what is left: {} (tried {} times)",
+                trouble.pipeline, trouble.error, trouble.failures
+            )),
+            (Err(error), _) => {
+                let error = db::describe(&error);
+                tracing::warn!(error, "what is left could not be counted");
+                unknown += 1;
+                if unknown < TRIES {
+                    continue;
+                }
+                Some(format!("what is left could not be counted: {error}"))
+            }
+        };
+        stop.cancel();
+        return failure.map_or(Ok(()), |failure| Err(Failure::Failed(failure)));
     }
 }
 
@@ -157,20 +182,39 @@ fn names(engine: &Engine) -> Vec<String> {
     engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect()
 }
 
-/// Whether a job of these pipelines failed since the run began, or jobs wait for tables that fit.
-async fn judge(pool: &PgPool, engine: &Engine, began: OffsetDateTime) -> Result<(), Failure> {
+/// How a run ended.
+#[derive(Debug, Serialize)]
+struct Ended {
+    /// Jobs that failed since it began.
+    failed: i64,
+    /// What it left, and why.
+    left: Vec<Left>,
+}
+
+/// Says what failed since the run began, and what waits; a pipeline that does not fit its tables any more comes before both.
+async fn judge(session: &Session, pool: &PgPool, engine: &Engine, began: OffsetDateTime) -> Result<(), Failure> {
     if let Some((pipeline, why)) = engine.misfits().into_iter().next() {
         return Err(Failure::Failed(format!("pipeline {pipeline} does not fit its tables any more: {why}")));
     }
-    let mut failed = 0;
-    for pipeline in names(engine) {
+    let names = names(engine);
+    let mut ended = Ended { failed: 0, left: db::backlog::left(pool, Some(&names)).await? };
+    for pipeline in names {
         let states = Some(vec![JobState::Failed.word().to_owned()]);
         let filter = Filter { pipeline: Some(pipeline), states, since: Some(began), ..Filter::default() };
-        failed += operate::count(pool, &filter).await?.jobs;
+        ended.failed += operate::count(pool, &filter).await?.jobs;
     }
-    if failed == 0 {
-        return Ok(());
+    if session.json {
+        session.print(&ended, |_| String::new())?;
     }
-    let jobs = show::count(failed, "job");
-    Err(Failure::Failed(format!("{jobs} failed; see `gristmill jobs list --state failed`")))
+    let mut lines: Vec<String> = Vec::new();
+    if ended.failed > 0 {
+        let jobs = show::count(ended.failed, "job");
+        lines.push(format!("{jobs} failed; see `gristmill jobs list --state failed`"));
+    }
+    lines.extend(ended.left.iter().map(show::left));
+    match (ended.failed, ended.left.is_empty()) {
+        (0, true) => Ok(()),
+        (0, false) => Err(Failure::Unfinished(lines.join("\n"))),
+        _ => Err(Failure::Failed(lines.join("\n"))),
+    }
 }

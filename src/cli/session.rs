@@ -24,6 +24,9 @@ pub(super) struct Session {
 
 type Environment<'e> = &'e dyn Fn(&str) -> Option<String>;
 
+/// How variables begin that set a key of the configuration.
+const SETTING: &str = "GRISTMILL__";
+
 /// Marks a value that the environment did not bring.
 const UNSET: &str = "unset.invalid";
 
@@ -62,12 +65,15 @@ impl Session {
         };
         let Some(path) = found else {
             eprintln!("note: there is no workers.toml here; the built-in one is used (--config FILE names another)");
+            refuse_strangers("the built-in workers.toml", config::DEFAULT)?;
             return Ok(("the built-in workers.toml".to_owned(), config::DEFAULT.to_owned()));
         };
         let text = std::fs::read_to_string(path).map_err(|error| {
             Failure::Usage(format!("{}: {error}; --config names the configuration", path.display()))
         })?;
-        Ok((path.display().to_string(), text))
+        let name = path.display().to_string();
+        refuse_strangers(&name, &text)?;
+        Ok((name, text))
     }
 
     /// The pool of a command that needs only the database.
@@ -158,6 +164,34 @@ pub(super) fn known(config: &Config, name: &str) -> Result<(), Failure> {
     Err(Failure::Usage(format!("{} has no pipeline {name}; it has {}", config.file, names.join(", "))))
 }
 
+/// Refuses variables that look like settings and are none: a typo would leave the default in force, unseen.
+fn refuse_strangers(file: &str, text: &str) -> Result<(), Failure> {
+    let given = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let strangers = strangers(file, text, given);
+    if strangers.is_empty() { Ok(()) } else { Err(Failure::Usage(strangers.join("\n"))) }
+}
+
+/// What to say of variables that begin like settings and that no setting asks for.
+fn strangers(file: &str, text: &str, given: impl Iterator<Item = String>) -> Vec<String> {
+    let asked = RefCell::new(BTreeSet::new());
+    let noting = |name: &str| {
+        if name.starts_with(SETTING) {
+            asked.borrow_mut().insert(name.to_owned());
+        }
+        environment(name)
+    };
+    // What does not hold is said by whoever reads it for its own sake.
+    let _ = Config::read(file, text, &noting);
+    let asked = asked.into_inner();
+    // A file that is no TOML is asked nothing.
+    let unknown = given.filter(|name| name.to_uppercase().starts_with(SETTING) && !asked.contains(name));
+    let say = |name: String| {
+        let hint = config::suggestion(&name, asked.iter().map(String::as_str));
+        format!("the environment variable {name} sets nothing that is known here; {hint}")
+    };
+    if asked.is_empty() { Vec::new() } else { unknown.map(say).collect() }
+}
+
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
@@ -172,7 +206,7 @@ fn read_without_secrets(
     let noting = |name: &str| {
         let value = environment(name);
         // Settings of the form GRISTMILL__X are asked for whether anybody meant to set them or not.
-        if value.is_none() && !name.starts_with("GRISTMILL__") && text.contains(&format!("${{{name}}}")) {
+        if value.is_none() && !name.starts_with(SETTING) && text.contains(&format!("${{{name}}}")) {
             missing.borrow_mut().insert(name.to_owned());
         }
         value
@@ -212,6 +246,22 @@ mod tests {
         assert_eq!(missing.into_iter().collect::<Vec<_>>(), ["DATABASE_URL", "KEY", "SLOTS", "SWEEP", "WEB"]);
         assert!(config.database.url.expose().contains(UNSET));
         assert_eq!((config.worker.slots, config.worker.poll.as_secs()), (1, 3));
+    }
+
+    #[test]
+    fn variables_that_set_nothing_are_named() {
+        let given =
+            ["GRISTMILL__WORKER__SLOT", "GRISTMILL__WORKER__SLOTS", "gristmill__worker__slots", "GRISTMILL_LOG"];
+        let said = strangers("x.toml", TOML, given.into_iter().map(str::to_owned));
+        assert_eq!(
+            said,
+            [
+                "the environment variable GRISTMILL__WORKER__SLOT sets nothing that is known here; did you mean \
+                 `GRISTMILL__WORKER__SLOTS`?",
+                "the environment variable gristmill__worker__slots sets nothing that is known here; did you mean \
+                 `GRISTMILL__WORKER__SLOTS`?",
+            ]
+        );
     }
 
     #[test]

@@ -7,6 +7,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use rust_decimal::Decimal;
 use time::OffsetDateTime;
 
+use crate::db::backlog::Left;
+
 use super::failure::Failure;
 
 /// Prints to standard output; a reader that has gone away (`| head`) is no failure.
@@ -64,6 +66,24 @@ pub(super) fn seconds(seconds: f64) -> String {
 pub(super) fn count(number: impl Into<i128>, noun: &str) -> String {
     let number = number.into();
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// Jobs that wait for one reason, as a line.
+pub(super) fn left(left: &Left) -> String {
+    let pipeline = &left.pipeline;
+    let jobs = count(left.jobs, "job");
+    let verb = if left.jobs == 1 { "waits" } else { "wait" };
+    let why = match (left.why.as_str(), left.due) {
+        ("unaccepted", _) => format!("for a word: `gristmill accept {pipeline}` says what it would cost"),
+        ("paused", _) => format!("because it is paused: `gristmill resume {pipeline}`"),
+        ("pending", _) => "for a worker".to_owned(),
+        (why, due) => {
+            let until = due.map(|due| format!(", until {}", moment(due))).unwrap_or_default();
+            let reason = left.reason.as_ref().map(|reason| format!(": {}", line(reason, 200))).unwrap_or_default();
+            format!("({why}{until}){reason}")
+        }
+    };
+    format!("{pipeline}: {jobs} {verb} {why}")
 }
 
 /// A text of one line, cut to a length in characters.

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::app;
 use crate::db;
+use crate::db::backlog::Left;
 use crate::domain::JobState;
 
 use super::failure::Failure;
@@ -23,6 +24,8 @@ pub(super) struct Args {
 #[derive(Debug, Serialize)]
 struct Status {
     pipelines: Vec<Pipeline>,
+    /// Jobs that are neither finished nor in hand, by reason.
+    left: Vec<Left>,
     workers: Vec<Worker>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
@@ -38,7 +41,7 @@ struct Pipeline {
     jobs: BTreeMap<&'static str, i64>,
     /// Rows that wait for `gristmill accept`; also counted as waiting.
     held: i64,
-    /// Age of the oldest job that is due.
+    /// How long the oldest unfinished job has been due.
     oldest_seconds: Option<f64>,
 }
 
@@ -54,8 +57,12 @@ struct Worker {
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let pool = session.database().await?;
     let counted: Vec<JobState> = JobState::ALL.into_iter().filter(|state| args.all || is_backlog(*state)).collect();
-    let mut status =
-        Status { pipelines: registered(&pool, &counted).await?, workers: workers(&pool).await?, notes: Vec::new() };
+    let mut status = Status {
+        pipelines: registered(&pool, &counted).await?,
+        left: db::backlog::left(&pool, None).await?,
+        workers: workers(&pool).await?,
+        notes: Vec::new(),
+    };
     compare(session, &pool, &counted, &mut status).await?;
     session.print(&status, |status| people(status, &counted))
 }
@@ -66,9 +73,9 @@ fn is_backlog(state: JobState) -> bool {
 }
 
 async fn registered(pool: &PgPool, counted: &[JobState]) -> Result<Vec<Pipeline>, Failure> {
-    let mut backlog = db::jobs::backlog(pool).await?;
+    let mut backlog = db::backlog::backlog(pool).await?;
     if !counted.iter().copied().all(is_backlog) {
-        backlog.extend(db::jobs::ended(pool).await?);
+        backlog.extend(db::backlog::ended(pool).await?);
     }
     let mut pipelines = Vec::new();
     for found in db::pipelines::all(pool).await? {
@@ -159,7 +166,7 @@ fn people(status: &Status, counted: &[JobState]) -> String {
     let states: Vec<&str> = counted.iter().copied().map(JobState::word).collect();
     let mut header = vec!["pipeline", "standing"];
     header.extend(&states);
-    header.extend(["held", "oldest due"]);
+    header.extend(["held", "oldest"]);
     let rows = status.pipelines.iter().map(|pipeline| {
         let standing = match &pipeline.why {
             Some(why) => format!("{}: {why}", pipeline.standing),
@@ -181,6 +188,9 @@ fn people(status: &Status, counted: &[JobState]) -> String {
         ]
     });
     text.push('\n');
+    for left in status.left.iter().filter(|left| left.why != "pending") {
+        text.push_str(&format!("{}\n", show::left(left)));
+    }
     if status.workers.is_empty() {
         text.push_str("no worker is alive: start one with `gristmill run`");
     } else {

@@ -122,5 +122,6 @@ async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
         let set = TriggerSet::of(plan);
         TriggerSet::script(if sql.remove { &set.remove } else { &set.install })
     };
-    show::out(&plans.iter().map(|plan| script(plan)).collect::<Vec<_>>().join("\n"))
+    let sql = plans.iter().map(|plan| script(plan)).collect::<Vec<_>>().join("\n");
+    session.print(&serde_json::json!({ "sql": sql }), |_| sql.clone())
 }

@@ -19,6 +19,9 @@ pub(super) struct Args {
     /// Open the jobs of what is found; workers then mend it
     #[arg(long)]
     fix: bool,
+    /// Show every finding, not only the first ones
+    #[arg(long)]
+    all: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -32,8 +35,8 @@ struct Verified {
 const SLICE: i64 = 2_000;
 /// Orphans of one look.
 const ORPHANS: i64 = 10_000;
-/// Findings that a table shows; `--json` shows all.
-const SHOWN: usize = 200;
+/// Findings that a table shows unless all are asked for.
+const SHOWN: usize = 20;
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let names: Vec<String> = args.pipeline.iter().cloned().collect();
@@ -59,7 +62,8 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         verified.findings.extend(findings);
     }
     verified.opened = args.fix && !verified.findings.is_empty();
-    session.print(&verified, people)?;
+    let shown = if args.all { usize::MAX } else { SHOWN };
+    session.print(&verified, |verified| people(verified, shown))?;
     let unreadable = verified.findings.iter().any(|finding| finding.kind == FindingKind::Unreadable);
     if verified.findings.is_empty() || (verified.opened && !unreadable) { Ok(()) } else { Err(Failure::Said) }
 }
@@ -95,7 +99,7 @@ async fn look(pool: &PgPool, plan: &Plan) -> sqlx::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn people(verified: &Verified) -> String {
+fn people(verified: &Verified, shown: usize) -> String {
     let mut lines: Vec<String> = Vec::new();
     for name in &verified.unregistered {
         lines.push(format!("{name}: no worker has started with it yet, so there is nothing to hold against"));
@@ -104,13 +108,13 @@ fn people(verified: &Verified) -> String {
         lines.push("nothing is wrong: every completed row has its vectors and says so".to_owned());
         return lines.join("\n");
     }
-    let rows = verified.findings.iter().take(SHOWN).map(|finding| {
+    let rows = verified.findings.iter().take(shown).map(|finding| {
         let kind = format!("{:?}", finding.kind).to_lowercase();
         vec![finding.pipeline.clone(), finding.key.to_string(), kind]
     });
     lines.push(show::table(&["pipeline", "key", "what"], &[], rows.collect()));
-    if verified.findings.len() > SHOWN {
-        lines.push(format!("and {} more (--json shows all)", verified.findings.len() - SHOWN));
+    if verified.findings.len() > shown {
+        lines.push(format!("and {} more (--all or --json shows them)", verified.findings.len() - shown));
     }
     let found = show::count(verified.findings.len() as u64, "finding");
     let what = if verified.opened {

@@ -32,6 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let pool = session.database().await?;
+    ask::registered(&pool, &args.pipeline).await?;
     let deadline = Instant::now() + args.timeout;
     loop {
         let job = find(&pool, args).await?;

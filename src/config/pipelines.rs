@@ -45,10 +45,12 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     if let (Some(source), Some(target)) = (&source, &target) {
         targets::check_distinct(&section, source, target, &write, status.as_ref().and_then(Option::as_ref));
     }
+    let names_used = section.names_used();
     section.finish();
     Some(Pipeline {
         name,
         place,
+        names_used,
         models: models?,
         existing,
         on_leave,
@@ -129,6 +131,7 @@ fn tenant(item: &Item) -> Result<TenantRule, String> {
     let text = rule.text.trim();
     let is_word = |text: &str| text.chars().all(|letter| letter.is_alphanumeric() || letter == '_');
     if is_word(text) && is_name(text) && !text.starts_with(|first: char| first.is_ascii_digit()) {
+        item.uses(text);
         return Ok(TenantRule::Name(text.to_owned()));
     }
     let quoted = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));

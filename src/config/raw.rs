@@ -4,7 +4,7 @@
 //! value with its place; the functions of `values` turn it into what is wanted.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -21,6 +21,8 @@ pub(super) struct Reader<'a> {
     environment: Environment<'a>,
     line_ends: Vec<usize>,
     misfits: RefCell<Vec<ConfigError>>,
+    /// Names of columns and values, each where it is used: whether they exist only a database can tell.
+    used: RefCell<Vec<(String, Place)>>,
     /// Every key that was asked for, names replaced by `*`: `workers.toml` has to document each.
     #[cfg(test)]
     pub(super) asked: RefCell<BTreeSet<String>>,
@@ -35,6 +37,7 @@ impl<'a> Reader<'a> {
             environment,
             line_ends,
             misfits: RefCell::default(),
+            used: RefCell::default(),
             #[cfg(test)]
             asked: RefCell::default(),
         }
@@ -113,6 +116,19 @@ impl<'a> Section<'a> {
     /// Records something that does not hold, at a place that was kept.
     pub(super) fn misfit(&self, place: Place, message: impl Into<String>) {
         self.reader.misfit(place, message);
+    }
+
+    /// The names of columns and values that were read below this section, with the first place of each.
+    pub(super) fn names_used(&self) -> BTreeMap<String, Place> {
+        let below = format!("{}.", self.key);
+        let mut places: BTreeMap<String, Place> = BTreeMap::new();
+        for (name, place) in self.reader.used.borrow().iter().filter(|(_, place)| place.key.starts_with(&below)) {
+            let first = places.entry(name.clone()).or_insert_with(|| place.clone());
+            if place.line < first.line {
+                first.clone_from(place);
+            }
+        }
+        places
     }
 
     /// Lets the environment override this section's keys.
@@ -300,6 +316,11 @@ impl<'a> Item<'a> {
             place.line += 1;
         }
         place
+    }
+
+    /// Remembers that a column, or one of the `values`, is named here.
+    pub(super) fn uses(&self, name: &str) {
+        self.reader.used.borrow_mut().push((name.to_owned(), self.place()));
     }
 
     /// What the value is, for messages.

@@ -10,6 +10,8 @@ use super::{ColumnChoice, Place, Sql, Statement, TableName, Template};
 pub struct Pipeline {
     pub name: String,
     pub place: Place,
+    /// The columns and values of the source row that it names, each with the first place that does.
+    pub names_used: BTreeMap<String, Place>,
     /// Labels of models; the first whose dimensions fit the target is taken.
     pub models: Vec<String>,
     pub existing: Option<Existing>,
@@ -52,6 +54,13 @@ pub enum Existing {
 pub enum OnLeave {
     Delete,
     Keep,
+}
+
+impl Pipeline {
+    /// Where a column or value of the source row is first named.
+    pub fn place_of(&self, name: &str) -> &Place {
+        self.names_used.get(name).unwrap_or(&self.source.place)
+    }
 }
 
 /// `source`

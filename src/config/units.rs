@@ -71,7 +71,7 @@ pub fn moment(text: &str) -> Result<OffsetDateTime, String> {
 }
 
 /// What somebody who wrote `word` may have meant: the nearest of the known ones, or all of them.
-pub(super) fn suggestion<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> String {
+pub fn suggestion<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> String {
     let known: BTreeSet<&str> = known.collect();
     let distance = |known: &str| strsim::damerau_levenshtein(&known.to_lowercase(), &word.to_lowercase());
     let near = 1.max(word.chars().count() / 3);

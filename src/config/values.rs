@@ -196,6 +196,7 @@ pub(super) fn list<T: PartialEq>(parse: impl Fn(&Item) -> Parsed<T>) -> impl Fn(
 pub(super) fn column(item: &Item) -> Parsed<String> {
     from_text(item, "a column name", |text| {
         if is_name(text) && !text.contains('.') {
+            item.uses(text);
             Ok(text.to_owned())
         } else {
             Err("is not a column name (at most 63 bytes, without quotes)".to_owned())
@@ -271,6 +272,11 @@ pub(super) fn template(scope: Scope) -> impl Fn(&Item) -> Parsed<Template> {
         let template = parsed.map_err(|message| if text.hidden { hidden(&text.shown) } else { message })?;
         let checked = template.names().into_iter().try_for_each(|name| scope.check(name));
         checked.map_err(|message| if text.hidden { hidden(&text.shown) } else { message })?;
+        for name in template.names() {
+            if let Name::Row(name) = name {
+                item.uses(name);
+            }
+        }
         Ok(template)
     }
 }

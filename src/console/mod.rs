@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::LaneStatus;
@@ -25,8 +26,14 @@ pub use ready::{Problem, Readiness};
 
 /// How old the numbers of the backlog may be.
 const BACKLOG_EVERY: Duration = Duration::from_secs(10);
+/// A count of a large backlog may take this long; those who ask do not wait for it.
+const LONGEST_COUNT: Duration = Duration::from_mins(1);
 /// A database that says nothing for this long is away, to those who ask.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How old an answer about readiness may be: probes come from several sides.
+const FRESH: Duration = Duration::from_secs(1);
+/// A client that keeps its connection must not keep us for longer.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What the pages are about.
 pub struct Watched {
@@ -41,11 +48,21 @@ pub struct Watched {
     pub lanes: Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>,
     /// Jobs in hand, and how many there may be.
     pub hands: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
+    /// Cancelled when the worker stops claiming: nothing more should be sent to it.
+    pub stopping: CancellationToken,
 }
 
 struct Console {
     watched: Watched,
-    counted: Mutex<Option<Instant>>,
+    counted: Mutex<Counted>,
+    looked: Mutex<Option<(Instant, Readiness)>>,
+}
+
+/// The count under way, and when the last one ended.
+#[derive(Default)]
+struct Counted {
+    at: Option<Instant>,
+    under_way: Option<JoinHandle<()>>,
 }
 
 /// Binds the address, so that one already in use is known before anything else starts.
@@ -61,7 +78,7 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// # Errors
 /// The listener broke.
 pub async fn serve(listener: TcpListener, watched: Watched, stop: CancellationToken) -> std::io::Result<()> {
-    let console = Arc::new(Console { watched, counted: Mutex::new(None) });
+    let console = Arc::new(Console { watched, counted: Mutex::default(), looked: Mutex::new(None) });
     let pages = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
@@ -77,41 +94,74 @@ pub async fn serve(listener: TcpListener, watched: Watched, stop: CancellationTo
     tokio::select! {
         served = axum::serve(listener, pages).with_graceful_shutdown(async move { stop.cancelled().await }) => served,
         () = upkeep => Ok(()),
-        // A client that keeps its connection must not keep us.
-        () = async { ended.cancelled().await; tokio::time::sleep(PATIENCE).await } => Ok(()),
+        () = async { ended.cancelled().await; tokio::time::sleep(FAREWELL).await } => Ok(()),
     }
 }
 
 async fn readyz(State(console): State<Arc<Console>>) -> impl IntoResponse {
-    let readiness = ready::look(&console.watched, PATIENCE).await;
+    let readiness = console.readiness().await;
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(readiness))
 }
 
 async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
-    console.count_backlog().await;
+    Arc::clone(&console).count_backlog().await;
+    let database = ready::answers(&console.watched, PATIENCE).await;
+    telemetry::database_up(database.is_ok());
+    for lane in (console.watched.lanes)() {
+        telemetry::lane_paused(&lane.provider, &lane.model, lane.paused.is_some());
+    }
     let (in_hand, slots) = (console.watched.hands)();
     telemetry::hands(in_hand, slots);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], console.watched.metrics.render())
 }
 
 impl Console {
-    /// Counts the backlog, unless that was done a moment ago.
-    async fn count_backlog(&self) {
+    /// Whether everything works; a worker that stops says so at once, whatever it said a moment ago.
+    async fn readiness(&self) -> Readiness {
+        if self.watched.stopping.is_cancelled() {
+            return ready::stopping(&self.watched);
+        }
+        let mut looked = self.looked.lock().await;
+        if let Some((_, readiness)) = looked.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            return readiness.clone();
+        }
+        let readiness = ready::look(&self.watched, PATIENCE).await;
+        *looked = Some((Instant::now(), readiness.clone()));
+        readiness
+    }
+
+    /// Counts the backlog, unless that was done a moment ago: counting reads the whole table. A count that takes its time goes on
+    /// while those who ask get what is known.
+    async fn count_backlog(self: Arc<Self>) {
         let mut counted = self.counted.lock().await;
-        if counted.is_some_and(|at| at.elapsed() < BACKLOG_EVERY) {
+        if counted.under_way.is_none() && counted.at.is_some_and(|at| at.elapsed() < BACKLOG_EVERY) {
             return;
         }
-        *counted = Some(Instant::now());
-        match tokio::time::timeout(BACKLOG_EVERY, db::jobs::backlog(&self.watched.pool)).await {
-            Ok(Ok(backlog)) => self.tell(&backlog),
+        let console = Arc::clone(&self);
+        let under_way = counted.under_way.get_or_insert_with(|| tokio::spawn(async move { console.count().await }));
+        if tokio::time::timeout(PATIENCE, under_way).await.is_ok() {
+            *counted = Counted { at: Some(Instant::now()), under_way: None };
+        }
+    }
+
+    async fn count(&self) {
+        let pool = &self.watched.pool;
+        let read = async { Ok((db::backlog::backlog(pool).await?, db::pipelines::all(pool).await?)) };
+        match tokio::time::timeout(LONGEST_COUNT, read).await {
+            Ok(Ok((backlog, registered))) => {
+                self.tell(&backlog);
+                for pipeline in registered {
+                    telemetry::pipeline_paused(&pipeline.name, pipeline.paused_at.is_some());
+                }
+            }
             Ok(Err(error)) => tracing::warn!(error = db::describe(&error), "the backlog could not be counted"),
             Err(_) => tracing::warn!("the backlog could not be counted in time"),
         }
     }
 
     /// A state that emptied since must read 0, so every state is told.
-    fn tell(&self, backlog: &[db::jobs::Backlog]) {
+    fn tell(&self, backlog: &[db::backlog::Backlog]) {
         for (pipeline, _) in &self.watched.pipelines {
             let mut lag: f64 = 0.0;
             for state in [JobState::Waiting, JobState::Pending, JobState::Processing, JobState::Failed] {

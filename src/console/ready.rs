@@ -9,7 +9,7 @@ use crate::db::migrate::{self, Set};
 use super::Watched;
 
 /// Whether everything that was configured works.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Readiness {
     pub ready: bool,
     /// What does not, each named.
@@ -19,12 +19,27 @@ pub struct Readiness {
 }
 
 /// One thing that does not work.
-#[derive(Debug, Serialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 pub struct Problem {
-    /// `database`, `schema`, `pipeline` or `lane`.
+    /// `worker`, `database`, `schema`, `pipeline` or `lane`.
     pub what: &'static str,
     pub name: String,
     pub why: String,
+}
+
+/// Whether the database answers within `patience`.
+pub(super) async fn answers(watched: &Watched, patience: Duration) -> Result<(), String> {
+    match tokio::time::timeout(patience, db::server::now(&watched.pool)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(db::describe(&error)),
+        Err(_) => Err("does not answer".to_owned()),
+    }
+}
+
+/// A worker that was told to stop wants nothing more; nothing needs to be asked for that.
+pub(super) fn stopping(watched: &Watched) -> Readiness {
+    let problem = problem("worker", "", "is stopping: it finishes or hands back what is in hand".to_owned());
+    readiness(watched, vec![problem], (watched.lanes)())
 }
 
 /// Asks everything once; a database that does not answer within `patience` is away.
@@ -43,12 +58,12 @@ pub(super) async fn look(watched: &Watched, patience: Duration) -> Readiness {
             problems.push(problem("lane", &name, format!("{why}; tried again in {seconds} s")));
         }
     }
-    Readiness {
-        ready: problems.is_empty(),
-        problems,
-        pipelines: watched.pipelines.iter().map(|(name, _)| name.clone()).collect(),
-        lanes,
-    }
+    readiness(watched, problems, lanes)
+}
+
+fn readiness(watched: &Watched, problems: Vec<Problem>, lanes: Vec<LaneStatus>) -> Readiness {
+    let pipelines = watched.pipelines.iter().map(|(name, _)| name.clone()).collect();
+    Readiness { ready: problems.is_empty(), problems, pipelines, lanes }
 }
 
 fn problem(what: &'static str, name: &str, why: String) -> Problem {

@@ -410,63 +410,6 @@ pub async fn set_stage(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)], stage
     Ok(())
 }
 
-/// Jobs per pipeline and state, and the age of the oldest that is due, in seconds.
-#[derive(Debug)]
-pub struct Backlog {
-    pub pipeline: String,
-    pub state: String,
-    pub jobs: i64,
-    pub oldest_seconds: Option<f64>,
-}
-
-/// What somebody may still have to see to: unfinished and failed jobs. Each state has an index of its own, so that finished jobs,
-/// however many there are, cost nothing.
-pub async fn backlog(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
-    sqlx::query_as!(
-        Backlog,
-        r#"with open as (
-               select pipeline, state, run_at from gristmill.embedding_jobs where state = 'pending'
-               union all select pipeline, state, run_at from gristmill.embedding_jobs where state = 'processing'
-               union all select pipeline, state, run_at from gristmill.embedding_jobs where state = 'waiting'
-               union all select pipeline, state, null from gristmill.embedding_jobs where state = 'failed'
-           )
-           select pipeline as "pipeline!", state as "state!", count(*) as "jobs!",
-                  extract(epoch from clock_timestamp() - min(run_at) filter
-                      (where state <> 'waiting' or run_at < clock_timestamp()))::float8 as oldest_seconds
-           from open group by pipeline, state order by pipeline, state"#,
-    )
-    .fetch_all(db)
-    .await
-}
-
-/// Jobs that ended well, or that nobody wants, per pipeline and state: this reads the whole table.
-pub async fn ended(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
-    sqlx::query_as!(
-        Backlog,
-        r#"select pipeline, state, count(*) as "jobs!", null::float8 as oldest_seconds
-           from gristmill.embedding_jobs where state in ('completed', 'skipped', 'cancelled')
-           group by pipeline, state order by pipeline, state"#,
-    )
-    .fetch_all(db)
-    .await
-}
-
-/// Whether work is left that a run would do now: claimable, in hand, or due within `horizon`.
-pub async fn is_busy(db: impl PgExecutor<'_>, pipelines: &[String], horizon: Duration) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"with asked as (select name from gristmill.pipelines where name = any ($1) and paused_at is null)
-           select exists (select from gristmill.embedding_jobs where state = 'pending' and pipeline in (select name from asked))
-               or exists (select from gristmill.embedding_jobs where state = 'processing' and pipeline in (select name from asked))
-               or exists (select from gristmill.embedding_jobs where state = 'waiting' and pipeline in (select name from asked)
-                          and run_at < clock_timestamp() + make_interval(secs => $2))
-               or exists (select from gristmill.announcements where pipeline in (select name from asked)) as "busy!""#,
-        pipelines,
-        horizon.as_secs_f64(),
-    )
-    .fetch_one(db)
-    .await
-}
-
 fn columns(held: &[(JobId, LeaseId)]) -> (Vec<i64>, Vec<Uuid>) {
     held.iter().map(|(id, lease)| (id.0, lease.0)).unzip()
 }

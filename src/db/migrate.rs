@@ -1,6 +1,6 @@
 //! The migrations: forward only, in our own schema, with our own table of what was done.
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 static OURS: Migrator = sqlx::migrate!("./migrations");
@@ -32,23 +32,50 @@ impl Set {
         }
     }
 
-    /// The statements, for people who run them by hand.
+    /// The statements, for people who run them by hand: one transaction that applies what is missing and records it as
+    /// [`run`] would, so that both ways may be mixed. Running it again changes nothing.
     pub fn sql(self) -> String {
-        let mut sql = String::new();
-        if self == Self::Ours {
-            sql.push_str("create schema if not exists gristmill;\n");
-        }
-        for migration in self.migrator().iter() {
-            sql.push_str(migration.sql.as_str());
-            sql.push('\n');
-        }
-        sql
+        let migrator = self.migrator();
+        let table = &migrator.table_name;
+        let vector = if self == Self::Starter { format!("{ENSURE_VECTOR};\n") } else { String::new() };
+        let steps: String = migrator.iter().map(|migration| step(table, migration)).collect();
+        format!(
+            "begin;\nset local client_min_messages = warning;\nset local search_path = public, extensions;\n\
+             set local row_security = on;\ncreate schema if not exists gristmill;\n{vector}\
+             create table if not exists {table} (version bigint primary key, description text not null, \
+             installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null, \
+             execution_time bigint not null);\nlock table {table} in exclusive mode;\n\n{steps}commit;\n"
+        )
     }
 
     /// The newest version this binary knows.
     pub fn newest(self) -> i64 {
         self.migrator().iter().map(|migration| migration.version).max().unwrap_or_default()
     }
+}
+
+/// Creates pgvector where it is missing.
+const ENSURE_VECTOR: &str = "do $$ begin \
+     if exists (select from pg_catalog.pg_extension where extname = 'vector') then return; end if; \
+     if exists (select from pg_catalog.pg_namespace where nspname = 'extensions') \
+     then create extension vector schema extensions; else create extension vector schema public; end if; \
+ end $$";
+
+/// One migration, unless it was applied, as a single statement: psql goes on after an error, but not within one.
+fn step(table: &str, migration: &Migration) -> String {
+    let (version, sql) = (migration.version, migration.sql.as_str());
+    let description = migration.description.replace('\'', "''");
+    let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "do $step_{version}$ begin\n\
+         if exists (select from {table} where version = {version} and (not success or checksum <> '\\x{checksum}')) then\n\
+         raise exception 'version {version} in {table} is not the one of this binary'; end if;\n\
+         if exists (select from {table} where version = {version}) then return; end if;\n\
+         execute $migration_{version}$\n{sql}\n$migration_{version}$;\n\
+         insert into {table} (version, description, success, checksum, execution_time) \
+         values ({version}, '{description}', true, '\\x{checksum}', -1);\n\
+         end $step_{version}$;\n\n"
+    )
 }
 
 /// What a migration changed.
@@ -100,14 +127,6 @@ pub async fn applied(db: impl PgExecutor<'_> + Copy, set: Set) -> sqlx::Result<O
 /// # Errors
 /// The server has no pgvector, or this role may not create extensions.
 pub async fn ensure_vector(connection: &mut PgConnection) -> sqlx::Result<()> {
-    sqlx::raw_sql(
-        "do $$ begin \
-             if exists (select from pg_catalog.pg_extension where extname = 'vector') then return; end if; \
-             if exists (select from pg_catalog.pg_namespace where nspname = 'extensions') \
-             then create extension vector schema extensions; else create extension vector schema public; end if; \
-         end $$",
-    )
-    .execute(connection)
-    .await?;
+    sqlx::raw_sql(ENSURE_VECTOR).execute(connection).await?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 pub mod announcements;
 pub mod app;
 pub mod attempts;
+pub mod backlog;
 pub mod cache;
 pub mod calls;
 pub mod claims;
@@ -184,16 +185,29 @@ pub fn describe(error: &sqlx::Error) -> String {
             let code = database.code().unwrap_or_default();
             match (database.table(), database.constraint()) {
                 (Some(table), Some(constraint)) => {
-                    format!("constraint {constraint} of table {table} refused the row ({code})")
+                    format!("constraint {constraint} of table {table} refused the row")
                 }
-                // Conversion errors quote the value that did not fit.
+                // Conversion errors quote the value that did not fit: the code has to stand for their words.
                 _ if code.starts_with("22") => format!("a value does not fit its column ({code})"),
-                _ => format!("{} ({code})", database.message()),
+                // An exception of the application's own may quote what it likes.
+                _ if code.starts_with("P0") => raised(database.as_ref()),
+                _ => database.message().to_owned(),
             }
         }
         sqlx::Error::PoolTimedOut => "no connection was free in time".to_owned(),
         sqlx::Error::Io(error) => format!("the database connection broke: {error}"),
         other => other.to_string(),
+    }
+}
+
+/// An exception that a function raised, by the function's name; our own functions' words may be told.
+fn raised(error: &dyn sqlx::error::DatabaseError) -> String {
+    let context = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|error| error.r#where());
+    let place = context.and_then(|context| context.lines().next()).filter(|line| line.starts_with("PL/pgSQL function"));
+    match place {
+        Some(place) if place.starts_with("PL/pgSQL function gristmill.") => error.message().to_owned(),
+        Some(place) => format!("{place} refused"),
+        None => format!("a function of the database refused ({})", error.code().unwrap_or_default()),
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Job {
     #[serde(with = "time::serde::rfc3339")]
     pub opened_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
+    pub started_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
     pub finished_at: Option<OffsetDateTime>,
 }
 
@@ -55,7 +57,7 @@ pub async fn list(db: impl PgExecutor<'_>, filter: &Filter, limit: i64) -> sqlx:
         Job,
         r#"select id as "id: JobId", pipeline, source_key as "key: Json<SourceKey>", tenant, state, stage, priority, revision, attempt,
                   max_attempts, crashes, chunks, tokens, pages, ms, reader, error_kind, reason, mirror_error,
-                  nullif(run_at, 'infinity') as run_at, opened_at, finished_at
+                  nullif(run_at, 'infinity') as run_at, opened_at, started_at, finished_at
            from gristmill.embedding_jobs
            where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
              and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
@@ -89,7 +91,7 @@ impl Wish {
     fn is_for(self) -> (Vec<String>, bool) {
         let (states, held): (&[&str], bool) = match self {
             Self::Retry => (&["completed", "skipped", "failed", "cancelled", "waiting"], false),
-            Self::Cancel => (&["waiting", "pending", "processing", "failed"], true),
+            Self::Cancel => (&["waiting", "pending", "processing"], true),
         };
         (states.iter().map(|&state| state.to_owned()).collect(), held)
     }
@@ -179,7 +181,7 @@ pub async fn retry(db: impl PgExecutor<'_>, jobs: &[i64], fresh: bool) -> sqlx::
     .await
 }
 
-/// Cancels unfinished or failed jobs; returns those cancelled. Jobs that somebody holds are passed over.
+/// Cancels those of these jobs that are not finished; returns them. Jobs that somebody holds are passed over.
 pub async fn cancel(db: impl PgExecutor<'_>, jobs: &[i64]) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"with free as materialized (
@@ -187,6 +189,28 @@ pub async fn cancel(db: impl PgExecutor<'_>, jobs: &[i64]) -> sqlx::Result<Vec<i
            )
            select id as "id!" from free where gristmill.cancel(id)"#,
         jobs,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Numbers of the matching jobs that are not finished.
+pub async fn unfinished(db: impl PgExecutor<'_>, filter: &Filter) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"select id from gristmill.embedding_jobs
+           where ($1::bigint[] is null or id = any ($1)) and ($2::text is null or pipeline = $2)
+             and ($3::text is null or tenant = $3) and ($4::text[] is null or state = any ($4))
+             and ($5::text is null or error_kind = $5) and ($6::jsonb is null or source_key = $6)
+             and ($7::timestamptz is null or coalesce(finished_at, opened_at) >= $7)
+             and state in ('waiting', 'pending', 'processing')
+           order by id"#,
+        filter.ids.as_deref(),
+        filter.pipeline,
+        filter.tenant,
+        filter.states.as_deref(),
+        filter.error_kind,
+        filter.key.as_ref().map(Json) as Option<Json<&SourceKey>>,
+        filter.since,
     )
     .fetch_all(db)
     .await
@@ -211,6 +235,17 @@ pub async fn cancelled_by_a_person(
     Ok(rows.into_iter().map(|row| (row.id, row.key.0)).collect())
 }
 
+/// Which of these numbers are no job's.
+pub async fn unknown(db: impl PgExecutor<'_>, ids: &[i64]) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"select id as "id!" from unnest($1::bigint[]) as asked (id)
+           where not exists (select from gristmill.embedding_jobs as job where job.id = asked.id)"#,
+        ids,
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Announces one row by hand.
 pub async fn enqueue(db: impl PgExecutor<'_>, pipeline: &str, key: &SourceKey, priority: i32) -> sqlx::Result<()> {
     sqlx::query!(
@@ -222,6 +257,30 @@ pub async fn enqueue(db: impl PgExecutor<'_>, pipeline: &str, key: &SourceKey, p
     .fetch_one(db)
     .await?;
     Ok(())
+}
+
+/// What is known of a tenant.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct Traces {
+    pub jobs: i64,
+    /// Jobs whose rows are still in a set: while there are any, the tenant cannot be forgotten.
+    pub jobs_in_a_set: i64,
+    /// Lines of the ledger, which keep their numbers and lose the name.
+    pub usage_events: i64,
+}
+
+/// Counts what [`forget_tenant`] would take away.
+pub async fn traces(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<Traces> {
+    sqlx::query_as!(
+        Traces,
+        r#"select count(*) as "jobs!",
+                  count(*) filter (where state <> 'cancelled' or error_kind is distinct from 'left') as "jobs_in_a_set!",
+                  (select count(*) from gristmill.usage_events where tenant = $1) as "usage_events!"
+           from gristmill.embedding_jobs where tenant = $1"#,
+        tenant,
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Removes what is known of a tenant whose rows are gone; returns how many jobs.

@@ -1,9 +1,10 @@
-//! The server itself: its clock, its versions, databases of our own.
+//! The server itself: its clock, its versions, databases that a demo made.
 
+use sqlx::types::Uuid;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
-use super::app::quote;
+use super::app::{literal, quote};
 
 /// The database's clock.
 pub async fn now(db: impl PgExecutor<'_>) -> sqlx::Result<OffsetDateTime> {
@@ -24,22 +25,77 @@ pub async fn may_create_databases(db: impl PgExecutor<'_>) -> sqlx::Result<bool>
     .await
 }
 
-/// Creates a database.
-///
-/// # Errors
-/// This role may not, or there is one of that name.
-pub async fn create_database(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    sqlx::raw_sql(AssertSqlSafe(format!("create database {}", quote(name)))).execute(connection).await?;
-    Ok(())
+/// What a demo's database is called, before its number.
+const DEMO: &str = "gristmill_demo_";
+/// Its comment while the demo runs; one that was kept has none of ours, and is never dropped unasked.
+const DEMO_NOTE: &str = "made by gristmill demo, dropped when it ends";
+
+/// A database of a running demo. The session that made it stays open and bears its name: that is how others see that it lives.
+pub struct DemoDatabase {
+    session: PgConnection,
+    pub name: String,
 }
 
-/// Drops a database, and whoever is connected to it.
+impl DemoDatabase {
+    /// Creates one.
+    ///
+    /// # Errors
+    /// This role may not.
+    pub async fn create(mut session: PgConnection) -> sqlx::Result<Self> {
+        let name = format!("{DEMO}{}", &Uuid::new_v4().simple().to_string()[..8]);
+        run(&mut session, &format!("set application_name = {}", quote(&name))).await?;
+        run(&mut session, &format!("create database {}", quote(&name))).await?;
+        run(&mut session, &format!("comment on database {} is {}", quote(&name), literal(DEMO_NOTE))).await?;
+        Ok(Self { session, name })
+    }
+
+    /// Leaves it for good.
+    ///
+    /// # Errors
+    /// The server is away.
+    pub async fn keep(mut self) -> sqlx::Result<String> {
+        run(&mut self.session, &format!("comment on database {} is null", quote(&self.name))).await?;
+        Ok(self.name)
+    }
+
+    /// Drops it, and whoever is connected to it.
+    ///
+    /// # Errors
+    /// The server is away.
+    pub async fn drop(mut self) -> sqlx::Result<()> {
+        run(&mut self.session, &format!("drop database if exists {} with (force)", quote(&self.name))).await
+    }
+}
+
+/// Drops what demos left that were killed: databases of this role that bear our name and our note, with nobody in them and no
+/// session of their demo. Returns their names.
 ///
 /// # Errors
-/// This role may not.
-pub async fn drop_database(connection: &mut PgConnection, name: &str) -> sqlx::Result<()> {
-    sqlx::raw_sql(AssertSqlSafe(format!("drop database if exists {} with (force)", quote(name))))
-        .execute(connection)
-        .await?;
+/// The server is away.
+pub async fn drop_dead_demos(session: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    let dead = sqlx::query_scalar!(
+        r#"select datname::text as "name!" from pg_catalog.pg_database as made
+           where starts_with(datname::text, $1) and shobj_description(oid, 'pg_database') = $2
+             and pg_get_userbyid(datdba) = current_user
+             and not exists (select from pg_catalog.pg_stat_activity as session
+                             where session.datid = made.oid or session.application_name = made.datname)"#,
+        DEMO,
+        DEMO_NOTE,
+    )
+    .fetch_all(&mut *session)
+    .await?;
+    let mut dropped = Vec::new();
+    for name in dead {
+        // Without force: whoever came in meanwhile keeps it.
+        match run(session, &format!("drop database if exists {}", quote(&name))).await {
+            Ok(()) => dropped.push(name),
+            Err(error) => tracing::warn!(error = super::describe(&error), name, "a dead demo's database stays"),
+        }
+    }
+    Ok(dropped)
+}
+
+async fn run(session: &mut PgConnection, statement: &str) -> sqlx::Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(session).await?;
     Ok(())
 }

@@ -23,3 +23,4 @@ pub use fetch::{FetchError, Progress};
 pub use installation::{Installation, Origin, installation};
 pub use pins::Artifact;
 pub use server::{Kept, Options, PrivatePostgres, StartError};
+pub use watchdog::ShortLivedFolder;

@@ -1,6 +1,6 @@
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Outlives us and cleans up: it reads a pipe that only we hold, so however we end, it sees the end.
@@ -25,6 +25,38 @@ done
 "#;
 
 pub(super) struct Watchdog(Child);
+
+/// A folder that is gone when this is dropped, or when this process ends in whatever way.
+pub struct ShortLivedFolder {
+    path: PathBuf,
+    watchdog: Option<Watchdog>,
+}
+
+impl ShortLivedFolder {
+    /// Makes a folder, which does not exist yet.
+    ///
+    /// # Errors
+    /// It cannot be made, or there is no shell to watch over it.
+    pub fn make(path: PathBuf) -> io::Result<Self> {
+        let watchdog = Watchdog::over(&path)?;
+        // From here on whatever was made goes again.
+        let folder = Self { path, watchdog: Some(watchdog) };
+        std::fs::create_dir(&folder.path)?;
+        Ok(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for ShortLivedFolder {
+    fn drop(&mut self) {
+        if let Some(watchdog) = self.watchdog.take() {
+            watchdog.clean_up();
+        }
+    }
+}
 
 impl Watchdog {
     /// Watches over `folder`, which need not exist yet.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sqlx::PgConnection;
 use tokio::sync::mpsc;
 
 use crate::db;
@@ -49,7 +50,16 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
             if deps.fit.misfit().is_some() {
                 continue;
             }
-            match claim(&engine, deps, &mut rings[nth], &mut quiet, crashed).await {
+            // Only a statement under way is waited for when we stop, not a database that is away.
+            let connection = tokio::select! {
+                connection = engine.pool.acquire() => connection,
+                () = engine.stop.cancelled() => break,
+            };
+            let claimed_now = match connection {
+                Ok(mut connection) => claim(&engine, &mut connection, deps, &mut rings[nth], &mut quiet, crashed).await,
+                Err(error) => Err(error),
+            };
+            match claimed_now {
                 Ok(jobs) => {
                     claimed += jobs.len();
                     hand_on(&engine, deps, jobs, &sender).await;
@@ -95,6 +105,7 @@ async fn room(engine: &Engine) {
 
 async fn claim(
     engine: &Engine,
+    connection: &mut PgConnection,
     deps: &Deps,
     ring: &mut Ring,
     quiet: &mut Quiet,
@@ -107,7 +118,7 @@ async fn claim(
         lease: engine.settings.lease,
     };
     if crashed || quiet.is_made(engine) {
-        let jobs = claim_crashed(engine, by, quiet).await?;
+        let jobs = claim_crashed(engine, &mut *connection, by, quiet).await?;
         if !jobs.is_empty() {
             return Ok(jobs);
         }
@@ -118,9 +129,9 @@ async fn claim(
     }
     if ring.wants_look() {
         let after = ring.after.take();
-        let mut tenants = claims::tenants(&engine.pool, by.pipeline, after.as_deref(), wide(LOOK)).await?;
+        let mut tenants = claims::tenants(&mut *connection, by.pipeline, after.as_deref(), wide(LOOK)).await?;
         if tenants.is_empty() && after.is_some() {
-            tenants = claims::tenants(&engine.pool, by.pipeline, None, wide(LOOK)).await?;
+            tenants = claims::tenants(&mut *connection, by.pipeline, None, wide(LOOK)).await?;
         }
         ring.refill(tenants, LOOK);
     }
@@ -129,7 +140,7 @@ async fn claim(
         return Ok(Vec::new());
     }
     let each = free.div_ceil(turn.len());
-    let claimed = claims::claim(&engine.pool, by, &turn, wide(each), wide(free)).await?;
+    let claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(free)).await?;
     ring.settle(&turn, &claimed, each, claimed.len() >= free);
     Ok(claimed)
 }
@@ -147,8 +158,8 @@ impl Quiet {
         self.since.values().any(|since| since.elapsed() > engine.settings.lease)
     }
 
-    async fn look(&mut self, engine: &Engine, by: Claimer<'_>) -> sqlx::Result<()> {
-        if claims::lonely_waits(&engine.pool, by).await? {
+    async fn look(&mut self, connection: &mut PgConnection, by: Claimer<'_>) -> sqlx::Result<()> {
+        if claims::lonely_waits(connection, by).await? {
             self.since.entry(by.pipeline.to_owned()).or_insert_with(Instant::now);
         } else {
             self.since.remove(by.pipeline);
@@ -158,22 +169,27 @@ impl Quiet {
 }
 
 /// Jobs whose workers died go a few at a time, from the third crash on alone.
-async fn claim_crashed(engine: &Engine, by: Claimer<'_>, quiet: &mut Quiet) -> sqlx::Result<Vec<Claimed>> {
+async fn claim_crashed(
+    engine: &Engine,
+    connection: &mut PgConnection,
+    by: Claimer<'_>,
+    quiet: &mut Quiet,
+) -> sqlx::Result<Vec<Claimed>> {
     if engine.hands.count() == 0 {
-        let jobs = claims::claim_crashed(&engine.pool, by, claims::ALONE, 1).await?;
+        let jobs = claims::claim_crashed(&mut *connection, by, claims::ALONE, 1).await?;
         if !jobs.is_empty() {
             quiet.since.remove(by.pipeline);
             return Ok(jobs);
         }
     }
-    quiet.look(engine, by).await?;
+    quiet.look(&mut *connection, by).await?;
     if quiet.is_made(engine) {
         return Ok(Vec::new());
     }
     for crashes in 1..claims::ALONE {
         let beside = engine.hands.free_for_crashed(crashes).min(engine.hands.free());
         if beside > 0 {
-            let jobs = claims::claim_crashed(&engine.pool, by, crashes, wide(beside)).await?;
+            let jobs = claims::claim_crashed(&mut *connection, by, crashes, wide(beside)).await?;
             if !jobs.is_empty() {
                 return Ok(jobs);
             }

@@ -29,10 +29,13 @@ use crate::domain::OwnerId;
 use crate::jobs::Deps;
 
 pub use hands::Hands;
-pub use sweeper::{Progress, pass};
+pub use sweeper::{Progress, Trouble, pass};
 
 /// How long jobs may take to be handed back once the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long signing out may take: a worker that is silent is forgotten as well.
+const SIGN_OUT: Duration = Duration::from_secs(1);
 
 /// What every task of the engine works with.
 pub struct Engine {
@@ -52,7 +55,7 @@ pub struct Engine {
     /// Hand back what is in hand.
     pub give_up: CancellationToken,
     pub releases: acknowledger::Releases,
-    /// Whether the first sweep of every pipeline is through.
+    /// How the sweeps of every pipeline go.
     pub swept: Progress,
 }
 
@@ -132,12 +135,13 @@ impl Engine {
         let vital = || self.vital.clone();
         tasks.spawn(vital().watch("heartbeat", heartbeat::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("acknowledger", acknowledger::run(Arc::clone(self), late.clone())));
-        tasks.spawn(vital().watch("rescuer", rescuer::run(Arc::clone(self))));
-        tasks.spawn(vital().watch("asker", asker::run(Arc::clone(self))));
-        tasks.spawn(vital().watch("sweeper", sweeper::run(Arc::clone(self))));
-        tasks.spawn(vital().watch("fitter", fitter::run(Arc::clone(self))));
-        tasks.spawn(vital().watch("listener", listener::run(Arc::clone(self))));
         tasks.spawn(vital().watch("claimer", claimer::run(Arc::clone(self), sender)));
+        // What these do may end at any statement: others, or the next start, go on with it.
+        tasks.spawn(vital().watch("rescuer", until(self.stop.clone(), rescuer::run(Arc::clone(self)))));
+        tasks.spawn(vital().watch("asker", until(self.stop.clone(), asker::run(Arc::clone(self)))));
+        tasks.spawn(vital().watch("sweeper", until(self.stop.clone(), sweeper::run(Arc::clone(self)))));
+        tasks.spawn(vital().watch("fitter", until(self.stop.clone(), fitter::run(Arc::clone(self)))));
+        tasks.spawn(vital().watch("listener", until(self.stop.clone(), listener::run(Arc::clone(self)))));
         tasks.spawn(Arc::clone(self).end_grace());
         tasks.spawn(Arc::clone(self).end_when_broken());
         let outcome = backend::run_worker(Arc::clone(self), claimed).await;
@@ -147,8 +151,10 @@ impl Engine {
         late.cancel();
         tasks.close();
         tasks.wait().await;
-        if let Err(error) = db::workers::stopped(&self.pool, self.owner).await {
-            tracing::debug!(error = db::describe(&error), "the worker could not sign out");
+        match tokio::time::timeout(SIGN_OUT, db::workers::stopped(&self.pool, self.owner)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = db::describe(&error), "the worker could not sign out"),
+            Err(_) => tracing::debug!("the worker could not sign out in time"),
         }
         outcome
     }
@@ -194,4 +200,9 @@ pub(crate) async fn pause(length: Duration, stop: &CancellationToken) -> bool {
         () = tokio::time::sleep(length) => false,
         () = stop.cancelled() => true,
     }
+}
+
+/// A task that ends at once when the token is cancelled.
+async fn until(stop: CancellationToken, task: impl Future<Output = ()>) {
+    stop.run_until_cancelled_owned(task).await;
 }

@@ -1,7 +1,7 @@
 //! Finds what triggers missed, in bounded slices, and gives the rows that were there before us their jobs.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -23,54 +23,101 @@ const LATE: time::Duration = time::Duration::HOUR;
 
 /// Cancelled jobs of one look.
 const CANCELLED: i64 = 500;
+/// A failed pass is tried again after this; the pause doubles up to the usual one.
+const AGAIN: Duration = Duration::from_millis(200);
 
-/// How many pipelines have had their first full sweep.
+/// How the sweeps go, pipeline by pipeline.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicUsize);
+pub struct Progress(Mutex<BTreeMap<String, Swept>>);
+
+#[derive(Debug, Default)]
+struct Swept {
+    once: bool,
+    failures: u32,
+    error: String,
+}
+
+/// A pipeline whose sweep fails, again and again.
+#[derive(Debug)]
+pub struct Trouble {
+    pub pipeline: String,
+    pub failures: u32,
+    pub error: String,
+}
 
 impl Progress {
+    /// How many pipelines have had a whole sweep.
     pub fn passes(&self) -> usize {
-        self.0.load(Ordering::Acquire)
+        self.lock().values().filter(|swept| swept.once).count()
+    }
+
+    /// The pipeline whose sweep has failed most often in a row.
+    pub fn trouble(&self) -> Option<Trouble> {
+        let all = self.lock();
+        let (pipeline, worst) = all.iter().max_by_key(|(_, swept)| swept.failures)?;
+        (worst.failures > 0).then(|| Trouble {
+            pipeline: pipeline.clone(),
+            failures: worst.failures,
+            error: worst.error.clone(),
+        })
+    }
+
+    fn note(&self, pipeline: &str, outcome: Result<(), String>) {
+        let mut all = self.lock();
+        let swept = all.entry(pipeline.to_owned()).or_default();
+        match outcome {
+            Ok(()) => *swept = Swept { once: true, ..Swept::default() },
+            Err(error) => *swept = Swept { once: swept.once, failures: swept.failures.saturating_add(1), error },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Swept>> {
+        self.0.lock().expect("nothing panics under this lock")
     }
 }
 
-/// Sweeps every pipeline, pass after pass, until `stop`.
+/// Sweeps every pipeline, pass after pass, until `stop`; after a failure sooner than usual.
 pub(super) async fn run(engine: Arc<Engine>) {
     let mut since: Vec<Option<OffsetDateTime>> = vec![None; engine.pipelines.len()];
     loop {
-        for (nth, deps) in engine.pipelines.iter().enumerate() {
-            if deps.fit.misfit().is_some() {
-                continue;
-            }
-            let began = OffsetDateTime::now_utc();
-            match pass(&engine.pool, &deps.fit.plan(), &engine.settings, since[nth], &|| engine.stop.is_cancelled())
-                .await
-            {
-                Ok(opened) => {
-                    since[nth] = Some(began - LATE);
-                    mirror_cancelled(&engine, deps).await;
-                    engine.swept.0.fetch_add(1, Ordering::AcqRel);
-                    if opened > 0 {
-                        tracing::info!(job.pipeline = deps.plan.pipeline.name, opened, "the sweep opened jobs");
-                        engine.wake.notify_waiters();
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        job.pipeline = deps.plan.pipeline.name,
-                        error = db::describe(&error),
-                        "the sweep failed"
-                    );
-                    if db::may_be_migrated(&error)
-                        && let Err(error) = deps.fit.look().await
-                    {
-                        tracing::debug!(error = db::describe(&error), "the catalogue could not be asked");
-                    }
-                }
+        for (deps, since) in engine.pipelines.iter().zip(&mut since) {
+            if deps.fit.misfit().is_none() {
+                sweep(&engine, deps, since).await;
             }
         }
-        if pause(engine.settings.sweep, &engine.stop).await {
+        let usual = engine.settings.sweep;
+        let wait = match engine.swept.trouble() {
+            None => usual,
+            Some(trouble) => AGAIN.saturating_mul(1 << trouble.failures.min(20)).min(usual),
+        };
+        if pause(wait, &engine.stop).await {
             return;
+        }
+    }
+}
+
+async fn sweep(engine: &Engine, deps: &Deps, since: &mut Option<OffsetDateTime>) {
+    let began = OffsetDateTime::now_utc();
+    let name = &deps.plan.pipeline.name;
+    match pass(&engine.pool, &deps.fit.plan(), &engine.settings, *since, &|| engine.stop.is_cancelled()).await {
+        Ok(opened) => {
+            *since = Some(began - LATE);
+            mirror_cancelled(engine, deps).await;
+            engine.swept.note(name, Ok(()));
+            if opened > 0 {
+                tracing::info!(job.pipeline = name, opened, "the sweep opened jobs");
+                engine.wake.notify_waiters();
+            }
+        }
+        Err(error) => {
+            if db::may_be_migrated(&error)
+                && let Err(error) = deps.fit.look().await
+            {
+                tracing::debug!(error = db::describe(&error), "the catalogue could not be asked");
+            }
+            let error = db::describe(&error);
+            tracing::warn!(job.pipeline = name, error, "the sweep failed");
+            engine.swept.note(name, Err(error));
         }
     }
 }

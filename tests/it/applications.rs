@@ -409,7 +409,7 @@ columns = { "trouble?" = "{job.error}", "nowhere?" = "{job.finished}" }
     assert_snapshot!(world.list("select concat_ws(' | ', id, progress, trouble) from app.notes order by id").await.join("\n"), @"
     1 | done
     2 | new
-    3 | broken | the database refused the write: constraint note_chunks_nth_check of table note_chunks refused the row (23514)
+    3 | broken | the database refused the write: constraint note_chunks_nth_check of table note_chunks refused the row
     ");
 }
 
@@ -633,7 +633,7 @@ async fn what_does_not_fit_is_named_with_its_place() {
     # no target
     workers.toml:60: pipelines.notes.target: there is no table app.note_chunks
     # no columns
-    workers.toml:53: pipelines.notes.source: {bodi} is neither a column of app.notes nor one of source.values; it has id, body
+    workers.toml:56: pipelines.notes.source.text: {bodi} is neither a column of app.notes nor one of source.values; it has id, body
     workers.toml:63: pipelines.notes.target.columns.n: table app.note_chunks has no column n; it has note_id, nth, body, embedding
     workers.toml:60: pipelines.notes.target: target.columns must map {chunk.index} to a column: chunks are told apart by it
     # other dimensions
@@ -645,8 +645,8 @@ async fn what_does_not_fit_is_named_with_its_place() {
     # a typo in a condition
     workers.toml:56: pipelines.notes.source.when: Postgres says: column "delete_at" does not exist
     # no changed_at
-    workers.toml:53: pipelines.notes.source: table app.notes has no column updated_at; it has id, body
-    workers.toml:53: pipelines.notes.source: table app.notes has no column created; it has id, body
+    workers.toml:56: pipelines.notes.source.changed_at: table app.notes has no column updated_at; it has id, body
+    workers.toml:57: pipelines.notes.source.order: table app.notes has no column created; it has id, body
     # a word
     workers.toml:64: pipelines.notes.status: type progress has no word `busy`; it has pending, completed, failed
         to mend it: alter type "public"."progress" add value 'busy';

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use gristmill::db;
 use serde_json::Value;
-use sqlx::Executor as _;
+use sqlx::{AssertSqlSafe, Executor as _};
 
+use crate::fake_openai::{Answer, FakeOpenAi, Options};
 use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::World;
 
@@ -114,11 +115,41 @@ async fn migrations_are_checked_printed_and_applied() {
     assert_eq!(with(&["status"]).await.code, 1, "there is nothing to look at yet");
 
     let first = with(&["migrate", "--starter", "--json"]).await.ok().json();
-    assert_eq!((&first[0]["from"], &first[0]["to"]), (&Value::Null, &Value::from(db::migrate::Set::Ours.newest())));
+    let newest = db::migrate::Set::Ours.newest();
+    assert_eq!((&first[0]["from"], &first[0]["to"]), (&Value::Null, &Value::from(newest)));
 
     with(&["migrate", "--check", "--starter"]).await.ok();
     let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
     assert_eq!((&again[0]["from"], &again[0]["to"]), (&first[0]["to"], &first[0]["to"]));
+}
+
+#[tokio::test]
+async fn printed_migrations_record_what_they_apply() {
+    let database = empty_database().await;
+    let with = |arguments: &[&str]| {
+        let mut command = command(arguments);
+        command.env("DATABASE_URL", &database.url);
+        run(command)
+    };
+    // Another's hands, and half of it applied before.
+    let mut hands = database.connect().await;
+    let ours = run(command(&["migrate", "--sql"])).await.ok().out;
+    sqlx::raw_sql(AssertSqlSafe(ours)).execute(&mut hands).await.expect("it runs as one text");
+    with(&["migrate", "--check"]).await.ok();
+    assert_eq!(with(&["migrate", "--check", "--starter"]).await.code, 1);
+
+    let both = run(command(&["migrate", "--sql", "--starter"])).await.ok().out;
+    for _ in 0..2 {
+        sqlx::raw_sql(AssertSqlSafe(both.clone())).execute(&mut hands).await.expect("it may run again");
+    }
+
+    with(&["migrate", "--check", "--starter"]).await.ok();
+    let again = with(&["migrate", "--starter", "--json"]).await.ok().json();
+    assert_eq!((&again[0]["from"], &again[1]["from"]), (&again[0]["to"], &again[1]["to"]), "nothing is left to do");
+    with(&["run", "--once"]).await.ok();
+    hands.execute("update gristmill._sqlx_migrations set checksum = 'x'").await.expect("it may");
+    let refused = sqlx::raw_sql(AssertSqlSafe(both)).execute(&mut hands).await.expect_err("another binary's version");
+    assert!(refused.to_string().contains("is not the one of this binary"), "{refused}");
 }
 
 #[tokio::test]
@@ -134,6 +165,73 @@ async fn check_names_what_does_not_fit_with_its_line() {
     let line = world.toml.lines().position(|line| line.starts_with("no_such_column")).expect("it is there") + 1;
     let misfit = ran.out.lines().find(|line| line.starts_with("ERROR")).unwrap_or_default();
     assert!(misfit.contains(&format!("workers.toml:{line}: ")) && misfit.contains("no_such_column"), "{}", ran.out);
+
+    // A name inside a template stands on a line of its own, too.
+    let world =
+        world.change("no_such_column = ", "page_number = ").change("type = \"{mime_type}\"", "type = \"{mimetype}\"");
+    let ran = gristmill(&world, &["check"]).await;
+    let line = world.toml.lines().position(|line| line.contains("{mimetype}")).expect("it is there") + 1;
+    let named = format!("workers.toml:{line}: pipelines.documents.file.type: {{mimetype}} is neither");
+    assert!(ran.code == 1 && ran.out.contains(&named), "{named} is not in {}", ran.out);
+}
+
+#[tokio::test]
+async fn a_variable_that_sets_nothing_is_a_mistake() {
+    let mut mistyped = command(&["check", "--offline"]);
+    mistyped.env("GRISTMILL__WORKER__SLOT", "8");
+    let ran = run(mistyped).await;
+    assert!(ran.code == 2 && ran.err.contains("GRISTMILL__WORKER__SLOT sets nothing"), "{}", ran.err);
+    let mut right = command(&["check", "--offline"]);
+    right.env("GRISTMILL__WORKER__SLOTS", "8");
+    run(right).await.ok();
+}
+
+#[tokio::test]
+async fn a_folder_that_is_missing_is_named_with_the_way_out() {
+    let world = World::new().await;
+    let root = world.files.path().join("later");
+    let world = world.change(
+        &format!("root = \"{}\"", root.parent().expect("it has one").display()),
+        &format!("root = \"{}\"", root.display()),
+    );
+    let ran = gristmill(&world, &["check"]).await;
+    let said = format!("folder {} does not exist: create it, or correct the store's `root`", root.display());
+    assert!(ran.code == 1 && ran.out.contains(&said), "{}", ran.out);
+
+    std::fs::create_dir(&root).expect("it can be made");
+    gristmill(&world, &["check"]).await.ok();
+}
+
+#[tokio::test]
+async fn check_asks_the_provider_without_paying() {
+    let vendor = |key: &str, model: &str| {
+        FakeOpenAi::start(Options { key: Some(key.to_owned()), model: Some(model.to_owned()), ..Options::default() })
+    };
+    for (key, model, level, said) in [
+        ("sk-canary-secret", "small", "ok", "takes the credential and lists the model"),
+        ("sk-canary-secret", "large", "warning", "does not list this model"),
+        ("sk-another", "small", "error", "refused the credential"),
+    ] {
+        let vendor = vendor(key, model);
+        let world = World::with_vendor(&vendor).await;
+        let ran = gristmill(&world, &["check", "--json"]).await;
+        let findings = ran.json();
+        let finding = findings.as_array().expect("findings").iter().find(|one| one["about"] == "model small");
+        let finding = finding.unwrap_or_else(|| panic!("nothing is said of the model: {findings}"));
+        assert_eq!(finding["level"], level, "{finding}");
+        assert!(finding["message"].as_str().is_some_and(|message| message.contains(said)), "{finding}");
+        assert_eq!((ran.code, vendor.requests()), (i32::from(level == "error"), 0), "nothing was embedded");
+        assert!(!format!("{}{}", ran.out, ran.err).contains("canary"), "{} {}", ran.out, ran.err);
+    }
+    let gone = vendor("sk-canary-secret", "small");
+    let world = World::with_vendor(&gone).await;
+    drop(gone);
+    let ran = gristmill(&world, &["check"]).await;
+    assert!(
+        ran.code == 1 && ran.out.contains("provider vendor: the provider is not available: cannot connect"),
+        "{}",
+        ran.out
+    );
 }
 
 #[tokio::test]
@@ -155,6 +253,10 @@ async fn a_row_is_announced_worked_on_and_looked_at() {
     assert_eq!((&job["state"], &job["priority"], &job["chunks"]), (&"completed".into(), &5.into(), &1.into()));
     let shown = gristmill(&world, &["jobs", "show", &job["id"].to_string()]).await.ok().out;
     assert!(shown.contains("completed") && shown.contains(&key), "{shown}");
+    let story = gristmill(&world, &["jobs", "show", &job["id"].to_string(), "--json"]).await.ok().json();
+    let attempts = story["attempts"].as_array().expect("a timeline");
+    assert_eq!((attempts.len(), &attempts[0]["outcome"], &attempts[0]["attempt"]), (1, &"done".into(), &1.into()));
+    assert!(attempts[0]["started_at"].is_string(), "{story}");
     let usage = gristmill(&world, &["usage", "--by", "pipeline", "--json"]).await.ok().json();
     let line = &usage["usage"][0];
     let tokens: f64 = line["quantity"].as_str().expect("exact").parse().expect("a number");
@@ -182,6 +284,53 @@ async fn a_run_in_which_a_job_fails_ends_with_1() {
 }
 
 #[tokio::test]
+async fn a_run_that_leaves_jobs_waiting_ends_with_3_and_says_why() {
+    let vendor = FakeOpenAi::start(Options { dimensions: 384, ..Options::default() });
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert_sentences(2).await;
+    vendor.always(Answer::status(429).with("retry-after", "600"));
+
+    let ran = gristmill(&world, &["run", "--once", "--json"]).await;
+
+    assert!(
+        ran.code == 3 && ran.err.contains("unfinished: documents: 2 jobs wait (rate_limited, until "),
+        "{}",
+        ran.err
+    );
+    let ended = ran.json();
+    let left = &ended["left"][0];
+    assert_eq!((&ended["failed"], &left["why"], &left["jobs"]), (&0.into(), &"rate_limited".into(), &2.into()));
+    assert!(left["due"].is_string() && left["reason"].is_string(), "{ended}");
+    let status = gristmill(&world, &["status"]).await.ok().out;
+    assert!(status.contains("documents: 2 jobs wait (rate_limited, until "), "{status}");
+    // Waiting is not being young: the backlog ages from the opening.
+    world.sql("update gristmill.embedding_jobs set opened_at = opened_at - interval '1 hour'").await;
+    let status = gristmill(&world, &["status", "--json"]).await.ok().json();
+    assert!(status["pipelines"][0]["oldest_seconds"].as_f64() > Some(3_599.0), "{status}");
+}
+
+#[tokio::test]
+async fn a_run_whose_sweep_fails_again_and_again_ends_with_its_error() {
+    let world = World::new().await;
+    world.sql("create function public.whether() returns bool language sql as 'select true'").await;
+    let world = world.change("when = \"deleted_at is null\"", "when = \"public.whether()\"");
+    world.register().await;
+    world.insert("note", "Nobody gets to see it.").await;
+    world
+        .sql(
+            "create or replace function public.whether() returns bool language plpgsql as \
+             $$ begin raise exception 'out of beans' using errcode = '53000'; end $$",
+        )
+        .await;
+
+    let ran = gristmill(&world, &["run", "--once"]).await;
+
+    let said = "error: pipeline documents cannot be swept, so that nobody knows what is left: out of beans";
+    assert!(ran.code == 1 && ran.err.contains(said), "{} {}", ran.code, ran.err);
+}
+
+#[tokio::test]
 async fn a_retry_says_first_what_it_costs() {
     let world = World::new().await;
     world.register().await;
@@ -203,6 +352,82 @@ async fn a_retry_says_first_what_it_costs() {
     assert_eq!(opened["opened"], 3);
     let cancelled = gristmill(&world, &["jobs", "cancel", "--state", "pending", "--json"]).await.ok().json();
     assert_eq!(cancelled["cancelled"].as_array().map(Vec::len), Some(3));
+}
+
+#[tokio::test]
+async fn only_jobs_that_are_not_finished_are_cancelled() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_path("a11ce/away.txt", "away.txt").await;
+    world.work().await;
+    let key = world.insert("open", "Not worked on.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    let all = ["jobs", "cancel", "--pipeline", "documents", "--json"];
+
+    let told = gristmill(&world, &[&all[..], &["--dry-run"]].concat()).await.ok().json();
+
+    assert_eq!((&told["would_cancel"], &told["cancelled"]), (&serde_json::json!([2]), &serde_json::json!([])));
+    assert_eq!(world.states().await, "1 failed file\n1 pending", "a dry run changes nothing");
+    assert_eq!(gristmill(&world, &all).await.ok().json()["cancelled"], serde_json::json!([2]));
+    assert_eq!(world.states().await, "1 cancelled person\n1 failed file", "a failed job keeps its reason");
+    let finished = gristmill(&world, &["jobs", "cancel", "1"]).await;
+    assert!(finished.code == 1 && finished.err.contains("nothing to cancel"), "{}", finished.err);
+}
+
+#[tokio::test]
+async fn every_command_speaks_json() {
+    let world = World::new().await;
+    world.register().await;
+    let tenant = crate::world::USER.to_string();
+    for arguments in [
+        &["migrate", "--check"][..],
+        &["migrate", "--sql"],
+        &["migrate"],
+        &["check"],
+        &["check", "--fix-sql"],
+        &["triggers", "install"],
+        &["triggers", "sql"],
+        &["triggers", "remove"],
+        &["accept", "documents", "--dry-run"],
+        &["accept", "--database", "--yes"],
+        &["accept", "documents", "--database", "--yes"],
+        &["run", "--once"],
+        &["status"],
+        &["jobs", "list"],
+        &["jobs", "retry", "--state", "failed"],
+        &["jobs", "cancel", "--state", "pending"],
+        &["verify"],
+        &["usage"],
+        &["pause", "documents"],
+        &["resume", "documents"],
+        &["forget", "--tenant", &tenant, "--dry-run"],
+        &["search", "anything"],
+    ] {
+        gristmill(&world, &[arguments, &["--json"]].concat()).await.ok().json();
+    }
+}
+
+#[tokio::test]
+async fn what_nothing_has_is_named() {
+    let world = World::new().await;
+    world.register().await;
+    for (arguments, said) in [
+        (&["jobs", "retry", "99999"][..], "there is no job 99999"),
+        (&["jobs", "cancel", "99999"], "there is no job 99999"),
+        (
+            &["jobs", "list", "--pipeline", "nope"],
+            "no pipeline nope is registered in this database, which knows documents",
+        ),
+        (&["wait", "nope", "1"], "no pipeline nope"),
+        (&["enqueue", "nope", "1"], "no pipeline nope"),
+        (&["enqueue", "documents", "1"], "\"1\" is not of the type of"),
+        (&["enqueue", "documents", r#"["a", "b"]"#], "it has 2 values where the key of"),
+    ] {
+        let ran = gristmill(&world, arguments).await;
+        assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (1, "", 1), "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains(said), "{arguments:?}: {}", ran.err);
+    }
+    assert_eq!(world.states().await, "");
 }
 
 #[tokio::test]
@@ -228,10 +453,28 @@ async fn verify_finds_lost_vectors_and_opens_their_jobs() {
 }
 
 #[tokio::test]
+async fn people_see_the_first_findings_and_are_told_of_the_rest() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(23).await;
+    world.work().await;
+    world.sql("delete from public.document_chunks").await;
+
+    let few = gristmill(&world, &["verify"]).await;
+    let all = gristmill(&world, &["verify", "--all"]).await;
+
+    assert_eq!((few.out.matches("missing").count(), all.out.matches("missing").count()), (20, 23), "{}", few.out);
+    assert!(few.out.contains("and 3 more") && !all.out.contains("more"), "{} {}", few.out, all.out);
+    let json = gristmill(&world, &["verify", "--json"]).await.json();
+    assert_eq!(json["findings"].as_array().map(Vec::len), Some(23));
+}
+
+#[tokio::test]
 async fn what_would_be_paid_for_waits_for_a_word() {
     let world = World::new().await;
     world.insert("old", "This row was there before.").await;
-    gristmill(&world, &["run", "--once"]).await.ok();
+    let ran = gristmill(&world, &["run", "--once"]).await;
+    assert!(ran.code == 3 && ran.err.contains("1 job waits for a word: `gristmill accept documents`"), "{}", ran.err);
     assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);
 
     let bill = gristmill(&world, &["accept", "documents", "--dry-run", "--json"]).await.ok().json();
@@ -277,7 +520,8 @@ async fn a_paused_pipeline_says_why_and_does_nothing() {
     world.insert("note", "Waits.").await;
     gristmill(&world, &["pause", "documents", "--reason", "the store moves"]).await.ok();
 
-    gristmill(&world, &["run", "--once"]).await.ok();
+    let ran = gristmill(&world, &["run", "--once"]).await;
+    assert!(ran.code == 3 && ran.err.contains("gristmill resume documents"), "{}", ran.err);
 
     let status = gristmill(&world, &["status", "--json"]).await.ok().json();
     let pipeline = &status["pipelines"][0];
@@ -318,6 +562,8 @@ async fn a_tenant_is_forgotten_only_when_its_rows_are_gone() {
     let forget = ["forget", "--tenant", &tenant, "--yes"];
     let refused = gristmill(&world, &forget).await;
     assert!(refused.code == 1 && refused.err.contains("still in a set"), "{}", refused.err);
+    let told = gristmill(&world, &["forget", "--tenant", &tenant, "--dry-run", "--json"]).await.ok().json();
+    assert_eq!(told, serde_json::json!({ "jobs": 1, "jobs_in_a_set": 1, "usage_events": 1 }));
 
     world.sql("delete from public.documents").await;
     world.work().await;
@@ -347,16 +593,72 @@ async fn wait_for_health(world: &World, arguments: &[&str], code: i32) -> Ran {
     }
 }
 
+/// A worker of its own process that answers at this address.
+fn serve(world: &World) -> tokio::process::Child {
+    let mut worker = command(&["run"]);
+    worker.arg("--config").arg(world.config_file());
+    worker.stderr(std::process::Stdio::piped());
+    tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs")
+}
+
+async fn terminate(worker: tokio::process::Child) -> Ran {
+    let pid = worker.id().expect("it still runs").to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    worker.wait_with_output().await.expect("it ends").into()
+}
+
+#[tokio::test]
+async fn a_worker_that_stops_says_so_at_once() {
+    let address = free_address();
+    let vendor = FakeOpenAi::start(Options { dimensions: 384, ..Options::default() });
+    let world = World::with_vendor(&vendor).await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    let worker = serve(&world);
+    wait_for_health(&world, &["--ready"], 0).await;
+    let gate = vendor.hold();
+    let key = world.insert("note", "In hand while it stops.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    vendor.arrived(1).await;
+
+    let ended = tokio::spawn(terminate(worker));
+    let unready = wait_for_health(&world, &["--ready"], 1).await;
+    assert!(unready.out.contains("is stopping"), "{} {}", unready.out, unready.err);
+    gristmill(&world, &["health"]).await.ok();
+    gate.open();
+    assert_eq!(ended.await.expect("the thread ends well").code, 0);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_said_and_numbers_are_not_passed_off_as_new() {
+    let address = free_address();
+    let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    let worker = serve(&world);
+    wait_for_health(&world, &["--ready"], 0).await;
+    let elsewhere = fresh_database().await;
+    let mut admin = elsewhere.connect().await;
+    let name = &world.database.name;
+    let close = format!(
+        "alter database {name} allow_connections false; \
+         select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+    );
+    sqlx::raw_sql(AssertSqlSafe(close)).execute(&mut admin).await.expect("the database can be closed");
+
+    let unready = wait_for_health(&world, &["--ready"], 1).await;
+    assert!(unready.out.contains("\"database\""), "{} {}", unready.out, unready.err);
+    let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
+    assert!(metrics.lines().any(|line| line == "gristmill_database_up 0"), "{metrics}");
+
+    assert_eq!(terminate(worker).await.code, 0);
+}
+
 #[tokio::test]
 async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     let address = free_address();
     let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
     world.register().await;
     assert_eq!(gristmill(&world, &["health"]).await.code, 1, "nobody is there yet");
-    let mut worker = command(&["run"]);
-    worker.arg("--config").arg(world.config_file());
-    worker.stderr(std::process::Stdio::piped());
-    let worker = tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs");
+    let worker = serve(&world);
 
     wait_for_health(&world, &["--ready"], 0).await;
     let key = world.insert("note", "Grain in, flour out.").await.to_string();
@@ -368,6 +670,8 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     assert!(sample("gristmill_jobs{pipeline=\"documents\",state=\"pending\"} 0"), "{metrics}");
     // Finished jobs are counted by nobody who looks every few seconds.
     assert!(!metrics.contains("state=\"completed\""), "{metrics}");
+    assert!(sample("gristmill_database_up 1"), "{metrics}");
+    assert!(sample("gristmill_lane_paused{provider=\"vendor\",model=\"small\"} 0"), "{metrics}");
 
     // A second process cannot listen there, and says so at once.
     let second = gristmill(&world, &["run"]).await;
@@ -377,9 +681,7 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     assert!(unready.out.contains("paused: flood"), "{}", unready.out);
     gristmill(&world, &["health"]).await.ok();
 
-    let pid = worker.id().expect("it still runs").to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-    let ended: Ran = worker.wait_with_output().await.expect("it ends").into();
+    let ended = terminate(worker).await;
     assert_eq!(ended.code, 0, "{}", ended.err);
     let lines: Vec<Value> = ended.err.lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect();
     let done: Vec<_> = lines.iter().filter(|line| line["message"] == "done").collect();

@@ -78,7 +78,25 @@ async fn a_row_that_a_constraint_refuses_fails_alone_and_without_its_text() {
 
     let state = world.state().await;
     assert_eq!(state.matches("completed | completed").count(), 20);
-    assert_snapshot!(state.lines().last().unwrap_or_default(), @"row 99 failed | failed attempt=1 chunks=0 constraint the database refused the write: constraint no_poison of table document_chunks refused the row (23514)");
+    assert_snapshot!(state.lines().last().unwrap_or_default(), @"row 99 failed | failed attempt=1 chunks=0 constraint the database refused the write: constraint no_poison of table document_chunks refused the row");
+}
+
+#[tokio::test]
+async fn a_trigger_of_the_application_that_refuses_is_named_without_its_words() {
+    let world = World::new().await;
+    world.register().await;
+    world
+        .sql(
+            "create function public.no_flour() returns trigger language plpgsql as \
+             $$ begin raise exception 'not this: %', new.content; end $$; \
+             create trigger no_flour before insert on public.document_chunks for each row execute function public.no_flour()",
+        )
+        .await;
+    world.insert("row", "A canary in the flour.").await;
+
+    world.work().await;
+
+    assert_snapshot!(world.state().await, @"row failed | failed attempt=1 chunks=0 constraint the database refused the write: PL/pgSQL function no_flour() line 1 at RAISE refused");
 }
 
 #[tokio::test]
@@ -91,7 +109,7 @@ async fn a_failure_stands_even_if_its_mirror_is_refused() {
     world.work().await;
 
     let job = "select concat_ws(' ', state, error_kind, mirror_error) from gristmill.embedding_jobs";
-    assert_snapshot!(world.value::<String>(job).await, @"failed file the database refused the write: constraint no_failures of table documents refused the row (23514)");
+    assert_snapshot!(world.value::<String>(job).await, @"failed file the database refused the write: constraint no_failures of table documents refused the row");
 }
 
 #[tokio::test]

@@ -169,7 +169,7 @@ sql = "insert into app.ledger (note, share) values ({id}, 60 / ({id} - 7))"
     let failed =
         "select concat_ws(' ', source_key, reason) from gristmill.embedding_jobs where state = 'failed' order by id";
     assert_snapshot!(world.list(failed).await.join("\n"), @r#"
-    ["5"] the database refused the write: constraint ledger_note_key of table ledger refused the row (23505)
+    ["5"] the database refused the write: constraint ledger_note_key of table ledger refused the row
     ["7"] the database refused the write: effect ledger: a value does not fit its column (22012)
     "#);
     assert_eq!(world.value::<i64>("select count(*) from app.note_chunks where note_id in (5, 7)").await, 0);

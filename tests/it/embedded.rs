@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use gristmill::embedded::{self, Artifact, Options, PrivatePostgres};
+use gristmill::db;
+use gristmill::db::server::DemoDatabase;
+use gristmill::embedded::{self, Artifact, Options, PrivatePostgres, ShortLivedFolder};
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
@@ -120,6 +122,48 @@ async fn a_kept_server_outlives_its_owner_until_it_is_stopped() -> Outcome {
     Ok(())
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_short_lived_folder_goes_with_its_owner() -> Outcome {
+    let folder = ShortLivedFolder::make(std::env::temp_dir().join(format!("gristmill-test-{}", std::process::id())))?;
+    let path = folder.path().to_owned();
+    fs::write(path.join("a file"), "in it")?;
+    drop(folder);
+    assert!(!path.exists());
+
+    let mut owner = Owner::of("folder")?;
+    owner.says("ready")?;
+    owner.process.kill()?;
+    owner.nothing_is_left();
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_killed_demo_left_is_dropped_and_nothing_else() -> Outcome {
+    let database = fresh_database().await;
+    let alive = DemoDatabase::create(database.connect().await).await?;
+    let kept = DemoDatabase::create(database.connect().await).await?.keep().await?;
+    let mut admin = database.connect().await;
+    let killed = DemoDatabase::create(database.connect().await).await?;
+    let name = killed.name.clone();
+    let there = "select datname::text from pg_database where datname = any ($1) order by 1";
+    let asked = [alive.name.clone(), kept.clone(), name.clone()];
+    drop(killed);
+
+    // The server may take a moment to see that a session's process is gone.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !db::server::drop_dead_demos(&mut admin).await?.contains(&name) {
+        assert!(Instant::now() < deadline, "{name} is still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let left: Vec<String> = sqlx::query_scalar(there).bind(&asked[..]).fetch_all(&mut admin).await?;
+    assert!(!left.contains(&name) && left.contains(&kept) && left.contains(&alive.name), "{left:?}");
+    alive.drop().await?;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop database {kept}"))).execute(&mut admin).await?;
+    Ok(())
+}
+
 #[test]
 #[ignore = "downloads 110 MB"]
 fn every_artifact_can_be_fetched() -> Outcome {
@@ -140,8 +184,15 @@ fn every_artifact_can_be_fetched() -> Outcome {
 #[test]
 #[ignore = "run by other tests"]
 fn own_a_server() -> Outcome {
-    let keep = std::env::var("GRISTMILL_TEST_OWNER")? == "keep";
-    let within = Some(PathBuf::from(std::env::var("GRISTMILL_TEST_WITHIN")?));
+    let (what, within) = (std::env::var("GRISTMILL_TEST_OWNER")?, std::env::var("GRISTMILL_TEST_WITHIN")?);
+    if what == "folder" {
+        let folder = ShortLivedFolder::make(Path::new(&within).join("folder"))?;
+        fs::write(folder.path().join("a file"), "in it")?;
+        println!("\nready");
+        std::io::stdin().read_line(&mut String::new())?;
+        return Ok(());
+    }
+    let (keep, within) = (what == "keep", Some(PathBuf::from(within)));
     let installation = embedded::installation(&|_| ())?;
     let server = PrivatePostgres::start(&installation, &Options { keep, within, durable: false })?;
     if keep {
@@ -163,9 +214,10 @@ struct Owner {
 
 impl Owner {
     fn spawn(what: &str) -> Result<Option<Self>, Box<dyn Error>> {
-        if !private_servers_are_wanted() {
-            return Ok(None);
-        }
+        private_servers_are_wanted().then(|| Self::of(what)).transpose()
+    }
+
+    fn of(what: &str) -> Result<Self, Box<dyn Error>> {
         let within = tempfile::tempdir()?;
         fs::set_permissions(within.path(), Permissions::from_mode(0o755))?;
         let mut process = Command::new(std::env::current_exe()?)
@@ -176,7 +228,7 @@ impl Owner {
             .stdout(Stdio::piped())
             .spawn()?;
         let output = BufReader::new(process.stdout.take().ok_or("its output is piped")?);
-        Ok(Some(Self { process, within, output }))
+        Ok(Self { process, within, output })
     }
 
     /// Waits for a line that starts like this, and returns its rest.

@@ -417,6 +417,34 @@ async fn a_lease_that_seems_lost_during_the_commit_is_the_commit_s_to_judge() {
     assert_eq!(parked, 0, "what is written needs no keeping");
 }
 
+#[tokio::test]
+async fn a_database_without_a_free_connection_does_not_keep_an_idle_worker() {
+    let world = World::new().await;
+    world.register().await;
+    let worker = world.start().await;
+    worker.idle().await;
+    // Whoever comes from here on waits behind these for a connection, as for a database that is away.
+    let greedy: Vec<_> = (0..24)
+        .map(|_| {
+            let pool = world.pool.clone();
+            tokio::spawn(async move {
+                let _held = pool.acquire().await;
+                std::future::pending::<()>().await;
+            })
+        })
+        .collect();
+    while world.pool.size() < 12 || world.pool.num_idle() > 0 {
+        tokio::task::yield_now().await;
+    }
+    worker.running.engine.wake.notify_waiters();
+
+    let asked = Instant::now();
+    worker.stop().await;
+
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    greedy.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 /// A worker of its own process.
 struct Process(Child);
 

@@ -45,7 +45,7 @@ async fn a_source_column_that_is_renamed_pauses_its_pipeline_until_it_is_back() 
     )
     .await;
 
-    assert_snapshot!(said, @"documents: workers.toml:43: pipelines.documents.source: {content} is neither a column of public.documents nor one of source.values; it has id, user_id, name, body, storage_path, mime_type, processing_status, error_message, page_count, chunk_count, token_count, processed_at, deleted_at, created_at, updated_at");
+    assert_snapshot!(said, @"documents: workers.toml:49: pipelines.documents.source.text: {content} is neither a column of public.documents nor one of source.values; it has id, user_id, name, body, storage_path, mime_type, processing_status, error_message, page_count, chunk_count, token_count, processed_at, deleted_at, created_at, updated_at");
 }
 
 #[tokio::test]

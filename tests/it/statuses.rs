@@ -98,7 +98,7 @@ async fn vectors_of_a_row_that_left_go_even_where_the_row_may_not_be_written() {
 
     assert_snapshot!(said(&world).await, @"
     one pending 0 | cancelled left
-    shut completed 1 | cancelled left deleted rows are shut (P0001)
+    shut completed 1 | cancelled left PL/pgSQL function shut() line 1 at RAISE refused
     two pending 0 | cancelled left
     ");
     assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);

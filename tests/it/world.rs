@@ -309,7 +309,9 @@ impl Worker {
             self.running.engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
         let waited = tokio::time::timeout(Duration::from_mins(1), async {
             while self.running.engine.swept.passes() < names.len()
-                || db::jobs::is_busy(&self.pool, &names, Duration::from_secs(3)).await.expect("the database is there")
+                || db::backlog::is_busy(&self.pool, &names, Duration::from_secs(3))
+                    .await
+                    .expect("the database is there")
             {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use url::Url;
-use uuid::Uuid;
 
 use crate::config::{Database, Secret};
 use crate::db;
+use crate::db::server::DemoDatabase;
 use crate::embedded::{self, Artifact, Kept, Options, PrivatePostgres};
 
 use super::super::failure::Failure;
@@ -21,11 +21,8 @@ pub(super) struct Ground {
 
 enum Kind {
     Private(PrivatePostgres),
-    /// Made on a given server; `admin` is that server's address.
-    Own {
-        admin: String,
-        name: String,
-    },
+    /// Made on a given server.
+    Own(DemoDatabase),
     /// The given database itself, where no other may be made.
     Given,
 }
@@ -39,7 +36,7 @@ impl Ground {
     pub(super) fn folder(&self) -> Option<&Path> {
         match &self.kind {
             Kind::Private(server) => Some(server.folder()),
-            Kind::Own { .. } | Kind::Given => None,
+            Kind::Own(_) | Kind::Given => None,
         }
     }
 
@@ -54,13 +51,15 @@ impl Ground {
                 tokio::task::spawn_blocking(move || server.stop()).await.map_err(|error| Failure::of(&error))?;
                 Ok(None)
             }
-            Kind::Own { name, .. } if keep => Ok(Some(format!(
-                "the database {name} stays on your server; to remove it: drop database {}",
-                db::app::quote(&name)
-            ))),
-            Kind::Own { admin, name } => {
-                let mut connection = db::connect_once(&admin).await?;
-                db::server::drop_database(&mut connection, &name).await?;
+            Kind::Own(database) if keep => {
+                let name = database.keep().await?;
+                Ok(Some(format!(
+                    "the database {name} stays on your server; to remove it: drop database {}",
+                    db::app::quote(&name)
+                )))
+            }
+            Kind::Own(database) => {
+                database.drop().await?;
                 Ok(None)
             }
             Kind::Given => Ok(Some(
@@ -104,12 +103,14 @@ async fn on_given(steps: &Steps, url: &str) -> Result<Ground, Failure> {
         away.and("DATABASE_URL names it: correct it, or unset it for a private Postgres")
     })?;
     if db::server::may_create_databases(&mut admin).await? {
-        let name = format!("gristmill_demo_{}", &Uuid::new_v4().simple().to_string()[..8]);
+        for dead in db::server::drop_dead_demos(&mut admin).await? {
+            steps.say(&format!("dropped database {dead}, which a killed demo had left"));
+        }
         let mut own = Url::parse(url).map_err(|_| db::ConnectError::Address)?;
-        own.set_path(&name);
-        steps.say(&format!("creating database {name} on the server of DATABASE_URL"));
-        db::server::create_database(&mut admin, &name).await?;
-        return Ok(Ground { url: own.into(), kind: Kind::Own { admin: url.to_owned(), name } });
+        let database = DemoDatabase::create(admin).await?;
+        own.set_path(&database.name);
+        steps.say(&format!("created database {} on the server of DATABASE_URL", database.name));
+        return Ok(Ground { url: own.into(), kind: Kind::Own(database) });
     }
     steps.say("using the database of DATABASE_URL itself: this role may not create another");
     let pool = db::connect(&Database { url: Secret::new(url), connections: 2 }).await?;

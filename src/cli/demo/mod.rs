@@ -19,7 +19,7 @@ use crate::db;
 use crate::db::app::{Hit, Plan, TriggerSet};
 use crate::db::demo::Document;
 use crate::db::migrate::{self, Set};
-use crate::embedded::Artifact;
+use crate::embedded::{Artifact, ShortLivedFolder};
 
 use super::failure::Failure;
 use super::session::Session;
@@ -29,7 +29,10 @@ use ground::Ground;
 use progress::Steps;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "With DATABASE_URL set, a database of its own is made on that server, and dropped at the end.")]
+#[command(
+    after_help = "With DATABASE_URL set, a database of its own is made on that server, and dropped at the end; what a killed demo left there is \
+                        dropped by the next one."
+)]
 pub(super) struct Args {
     /// Leave the database, and say how to reach it
     #[arg(long)]
@@ -54,7 +57,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     let ground = ground::obtain(&steps, args.keep).await?;
     let files = Folder::make(&ground)?;
     let outcome = tokio::select! {
-        outcome = show_everything(session, &args, &ground, &files.path, &steps, began) => outcome,
+        outcome = show_everything(session, &args, &ground, files.path(), &steps, began) => outcome,
         () = interrupted() => Err(Failure::Failed("interrupted".to_owned())),
     };
     steps.end();
@@ -85,29 +88,27 @@ async fn fetch_all(steps: &Steps) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The folder of the sample files, gone with the demo or with its database.
-struct Folder {
-    path: PathBuf,
-    is_ours: bool,
+/// The folder of the sample files: inside the database's own folder, else one that goes with this process.
+enum Folder {
+    Within(PathBuf),
+    Alone(ShortLivedFolder),
 }
 
 impl Folder {
     fn make(ground: &Ground) -> Result<Self, Failure> {
+        if let Some(folder) = ground.folder() {
+            let path = folder.join("files");
+            std::fs::create_dir(&path)?;
+            return Ok(Self::Within(path));
+        }
         let name = format!("gristmill-files-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
-        let folder = match ground.folder() {
-            Some(folder) => Self { path: folder.join("files"), is_ours: false },
-            None => Self { path: std::env::temp_dir().join(name), is_ours: true },
-        };
-        std::fs::create_dir(&folder.path)?;
-        Ok(folder)
+        Ok(Self::Alone(ShortLivedFolder::make(std::env::temp_dir().join(name))?))
     }
-}
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if self.is_ours {
-            // What stays is in the system's folder for such files.
-            let _ = std::fs::remove_dir_all(&self.path);
+    fn path(&self) -> &Path {
+        match self {
+            Self::Within(path) => path,
+            Self::Alone(folder) => folder.path(),
         }
     }
 }

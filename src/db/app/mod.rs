@@ -31,7 +31,7 @@ pub use create::{Creation, create};
 pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock_shared, run as run_effect, settle};
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, reserve};
-pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, sizes};
+pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked};
 pub use search::{Hit, search};

@@ -316,12 +316,12 @@ fn key_columns(table: &Table, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) ->
     for name in &pipeline.source.key {
         match table.column(name) {
             Some(column) => key.push(column.clone()),
-            None => misfits.push(missing_column(&pipeline.source.place, table, name)),
+            None => misfits.push(missing_column(pipeline.place_of(name), table, name)),
         }
     }
     for name in [&pipeline.source.changed_at, &pipeline.source.order].into_iter().flatten() {
         if table.column(name).is_none() {
-            misfits.push(missing_column(&pipeline.source.place, table, name));
+            misfits.push(missing_column(pipeline.place_of(name), table, name));
         }
     }
     key

@@ -20,7 +20,7 @@ pub(super) fn row_names(pipeline: &Pipeline, table: &Table, misfits: &mut Vec<Mi
     for name in &names {
         if table.column(name).is_none() && !pipeline.source.values.contains_key(name) {
             misfits.push(Misfit::new(
-                &pipeline.source.place,
+                pipeline.place_of(name),
                 format!(
                     "{{{name}}} is neither a column of {} nor one of source.values; it has {}",
                     table.name,

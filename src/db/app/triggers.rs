@@ -14,6 +14,9 @@ pub struct TriggerSet {
     pub remove: Vec<String>,
 }
 
+/// What is dropped if it exists need not be told of where it does not.
+const QUIET: &str = "set local client_min_messages = warning";
+
 const EVENTS: [&str; 3] = ["insert", "update", "delete"];
 
 impl TriggerSet {
@@ -39,9 +42,10 @@ impl TriggerSet {
         Self { install, remove }
     }
 
-    /// The statements as one script.
+    /// The statements as one script, in one transaction.
     pub fn script(statements: &[String]) -> String {
-        statements.iter().map(|statement| format!("{statement};\n")).collect()
+        let statements: String = statements.iter().map(|statement| format!("{statement};\n")).collect();
+        format!("begin;\n{QUIET};\n{statements}commit;\n")
     }
 }
 
@@ -243,6 +247,7 @@ pub async fn remove(connection: &mut PgConnection, set: &TriggerSet) -> sqlx::Re
 
 async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Result<()> {
     let mut transaction = sqlx::Connection::begin(connection).await?;
+    sqlx::raw_sql(QUIET).execute(&mut *transaction).await?;
     for statement in statements {
         sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *transaction).await?;
     }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::{Embedded, Embedder, ProviderError};
@@ -22,6 +22,9 @@ use crate::domain::check_vector;
 const BYTES_PER_NUMBER: usize = 32;
 /// The most of an answer that is not numbers.
 const BYTES_AROUND: usize = 64 * 1024;
+/// A list of models is short; some services have thousands.
+const LONGEST_LIST: usize = 8 << 20;
+const LONGEST_QUESTION: Duration = Duration::from_secs(10);
 
 /// Where the API is, and who we are to it.
 #[derive(Debug, Clone)]
@@ -50,6 +53,17 @@ pub struct OpenAi {
     timeout: Duration,
 }
 
+/// What `/models` answers.
+#[derive(Deserialize)]
+struct ModelList {
+    data: Vec<ListedModel>,
+}
+
+#[derive(Deserialize)]
+struct ListedModel {
+    id: String,
+}
+
 #[derive(Serialize)]
 struct EmbedRequest<'a> {
     model: &'a str,
@@ -68,6 +82,34 @@ impl OpenAi {
             path.pop_if_empty().push("embeddings");
         }
         Self { client, url, key: endpoint.key, model, timeout }
+    }
+
+    /// Asks for the list of models, which is never paid: whether the service is there and takes the credential. Returns the models'
+    /// names; none where the service has no such page, so that nothing is known of the credential.
+    ///
+    /// # Errors
+    /// See [`ProviderError`].
+    pub async fn models(&self) -> Result<Option<Vec<String>>, ProviderError> {
+        let mut url = self.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop().push("models");
+        }
+        let mut request = self.client.get(url).timeout(self.timeout.min(LONGEST_QUESTION));
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose());
+        }
+        let response = request.send().await.map_err(|error| away(&error))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
+            return Ok(None);
+        }
+        let body = read(response, LONGEST_LIST).await?;
+        if status != StatusCode::OK {
+            let secrets: Vec<&str> = self.key.iter().map(Secret::expose).collect();
+            return Err(refusal::error(status, &headers, &body, &secrets));
+        }
+        let list: Option<ModelList> = serde_json::from_slice(&body).ok();
+        Ok(list.map(|list| list.data.into_iter().map(|model| model.id).collect()))
     }
 
     async fn post(&self, texts: &[String]) -> Result<Response, ProviderError> {

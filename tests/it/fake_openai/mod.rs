@@ -24,8 +24,8 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::HeaderMap;
-use axum::response::Response;
-use axum::routing::post;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -95,6 +95,7 @@ impl FakeOpenAi {
         let (stop, stopped) = oneshot::channel();
         let router = Router::new()
             .route("/v1/embeddings", post(embeddings))
+            .route("/v1/models", get(models))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&service));
         let thread = std::thread::spawn(move || serve(listener, router, stopped));
@@ -252,6 +253,16 @@ async fn embeddings(State(service): State<Arc<Service>>, headers: HeaderMap, bod
     response
 }
 
+/// The list of models, which nobody pays for: answered from the options alone.
+async fn models(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
+    let authorization = headers.get("authorization").map(|value| value.to_str().unwrap());
+    if let Some(refused) = service.unauthorized(authorization) {
+        return refused.respond(&[], 0, false);
+    }
+    let model = service.options.model.as_deref().unwrap_or("text-embedding-3-small");
+    axum::Json(serde_json::json!({ "object": "list", "data": [{ "id": model, "object": "model" }] })).into_response()
+}
+
 impl Service {
     fn new(options: Options) -> Self {
         Self {
@@ -299,9 +310,8 @@ impl Service {
 
     fn refusal(&self, request: &Request, authorization: Option<&str>) -> Option<Answer> {
         let options = &self.options;
-        let wanted = options.key.as_ref().map(|key| format!("Bearer {key}"));
-        if wanted.is_some() && wanted.as_deref() != authorization {
-            return Some(Answer::unauthorized(authorization.unwrap_or_default()));
+        if let Some(refused) = self.unauthorized(authorization) {
+            return Some(refused);
         }
         if options.model.as_ref().is_some_and(|model| *model != request.model) {
             return Some(Answer::unknown_model(&request.model));
@@ -310,6 +320,11 @@ impl Service {
             return Some(Answer::refused("'$.input' is invalid. Please check the API reference."));
         }
         self.too_much(&request.input).or_else(|| self.poisoned(&request.input))
+    }
+
+    fn unauthorized(&self, authorization: Option<&str>) -> Option<Answer> {
+        let wanted = format!("Bearer {}", self.options.key.as_ref()?);
+        (authorization != Some(&wanted)).then(|| Answer::unauthorized(authorization.unwrap_or_default()))
     }
 
     fn too_much(&self, texts: &[String]) -> Option<Answer> {
