@@ -396,6 +396,8 @@ async fn a_lease_that_seems_lost_during_the_commit_is_the_commit_s_to_judge() {
     let world = World::with_vendor(&vendor).await;
     world.register().await;
     let worker = world.start().await;
+    // Its first sweep must not announce the row a second time.
+    worker.idle().await;
     let mut holder = world.database.connect().await;
     sqlx::raw_sql("begin; lock table gristmill.usage_events").execute(&mut holder).await.unwrap();
     enqueued(&world, "note", "One.").await;
