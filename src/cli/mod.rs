@@ -10,6 +10,7 @@ mod failure;
 mod fetch;
 mod forget;
 mod health;
+mod init;
 mod jobs;
 mod migrate;
 mod pause;
@@ -65,6 +66,8 @@ enum Command {
     Demo(demo::Args),
     /// Fetch what the demo, the tests and the local model need, ahead of time
     Fetch(fetch::Args),
+    /// Read a database and propose a configuration for its tables
+    Init(init::Args),
     /// Create or update schema gristmill
     Migrate(migrate::Args),
     /// Hold the configuration against this machine and the database
@@ -138,6 +141,7 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(session, args).await,
             Self::Fetch(args) => fetch::run(session, &args).await,
+            Self::Init(args) => init::run(session, &args).await,
             Self::Migrate(args) => migrate::run(session, &args).await,
             Self::Check(args) => check::run(session, &args).await,
             Self::Triggers(args) => triggers::run(session, args).await,

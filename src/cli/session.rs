@@ -197,7 +197,7 @@ fn environment(name: &str) -> Option<String> {
 }
 
 /// Fills each missing variable with the stand-in that leaves the fewest misfits.
-fn read_without_secrets(
+pub(super) fn read_without_secrets(
     file: &str,
     text: &str,
     environment: Environment,

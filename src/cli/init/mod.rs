@@ -1,0 +1,230 @@
+//! `gristmill init`
+
+mod propose;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::app;
+use crate::config::{Database, Secret};
+use crate::db;
+use crate::db::app::{Surveyed, commonest_word, has_function, survey};
+
+use super::failure::Failure;
+use super::session::{self, Session};
+
+use propose::{MODEL, Proposal, Surroundings, propose};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  gristmill init                     writes ./workers.toml\n  \
+                        gristmill init --out - | less      only shows it\n\n\
+                        The database is DATABASE_URL. Nothing in it is changed.")]
+pub(super) struct Args {
+    /// Where to write; - for standard output
+    #[arg(long, value_name = "FILE", default_value = "workers.toml")]
+    out: PathBuf,
+    /// Replace the file if it is there
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Written {
+    file: String,
+    /// Pipelines that fit as they are.
+    pipelines: Vec<String>,
+    /// Those that do not, and are commented out, with why.
+    left_out: BTreeMap<String, Vec<String>>,
+}
+
+pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
+    let shown = args.out.as_os_str() == "-";
+    if !shown && !args.force && args.out.exists() {
+        return Err(Failure::Usage(format!(
+            "{} is there; --force replaces it, --out names another",
+            args.out.display()
+        )));
+    }
+    let url = std::env::var("DATABASE_URL")
+        .map_err(|_| Failure::Usage("DATABASE_URL is not set: it names the database to look at".to_owned()))?;
+    let pool = db::connect(&Database { url: Secret::new(url), connections: 2 }).await?;
+    let mut connection = pool.acquire().await?;
+    let tables = survey(&mut connection).await?;
+    let around = surroundings(&mut connection, &tables).await?;
+    drop(connection);
+    let proposals = propose(&tables, &around);
+    if proposals.is_empty() {
+        return Err(Failure::Failed(format!(
+            "none of the {} looks like a source: a table with a primary key and a text or a file's path",
+            super::show::count(tables.len() as u64, "table")
+        )));
+    }
+    let left_out = unfit(&pool, &proposals).await?;
+    let text = file(&proposals, &left_out);
+    if shown {
+        return super::show::out(text.trim_end());
+    }
+    std::fs::write(&args.out, &text).map_err(|error| Failure::Failed(format!("{}: {error}", args.out.display())))?;
+    let written = Written {
+        file: args.out.display().to_string(),
+        pipelines: proposals.iter().map(|one| one.name.clone()).filter(|name| !left_out.contains_key(name)).collect(),
+        left_out,
+    };
+    session.print(&written, people)
+}
+
+fn people(written: &Written) -> String {
+    let mut text = format!("{}: {}", written.file, super::show::count(written.pipelines.len() as u64, "pipeline"));
+    if !written.pipelines.is_empty() {
+        let _ = write!(text, " ({})", written.pipelines.join(", "));
+    }
+    for (name, why) in &written.left_out {
+        let _ = write!(text, "\ncommented out: {name}: {}", why.join("; "));
+    }
+    text.push_str("\nread it, then: gristmill migrate && gristmill check");
+    text
+}
+
+async fn surroundings(connection: &mut sqlx::PgConnection, tables: &[Surveyed]) -> Result<Surroundings, Failure> {
+    let mut versions = Vec::new();
+    for table in tables {
+        for column in table.table.columns.iter().filter(|column| column.name.ends_with("version")) {
+            if let Some(word) = commonest_word(connection, &table.table, &column.name).await? {
+                versions.push((table.table.sql(), column.name.clone(), word));
+            }
+        }
+    }
+    Ok(Surroundings { versions, has_uid: has_function(connection, "auth.uid()").await? })
+}
+
+/// Holds each proposal against the database; what does not fit is commented out, with why.
+async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<BTreeMap<String, Vec<String>>, Failure> {
+    let text = file(proposals, &BTreeMap::new());
+    let (config, _) = session::read_without_secrets("workers.toml", &text, &|_| None)
+        .map_err(|misfits| Failure::of_config(&misfits))?;
+    let resolved = app::resolve(pool, &config).await?;
+    let said = |misfits: &[db::app::Misfit]| {
+        let errors = misfits.iter().filter(|misfit| !misfit.warning);
+        errors.map(|misfit| misfit.message.clone()).collect::<Vec<_>>()
+    };
+    Ok(resolved.refused.iter().map(|(name, misfits)| (name.clone(), said(misfits))).collect())
+}
+
+/// The whole file.
+fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>) -> String {
+    let mut text =
+        "# Proposed by `gristmill init` from the tables of the database: a beginning, to be read before it runs.\n\
+                    # Every key is documented in the repository's workers.toml.\n\
+                    [database]\nurl = \"${DATABASE_URL}\"\n\n"
+            .to_owned();
+    if proposals.iter().any(|proposal| proposal.file) {
+        text.push_str(
+            "# Where the files are that rows name: here Supabase Storage; or kind = \"s3\" or \"local\".\n\
+             [stores.files]\nkind = \"supabase\"\nurl = \"${SUPABASE_URL}\"\nkey = \"${SUPABASE_SECRET_KEY}\"\nbucket = \"documents\"\n\n",
+        );
+    }
+    let mut models: Vec<Model> = Vec::new();
+    for proposal in proposals {
+        let model = model(proposal.dimensions);
+        if !models.contains(&model) {
+            models.push(model);
+        }
+    }
+    for (provider, lines) in [
+        ("openai", "[providers.openai]\nkind = \"openai\"\nkey = \"${OPENAI_API_KEY}\"\n"),
+        (
+            "embedder",
+            "# Any server that speaks OpenAI's language.\n[providers.embedder]\nkind = \"openai\"\nurl = \"${EMBEDDER_URL}\"\nkey = \"${EMBEDDER_KEY}\"\n",
+        ),
+        (
+            "inside",
+            "[providers.inside]\nkind = \"local\"                                  # MiniLM, inside the worker\n",
+        ),
+    ] {
+        if models.iter().any(|model| model.provider == provider) {
+            text.push_str(lines);
+        }
+    }
+    for model in &models {
+        let _ = write!(
+            text,
+            "[models.{}]\nprovider = \"{}\"\nname = \"{}\"\ndimensions = {}\n",
+            model.label, model.provider, model.name, model.dimensions
+        );
+        if let Some(usd) = model.usd {
+            let _ = write!(
+                text,
+                "[[prices]]\nmodel = \"{}\"\nmeter = \"tokens\"\nusd = \"{usd}\"                         # for one token: see that it still holds\nfrom = 2024-01-01\n",
+                model.label
+            );
+        }
+    }
+    for proposal in proposals {
+        let sections = proposal.toml.replace(MODEL, &model(proposal.dimensions).label);
+        text.push('\n');
+        match left_out.get(&proposal.name) {
+            None => text.push_str(&sections),
+            Some(why) => {
+                for line in why {
+                    let _ = writeln!(text, "# Does not fit yet: {line}");
+                }
+                for line in sections.lines() {
+                    let _ = writeln!(text, "# {line}");
+                }
+            }
+        }
+    }
+    text
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Model {
+    label: String,
+    provider: &'static str,
+    name: &'static str,
+    dimensions: usize,
+    /// The provider's list price of a token.
+    usd: Option<&'static str>,
+}
+
+/// The usual model of so many dimensions.
+fn model(dimensions: Option<usize>) -> Model {
+    let small = Model {
+        label: "small-3".to_owned(),
+        provider: "openai",
+        name: "text-embedding-3-small",
+        dimensions: 1536,
+        usd: Some("0.00000002"),
+    };
+    match dimensions {
+        None | Some(1536) => small,
+        Some(3072) => Model {
+            label: "large-3".to_owned(),
+            name: "text-embedding-3-large",
+            dimensions: 3072,
+            usd: Some("0.00000013"),
+            ..small
+        },
+        Some(384) => Model {
+            label: "minilm".to_owned(),
+            provider: "inside",
+            name: "sentence-transformers/all-MiniLM-L6-v2",
+            dimensions: 384,
+            usd: None,
+        },
+        Some(1024) => {
+            Model { label: "bge-m3".to_owned(), provider: "embedder", name: "BAAI/bge-m3", dimensions: 1024, usd: None }
+        }
+        Some(dimensions) => Model {
+            label: format!("custom-{dimensions}"),
+            provider: "embedder",
+            name: "your-model",
+            dimensions,
+            usd: None,
+        },
+    }
+}

@@ -1,0 +1,346 @@
+//! From the tables of a database to pipelines that are worth a look.
+
+use std::fmt::Write as _;
+
+use crate::db::app::{Column, Reference, Surveyed};
+
+/// A pipeline that is proposed.
+#[derive(Debug, Clone)]
+pub(super) struct Proposal {
+    pub name: String,
+    /// Dimensions of its vectors, where the database says.
+    pub dimensions: Option<usize>,
+    pub file: bool,
+    /// Its sections, to be filled in with the model's label.
+    pub toml: String,
+}
+
+/// What stands for the model in a proposal's text.
+pub(super) const MODEL: &str = "MODEL";
+
+/// What the proposals need to know besides the tables.
+pub(super) struct Surroundings {
+    /// The word that a version column of a table mostly holds: table, column, word.
+    pub versions: Vec<(String, String, String)>,
+    /// `auth.uid()` is there.
+    pub has_uid: bool,
+}
+
+const TEXTS: &[&str] = &[
+    "content",
+    "body",
+    "text",
+    "transcript",
+    "conversation_transcript",
+    "raw_transcript",
+    "raw_text",
+    "description",
+    "note",
+    "notes",
+];
+const TITLES: &[&str] = &["title", "name", "label", "subject"];
+const PATHS: &[&str] = &["storage_path", "file_path", "object_path", "path"];
+const TENANTS: &[&str] =
+    &["user_id", "owner_id", "tenant_id", "account_id", "organization_id", "org_id", "workspace_id"];
+const STATUSES: &[&str] = &["embedding_status", "processing_status"];
+const INDEXES: &[&str] = &["chunk_index", "index", "position", "chunk_number", "ordinal", "nth", "seq"];
+const CHUNKS: &[&str] = &["content", "chunk_text", "text", "chunk", "body", "passage"];
+const TOKENS: &[&str] = &["token_count", "tokens", "n_tokens"];
+const PAGES: &[&str] = &["page_number", "page"];
+const SECTIONS: &[&str] = &["section_title", "heading", "section"];
+
+/// Proposes a pipeline for each table that looks like a target, and, where there is none at all, a table of ours for each that looks
+/// like a source.
+pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Vec<Proposal> {
+    let mut proposals = Vec::new();
+    let mut served: Vec<String> = Vec::new();
+    for target in tables.iter().filter(|table| vector(table).is_some()) {
+        let Some((source, reference)) = source_of(target, tables) else { continue };
+        proposals.push(chunks(source, target, reference, around));
+        served.push(source.table.sql());
+        served.push(target.table.sql());
+    }
+    for table in tables.iter().filter(|table| vector(table).is_some() && !served.contains(&table.table.sql())) {
+        proposals.extend(row(table));
+    }
+    if proposals.is_empty() {
+        proposals.extend(tables.iter().filter_map(|table| made(table, around)));
+    }
+    let mut names: Vec<String> = Vec::new();
+    for proposal in &mut proposals {
+        let plain = proposal.name.clone();
+        let mut nth = 2;
+        while names.contains(&proposal.name) {
+            proposal.name = format!("{plain}-{nth}");
+            nth += 1;
+        }
+        names.push(proposal.name.clone());
+        proposal.toml = proposal.toml.replace("NAME", &proposal.name);
+    }
+    proposals
+}
+
+fn vector(table: &Surveyed) -> Option<&Column> {
+    table.table.columns.iter().find(|column| ["vector", "halfvec"].contains(&column.type_name.as_str()))
+}
+
+/// The table that a table of chunks hangs below: by a foreign key to its primary key.
+fn source_of<'t>(target: &'t Surveyed, tables: &'t [Surveyed]) -> Option<(&'t Surveyed, &'t Reference)> {
+    one(target, INDEXES)?;
+    target.references.iter().find_map(|reference| {
+        let source = tables.iter().find(|table| table.table.name == reference.table)?;
+        let of_key = !source.key.is_empty() && reference.foreign == source.key;
+        (of_key && source.table.name != target.table.name && has_content(source)).then_some((source, reference))
+    })
+}
+
+fn has_content(table: &Surveyed) -> bool {
+    one(table, TEXTS).is_some() || one(table, PATHS).is_some()
+}
+
+/// The first of these columns that the table has.
+fn one<'t>(table: &'t Surveyed, names: &[&str]) -> Option<&'t Column> {
+    names.iter().find_map(|name| table.table.column(name)).filter(|column| !column.generated)
+}
+
+fn is_text(column: &Column) -> bool {
+    ["text", "varchar", "bpchar", "citext"].contains(&column.type_name.as_str())
+}
+
+fn name_of(table: &Surveyed) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '_' { letter } else { '-' };
+    let name: String = table.table.name.table.chars().map(plain).take(36).collect();
+    if name.is_empty() { "rows".to_owned() } else { name }
+}
+
+fn quoted(text: &str) -> String {
+    // What JSON escapes, TOML reads alike.
+    serde_json::Value::from(text).to_string()
+}
+
+/// A key of a TOML table.
+fn key(column: &str) -> String {
+    let bare = column.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if bare { column.to_owned() } else { quoted(column) }
+}
+
+fn map(entries: &[(String, String)]) -> String {
+    let entries: Vec<String> =
+        entries.iter().map(|(column, value)| format!("{} = {}", key(column), quoted(value))).collect();
+    format!("{{ {} }}", entries.join(", "))
+}
+
+fn dimensions(column: &Column) -> Option<usize> {
+    usize::try_from(column.modifier).ok().filter(|dimensions| *dimensions > 0)
+}
+
+/// `[pipelines.x]` and its source; says whether the content may be a file.
+fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -> bool {
+    let keys: Vec<String> = table.key.iter().map(|column| quoted(column)).collect();
+    let _ = write!(
+        text,
+        "# {why}\n[pipelines.NAME]\nkind = \"embed\"\nmodel = \"{MODEL}\"\n\
+         existing = \"adopt\"                              # rows that are there: valid vectors are done, unpaid; or backfill, or ignore\n\
+         [pipelines.NAME.source]\ntable = {}\nkey = [{}]\n",
+        quoted(&table.table.name.to_string()),
+        keys.join(", "),
+    );
+    if let Some(tenant) = one(table, TENANTS) {
+        let _ = writeln!(
+            text,
+            "tenant = {}                              # whose row it is, for fairness and for bills",
+            quoted(&tenant.name)
+        );
+    }
+    if table.table.column("deleted_at").is_some() {
+        text.push_str("when = \"deleted_at is null\"\n");
+    } else if table.table.column("is_active").is_some_and(|column| column.type_name == "bool") {
+        text.push_str("when = \"is_active\"\n");
+    }
+    if let Some(needs) = needs {
+        let _ = writeln!(text, "needs = {}", quoted(needs));
+    }
+    if let Some(changed) =
+        one(table, &["updated_at", "modified_at"]).filter(|column| column.type_name.starts_with("timestamp"))
+    {
+        let _ = writeln!(
+            text,
+            "changed_at = {}                      # or `gristmill triggers install`",
+            quoted(&changed.name)
+        );
+    } else {
+        text.push_str("# changed_at = \"updated_at\"                     # without such a column, changes are seen by `gristmill triggers install` only\n");
+    }
+    let body = one(table, TEXTS).filter(|column| is_text(column));
+    let title = one(table, TITLES).filter(|column| is_text(column));
+    let path = one(table, PATHS).filter(|column| is_text(column));
+    let said = match (title, body) {
+        (Some(title), Some(body)) if path.is_none() => Some(format!("{{{}}}\n{{{}}}", title.name, body.name)),
+        (_, Some(body)) => Some(format!("{{{}}}", body.name)),
+        (Some(title), None) if path.is_none() => Some(format!("{{{}}}", title.name)),
+        _ => None,
+    };
+    if let Some(said) = &said {
+        let _ = writeln!(text, "text = {}", quoted(said));
+    }
+    let Some(path) = path else { return false };
+    let owner = one(table, TENANTS).map_or_else(String::new, |tenant| format!("{{{}}}/", tenant.name));
+    let _ = write!(
+        text,
+        "[pipelines.NAME.file]\nstore = \"files\"\npath = {}\n\
+         within = {}                          # what a path must lie below, so that a row cannot name another's file\n",
+        quoted(&format!("{{{}}}", path.name)),
+        quoted(&owner),
+    );
+    if said.is_some() {
+        let _ = writeln!(text, "when = {}", quoted(&format!("\"{}\" is not null", path.name.replace('"', "\"\""))));
+    }
+    if let Some(kind) = one(table, &["mime_type", "content_type", "file_type"]).filter(|column| is_text(column)) {
+        let _ = writeln!(text, "type = {}", quoted(&format!("{{{}}}", kind.name)));
+    }
+    true
+}
+
+fn status(table: &Surveyed, text: &mut String) {
+    let Some(status) = one(table, STATUSES) else { return };
+    let mut columns = Vec::new();
+    for (names, value) in [
+        (&["error_message", "embedding_error", "processing_error"][..], "{job.error}"),
+        (&["processed_at", "embedding_processed_at", "embedding_generated_at"][..], "{job.finished}"),
+    ] {
+        columns.extend(one(table, names).map(|column| (column.name.clone(), value.to_owned())));
+    }
+    let _ = write!(
+        text,
+        "[pipelines.NAME.status]\ncolumn = {}\nwords = {{ skipped = \"\" }}                       # the word for a row with nothing to embed; \"\": left as it is\n",
+        quoted(&status.name)
+    );
+    if !columns.is_empty() {
+        let _ = writeln!(text, "columns = {}", map(&columns));
+    }
+    let mut written = Vec::new();
+    for (names, value) in [
+        (&["chunk_count", "total_chunks"][..], "{job.chunks}"),
+        (&["page_count"][..], "{job.pages}"),
+        (&["word_count"][..], "{job.words}"),
+    ] {
+        written.extend(one(table, names).map(|column| (column.name.clone(), value.to_owned())));
+    }
+    if !written.is_empty() {
+        text.push_str("[pipelines.NAME.write]\n");
+        for (column, value) in written {
+            let _ = writeln!(text, "{} = {}", key(&column), quoted(&value));
+        }
+    }
+}
+
+/// A table of chunks below a source.
+fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Surroundings) -> Proposal {
+    let mut text = String::new();
+    let why = format!("{}: its text is cut into chunks, which go to {}", from.table.name, target.table.name);
+    let file = source(from, &why, None, &mut text);
+    let parent: Vec<(String, String)> = reference
+        .columns
+        .iter()
+        .zip(&reference.foreign)
+        .map(|(column, of)| (column.clone(), format!("{{{of}}}")))
+        .collect();
+    let _ = write!(
+        text,
+        "[pipelines.NAME.chunks]\ntokens = 400\noverlap = 40\n[pipelines.NAME.target]\ntable = {}\nparent = {}\n",
+        quoted(&target.table.name.to_string()),
+        map(&parent),
+    );
+    let version = target.table.columns.iter().find(|column| column.name.ends_with("version") && is_text(column));
+    let version =
+        version.filter(|column| column.not_null || target.unique.iter().any(|key| key.contains(&column.name)));
+    if let Some(version) = version {
+        let known =
+            around.versions.iter().find(|(table, column, _)| *table == target.table.sql() && *column == version.name);
+        let word = known.map_or("v1", |(_, _, word)| word.as_str());
+        let _ = writeln!(text, "version = {}", map(&[(version.name.clone(), word.to_owned())]));
+    }
+    let mut columns: Vec<(String, String)> = Vec::new();
+    for (names, value) in [
+        (INDEXES, "{chunk.index}"),
+        (CHUNKS, "{chunk.text}"),
+        (TOKENS, "{chunk.tokens}"),
+        (PAGES, "{chunk.page}"),
+        (SECTIONS, "{chunk.section}"),
+    ] {
+        columns.extend(one(target, names).map(|column| (column.name.clone(), value.to_owned())));
+    }
+    columns.extend(vector(target).map(|column| (column.name.clone(), "{chunk.vector}".to_owned())));
+    // What must have a value, and is the source's as well.
+    for column in
+        target.table.columns.iter().filter(|column| column.not_null && !column.has_default && !column.generated)
+    {
+        let written = columns.iter().chain(&parent).any(|(name, _)| *name == column.name);
+        if !written
+            && version.is_none_or(|version| version.name != column.name)
+            && from.table.column(&column.name).is_some()
+        {
+            columns.push((column.name.clone(), format!("{{{}}}", column.name)));
+        }
+    }
+    let _ = writeln!(text, "columns = {}", map(&columns));
+    status(from, &mut text);
+    Proposal { name: name_of(from), dimensions: vector(target).and_then(dimensions), file, toml: text }
+}
+
+/// A vector on the row itself.
+fn row(table: &Surveyed) -> Option<Proposal> {
+    let vector = vector(table)?;
+    if table.key.is_empty() || (!has_content(table) && one(table, TITLES).is_none()) {
+        return None;
+    }
+    let mut text = String::new();
+    let needs = format!("\"{}\" is null", vector.name.replace('"', "\"\""));
+    let why = format!("{}: one vector on the row itself, for rows that have none", table.table.name);
+    let file = source(table, &why, Some(&needs), &mut text);
+    let _ = write!(
+        text,
+        "[pipelines.NAME.chunks]\nwhole = true\nlonger = \"mean\"                              # a text longer than the model takes: fail, cut or mean\n\
+         [pipelines.NAME.target]\ncolumns = {}\n",
+        map(&[(vector.name.clone(), "{chunk.vector}".to_owned())]),
+    );
+    status(table, &mut text);
+    Some(Proposal { name: name_of(table), dimensions: dimensions(vector), file, toml: text })
+}
+
+/// A table of ours, for an application that has nowhere to write to.
+fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
+    one(table, TEXTS).filter(|column| is_text(column))?;
+    if table.key.is_empty() {
+        return None;
+    }
+    let mut text = String::new();
+    let why = format!("{}: vectors go to a table that is made for them", table.table.name);
+    let file = source(table, &why, None, &mut text);
+    let parent: Vec<(String, String)> =
+        table.key.iter().map(|column| (format!("source_{column}"), format!("{{{column}}}"))).collect();
+    let made = format!("{}.{}_vectors", table.table.name.schema, table.table.name.table);
+    let owner = one(table, TENANTS).filter(|column| column.type_name == "uuid");
+    let mut columns: Vec<(String, String)> =
+        owner.iter().map(|column| (column.name.clone(), format!("{{{}}}", column.name))).collect();
+    for (column, value) in [
+        ("chunk_index", "{chunk.index}"),
+        ("content", "{chunk.text}"),
+        ("token_count", "{chunk.tokens}"),
+        ("embedding", "{chunk.vector}"),
+    ] {
+        columns.push((column.to_owned(), value.to_owned()));
+    }
+    let _ = write!(
+        text,
+        "[pipelines.NAME.chunks]\ntokens = 400\noverlap = 40\n[pipelines.NAME.target]\ntable = {}\ncreate = true\nparent = {}\ncolumns = {}\n",
+        quoted(&made),
+        map(&parent),
+        map(&columns),
+    );
+    if let Some(owner) = owner.filter(|_| around.has_uid) {
+        let policy = format!("auth.uid() = \"{}\"", owner.name.replace('"', "\"\""));
+        let _ = writeln!(text, "policy = {}                # who may read the rows", quoted(&policy));
+    }
+    Some(Proposal { name: name_of(table), dimensions: None, file, toml: text })
+}
