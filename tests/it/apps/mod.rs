@@ -6,6 +6,7 @@
 
 mod arami;
 mod orionchat;
+mod yarnnn;
 
 use gristmill::db;
 use serde_json::Value;
@@ -148,3 +149,8 @@ const LEDGER: (&str, &str) = (
     "select concat_ws(' ', u.pipeline, right(j.source_key->>0, 2), 'r' || u.revision, 'tenant=' || right(u.tenant, 2), u.quantity, u.unit || 's', '$' || u.cost) \
      from gristmill.usage_events u join gristmill.embedding_jobs j on j.id = u.job_id order by u.pipeline, j.source_key, u.revision, u.meter",
 );
+
+/// One of the files that the tests of the readers use.
+fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}

@@ -4,7 +4,7 @@
 use insta::assert_snapshot;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use super::{App, JOBS, LEDGER};
+use super::{App, JOBS, LEDGER, fixture};
 
 const ANN: &str = "a0000000-0000-4000-8000-0000000000aa";
 const BOB: &str = "b0000000-0000-4000-8000-0000000000bb";
@@ -59,10 +59,6 @@ fn message(number: u8, role: &str, content: &str) -> AssertSqlSafe<String> {
         "insert into public.messages (id, conversation_id, user_id, role, content) values \
          ('50000000-0000-4000-8000-0000000000{number:02}', 'c0000000-0000-4000-8000-0000000000ca', '{ANN}', '{role}', '{content}')"
     ))
-}
-
-fn fixture(name: &str) -> Vec<u8> {
-    std::fs::read(format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
 #[tokio::test]
