@@ -5,6 +5,7 @@
 //! document and what its migrations make of it.
 
 mod arami;
+mod lgtempo;
 mod orionchat;
 mod yarnnn;
 
