@@ -4,7 +4,7 @@
 use insta::assert_snapshot;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use super::{App, JOBS, LEDGER, fixture};
+use super::{App, JOBS, LEDGER, STANDING, fixture};
 use crate::fake_openai::Answer;
 
 const UMA: &str = "a0000000-0000-4000-8000-0000000000aa";
@@ -230,7 +230,7 @@ async fn nodes_are_embedded_by_what_they_are_and_the_queue_is_answered() {
     skill: Listening
     Level: 3
     ");
-    assert_snapshot!(app.picture(&[NODES, QUEUE, JOBS]).await, @"
+    assert_snapshot!(app.picture(&[NODES, QUEUE, STANDING]).await, @"
     # nodes
     01 goal Old goal | v1536
     02 goal Run | v1536
@@ -245,14 +245,14 @@ async fn nodes_are_embedded_by_what_they_are_and_the_queue_is_answered() {
     02 completed at a time
     05 failed the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … at a time
     # jobs
-    nodes 01 completed r1 attempts=1
-    nodes 02 completed r1 attempts=1
-    nodes 03 completed r1 attempts=1
-    nodes 04 completed r1 attempts=1
-    nodes 05 failed r1 attempts=1 refused the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …
-    nodes 06 completed r1 attempts=1
-    nodes 07 completed r1 attempts=1
-    nodes 08 completed r1 attempts=1
+    nodes 01 completed
+    nodes 02 completed
+    nodes 03 completed
+    nodes 04 completed
+    nodes 05 failed refused the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: …
+    nodes 06 completed
+    nodes 07 completed
+    nodes 08 completed
     ");
 
     // A node is deleted softly and another one later comes back; the poison stays aside, and nobody waits for it.

@@ -7,6 +7,7 @@
 mod arami;
 mod lgtempo;
 mod orionchat;
+mod somni;
 mod yarnnn;
 
 use gristmill::db;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _, PgConnection};
 use tempfile::TempDir;
 
-use crate::cli::gristmill;
+use crate::cli::{gristmill, offline};
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::postgres::fresh_database;
 use crate::stores::{KEY, Store};
@@ -57,7 +58,7 @@ impl App {
     /// With what this test has to change about the application's database.
     async fn changed(app: &str, shape: &str, change: &str) -> Self {
         let database = fresh_database().await;
-        let vendor = FakeOpenAi::start(Options { dimensions: 1536, ..Options::default() });
+        let vendor = FakeOpenAi::start(Options { dimensions: 1024, ..Options::default() });
         let store = Store::default();
         let read = |file: &str| {
             let path = format!("{}/tests/apps/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -68,11 +69,15 @@ impl App {
         for sql in [starter, &read("supabase.sql"), PICTURES, &read(&format!("{app}/{shape}.sql")), change] {
             owner.execute(AssertSqlSafe(sql.to_owned())).await.unwrap_or_else(|error| panic!("{app}/{shape}: {error}"));
         }
-        let vendor_url = format!("kind = \"openai\"\nurl = \"{}\"", vendor.url());
-        let mut toml = read(&format!("{app}/workers.toml")).replace("kind = \"openai\"", &vendor_url);
+        let at_vendor = format!("kind = \"openai\"\nurl = \"{}\"\nkey", vendor.url());
+        let toml = read(&format!("{app}/workers.toml")).replace("kind = \"openai\"\nkey", &at_vendor);
+        // The local model has tests of its own.
+        let mut toml = toml.replace("kind = \"local\"", "kind = \"hash\"");
         for (name, value) in [
             ("DATABASE_URL", database.url.as_str()),
             ("OPENAI_API_KEY", "sk-only-for-tests"),
+            ("EMBEDDER_URL", vendor.url().as_str()),
+            ("EMBEDDER_KEY", "sk-only-for-tests"),
             ("SUPABASE_URL", &store.supabase().await),
             ("SUPABASE_SECRET_KEY", KEY),
         ] {
@@ -137,11 +142,27 @@ impl App {
     }
 }
 
+#[tokio::test]
+async fn each_configuration_is_whole_as_it_stands() {
+    for app in ["arami", "lgtempo", "orionchat", "somni", "yarnnn"] {
+        let file = format!("{}/tests/apps/{app}/workers.toml", env!("CARGO_MANIFEST_DIR"));
+        let said = offline(&file).await.ok();
+        assert!(said.out.contains("the environment lacks DATABASE_URL"), "{}", said.out);
+    }
+}
+
 /// Every job: whose, how it stands and why.
 const JOBS: (&str, &str) = (
     "jobs",
     "select concat_ws(' ', pipeline, right(source_key->>0, 2), state, 'r' || revision, 'attempts=' || attempt, error_kind, reason) \
      from gristmill.embedding_jobs order by pipeline, source_key",
+);
+
+/// The same where a job table asks beside the rows themselves: together or one after the other, in one revision or two.
+const STANDING: (&str, &str) = (
+    "jobs",
+    "select concat_ws(' ', pipeline, right(source_key->>0, 2), state, error_kind, reason) from gristmill.embedding_jobs \
+     order by pipeline, source_key",
 );
 
 /// The ledger: who was billed what, in exact decimals.

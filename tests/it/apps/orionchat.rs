@@ -256,8 +256,9 @@ async fn cents_add_up_and_metadata_takes_what_has_no_column_in_the_migrations_sh
     );
     let usage = (
         "usage_logs",
-        "select concat_ws(' ', test.id(user_id), resource_type, count(*) || ' rows', sum(amount), 'cents=' || sum(cost_cents), '$' || trim_scale(sum((metadata->>'cost_usd')::numeric)), \
-             string_agg(distinct metadata->>'provider', ',')) from public.usage_logs group by user_id, resource_type order by user_id, resource_type",
+        "select concat_ws(' ', test.id(user_id), resource_type, count(*) || ' rows', sum(amount), '$' || trim_scale(sum((metadata->>'cost_usd')::numeric)), \
+             string_agg(distinct metadata->>'provider', ',')) from public.usage_logs group by user_id, resource_type \
+         union all select concat_ws(' ', test.id(user_id), 'in all', sum(cost_cents), 'cents') from public.usage_logs group by user_id order by 1",
     );
     let messages = (
         "messages",
@@ -277,8 +278,9 @@ async fn cents_add_up_and_metadata_takes_what_has_no_column_in_the_migrations_sh
     aa 54 v1536
     bb 6 no vector
     # usage_logs
-    aa document_processing 1 rows 11640 cents=23 $0.2328 openai
-    aa tokens 54 rows 540 cents=1 $0.0108
+    aa document_processing 1 rows 11640 $0.2328 openai
+    aa in all 24 cents
+    aa tokens 54 rows 540 $0.0108
     # profiles
     ann@example.org 12180 $0.2436
     bob@example.org
