@@ -308,3 +308,38 @@ async fn the_live_shape_has_older_words_other_dimensions_and_scheduled_jobs() {
     themes ht completed
     ");
 }
+
+#[tokio::test]
+async fn a_dream_whose_worker_died_is_finished_however_often_others_tried() {
+    let app = App::new("somni", "clean").await;
+    let app = App { world: app.world.change("lease = \"10s\"", "lease = \"1s\""), ..app };
+    app.world.sql(PEOPLE).await;
+    app.world.work().await;
+    let mut owner = app.world.database.connect().await;
+    for number in 1..=2 {
+        let text = format!("Dream {number} of a house that had more doors than walls.");
+        owner.execute(dream(number, UMA, "completed", &text, "en")).await.unwrap();
+    }
+    // As a worker leaves them that was killed with both in hand, beside what the application's own clean-up stumbles over.
+    owner
+        .execute(
+            "insert into public.embedding_jobs (dream_id, status, attempts) select id, 'processing', 3 from public.dreams; \
+             update public.dreams set embedding_status = 'processing', embedding_attempts = 3; \
+             select gristmill.enqueue('dreams', id) from public.dreams; \
+             update gristmill.embedding_jobs set state = 'processing', lease_id = gen_random_uuid(), lease_until = now() - interval '1 minute'",
+        )
+        .await
+        .unwrap();
+    app.world.work().await;
+    assert_snapshot!(app.picture(&[DREAMS, QUEUE, STANDING]).await, @"
+    # dreams
+    01 completed completed attempts=1 at a time | 1 chunks tokens=13-13 v1024 bge-m3-v1 |
+    02 completed completed attempts=1 at a time | 1 chunks tokens=13-13 v1024 bge-m3-v1 |
+    # embedding_jobs
+    01 completed attempts=1 timed
+    02 completed attempts=1 timed
+    # jobs
+    dreams 01 completed
+    dreams 02 completed
+    ");
+}
