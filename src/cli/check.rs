@@ -321,6 +321,9 @@ fn choices(plan: &Plan) -> String {
     if let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) {
         text = format!("{text}; status in {}", column.name);
     }
+    if let Some(queue) = &plan.queue {
+        text = format!("{text}; asked by {}", queue.table);
+    }
     let taken = |choice| match choice {
         (_, 1) => String::new(),
         (nth, of) => format!(" ({nth} of {of} alternatives)"),

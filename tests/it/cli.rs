@@ -61,6 +61,11 @@ pub async fn gristmill(world: &World, arguments: &[&str]) -> Ran {
     run(command).await
 }
 
+/// `gristmill check` of a file, where there is no database.
+pub async fn offline(file: &str) -> Ran {
+    run(command(&["check", "--offline", "--config", file])).await
+}
+
 /// A database without anything of ours, pgvector included.
 async fn empty_database() -> TestDatabase {
     let database = fresh_database().await;

@@ -4,6 +4,7 @@
 
 mod announcing;
 mod applications;
+mod apps;
 mod architecture;
 mod batching;
 mod cli;

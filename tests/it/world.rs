@@ -134,7 +134,7 @@ impl World {
             .replace("DATABASE", &database.url)
             .replace("FILES", &files.path().display().to_string())
             .replace("PROVIDER", provider);
-        let config = parse(&toml);
+        let config = Self::parse(&toml);
         let pool = db::connect(&config.database).await.expect("the test's database is there");
         Self { database, pool, files, toml }
     }
@@ -147,7 +147,14 @@ impl World {
     }
 
     pub fn config(&self) -> Config {
-        parse(&self.toml)
+        Self::parse(&self.toml)
+    }
+
+    pub fn parse(toml: &str) -> Config {
+        Config::read("workers.toml", toml, &|_| None).unwrap_or_else(|errors| {
+            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            panic!("{}", lines.join("\n"))
+        })
     }
 
     /// Writes the configuration to a file, for commands.
@@ -323,11 +330,4 @@ impl Worker {
         self.stop.cancel();
         self.task.await.expect("the worker ends well");
     }
-}
-
-fn parse(toml: &str) -> Config {
-    Config::read("workers.toml", toml, &|_| None).unwrap_or_else(|errors| {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        panic!("{}", lines.join("\n"))
-    })
 }
