@@ -39,7 +39,7 @@ impl From<Output> for Ran {
     }
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
     command.args(arguments).current_dir(std::env::temp_dir());
     // What the developer has set must not matter.
@@ -49,7 +49,7 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-async fn run(mut command: Command) -> Ran {
+pub async fn run(mut command: Command) -> Ran {
     let ran = tokio::task::spawn_blocking(move || command.output().expect("the binary runs"));
     ran.await.expect("the thread ends well").into()
 }

@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use crate::app;
 use crate::config::{Database, Secret};
 use crate::db;
-use crate::db::app::{Surveyed, commonest_word, has_function, survey};
+use crate::db::app::{Surveyed, buckets, commonest_word, has_function, survey};
 
 use super::failure::Failure;
 use super::session::{self, Session};
@@ -55,6 +55,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let mut connection = pool.acquire().await?;
     let tables = survey(&mut connection).await?;
     let around = surroundings(&mut connection, &tables).await?;
+    let buckets = buckets(&mut connection).await?;
     drop(connection);
     let proposals = propose(&tables, &around);
     if proposals.is_empty() {
@@ -64,7 +65,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         )));
     }
     let left_out = unfit(&pool, &proposals).await?;
-    let text = file(&proposals, &left_out);
+    let text = file(&proposals, &left_out, &buckets);
     if shown {
         return super::show::out(text.trim_end());
     }
@@ -103,7 +104,7 @@ async fn surroundings(connection: &mut sqlx::PgConnection, tables: &[Surveyed]) 
 
 /// Holds each proposal against the database; what does not fit is commented out, with why.
 async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<BTreeMap<String, Vec<String>>, Failure> {
-    let text = file(proposals, &BTreeMap::new());
+    let text = file(proposals, &BTreeMap::new(), &[]);
     let (config, _) = session::read_without_secrets("workers.toml", &text, &|_| None)
         .map_err(|misfits| Failure::of_config(&misfits))?;
     let resolved = app::resolve(pool, &config).await?;
@@ -115,16 +116,23 @@ async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<BTreeMap<String,
 }
 
 /// The whole file.
-fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>) -> String {
+fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>, buckets: &[String]) -> String {
     let mut text =
         "# Proposed by `gristmill init` from the tables of the database: a beginning, to be read before it runs.\n\
                     # Every key is documented in the repository's workers.toml.\n\
                     [database]\nurl = \"${DATABASE_URL}\"\n\n"
             .to_owned();
     if proposals.iter().any(|proposal| proposal.file) {
-        text.push_str(
+        let named = buckets.iter().find(|bucket| *bucket == "documents").or(buckets.first());
+        let bucket = named
+            .map_or_else(|| "\"documents\"".to_owned(), |bucket| serde_json::Value::from(bucket.as_str()).to_string());
+        let others: Vec<&str> = buckets.iter().filter(|bucket| Some(*bucket) != named).map(String::as_str).collect();
+        let others =
+            if others.is_empty() { String::new() } else { format!(" # there are also: {}", others.join(", ")) };
+        let _ = write!(
+            text,
             "# Where the files are that rows name: here Supabase Storage; or kind = \"s3\" or \"local\".\n\
-             [stores.files]\nkind = \"supabase\"\nurl = \"${SUPABASE_URL}\"\nkey = \"${SUPABASE_SECRET_KEY}\"\nbucket = \"documents\"\n\n",
+             [stores.files]\nkind = \"supabase\"\nurl = \"${{SUPABASE_URL}}\"\nkey = \"${{SUPABASE_SECRET_KEY}}\"\nbucket = {bucket}{others}\n\n",
         );
     }
     let mut models: Vec<Model> = Vec::new();

@@ -109,3 +109,19 @@ pub async fn commonest_word(
 pub async fn has_function(connection: &mut PgConnection, signature: &str) -> sqlx::Result<bool> {
     sqlx::query_scalar!(r#"select to_regprocedure($1) is not null as "there!""#, signature).fetch_one(connection).await
 }
+
+/// The buckets of Supabase Storage, where this database has it and this role may see them.
+///
+/// # Errors
+/// The database is away.
+pub async fn buckets(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    let there = sqlx::query_scalar!(
+        r#"select coalesce(has_table_privilege(to_regclass('storage.buckets'), 'select'), false) as "there!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if !there {
+        return Ok(Vec::new());
+    }
+    sqlx::query_scalar("select id::text from storage.buckets order by 1").fetch_all(connection).await
+}

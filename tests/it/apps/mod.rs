@@ -7,6 +7,7 @@
 #![expect(clippy::too_many_lines, reason = "a picture of all that an application looks at has many lines")]
 
 mod arami;
+mod init;
 mod lgtempo;
 mod orionchat;
 mod somni;

@@ -1,0 +1,84 @@
+//! What `gristmill init` makes of the five databases.
+
+use insta::assert_snapshot;
+
+use crate::cli::{command, run};
+use crate::stores::KEY;
+
+use super::{App, WORKER};
+
+/// What is proposed, and that it passes `check` as it is.
+async fn proposed(app: &str, shape: &str) -> String {
+    let mut app = App::new(app, shape).await;
+    app.store.bucket("documents");
+    let file = app.world.files.path().join("proposed.toml");
+    let mut init = command(&["init", "--json", "--out", file.to_str().unwrap()]);
+    init.env("DATABASE_URL", &app.world.database.url);
+    let written = run(init).await.ok().json();
+
+    let text = std::fs::read_to_string(&file).unwrap();
+    let at_vendor = format!("kind = \"openai\"\nurl = \"{}\"\nkey", app.vendor.url());
+    let mut toml = text
+        .replace("kind = \"openai\"\nkey", &at_vendor)
+        .replace("kind = \"local\"", "kind = \"hash\"")
+        .replace("url = \"${EMBEDDER_URL}\"\n", "");
+    for (name, value) in [
+        ("DATABASE_URL", app.world.database.url.as_str()),
+        ("OPENAI_API_KEY", "sk-only-for-tests"),
+        ("EMBEDDER_KEY", "sk-only-for-tests"),
+        ("SUPABASE_URL", &app.store.supabase().await),
+        ("SUPABASE_SECRET_KEY", KEY),
+    ] {
+        toml = toml.replace(&format!("${{{name}}}"), value);
+    }
+    if toml.contains("[providers.embedder]\nkind = \"openai\"\nkey") {
+        toml =
+            toml.replace("[providers.embedder]\nkind = \"openai\"\nkey", &format!("[providers.embedder]\n{at_vendor}"));
+    }
+    app.world.toml = format!("{toml}{WORKER}");
+    app.check().await;
+
+    let left_out = written["left_out"].as_object().unwrap();
+    let names = |list: &serde_json::Value| {
+        list.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect::<Vec<_>>().join(", ")
+    };
+    let mut lines = vec![names(&written["pipelines"])];
+    lines.extend(left_out.iter().map(|(name, why)| format!("not {name}: {}", names(why))));
+    lines.join("\n")
+}
+
+#[tokio::test]
+async fn init_proposes_what_the_five_applications_have_and_it_passes_check() {
+    assert_snapshot!(proposed("arami", "document").await, @"daily_sessions");
+    assert_snapshot!(proposed("arami", "migration").await, @"daily_sessions");
+    assert_snapshot!(proposed("lgtempo", "migrations").await, @"knowledge_documents, graph_nodes");
+    assert_snapshot!(proposed("lgtempo", "production").await, @"knowledge_documents");
+    assert_snapshot!(proposed("orionchat", "document").await, @"files, messages");
+    assert_snapshot!(proposed("orionchat", "migrations").await, @"files, messages");
+    assert_snapshot!(proposed("somni", "clean").await, @"dreams, knowledge_base, knowledge_fragments, messages, themes");
+    assert_snapshot!(proposed("somni", "live").await, @"dreams, knowledge_base, knowledge_fragments, messages, themes");
+    assert_snapshot!(proposed("yarnnn", "schema").await, @"documents, memories");
+}
+
+#[tokio::test]
+async fn init_replaces_no_file_unasked_and_names_what_it_needs() {
+    let app = App::new("yarnnn", "schema").await;
+    let file = app.world.files.path().join("proposed.toml");
+    std::fs::write(&file, "mine").unwrap();
+    let mut init = command(&["init", "--out", file.to_str().unwrap()]);
+    init.env("DATABASE_URL", &app.world.database.url);
+    let ran = run(init).await;
+    assert_eq!((ran.code, std::fs::read_to_string(&file).unwrap().as_str()), (2, "mine"));
+    assert!(ran.err.contains("--force replaces it"), "{}", ran.err);
+
+    let ran = run(command(&["init", "--out", "-"])).await;
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("DATABASE_URL is not set"), "{}", ran.err);
+
+    app.world.sql("drop schema public cascade; create schema public").await;
+    let mut init = command(&["init", "--out", "-"]);
+    init.env("DATABASE_URL", &app.world.database.url);
+    let ran = run(init).await;
+    assert_eq!(ran.code, 1, "{}", ran.out);
+    assert!(ran.err.contains("looks like a source"), "{}", ran.err);
+}
