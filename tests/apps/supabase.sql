@@ -10,9 +10,9 @@ do $$
 declare
     role text;
 begin
-    foreach role in array array['anon', 'authenticated', 'service_role'] loop
+    foreach role in array array['anon', 'authenticated', 'service_role bypassrls'] loop
         begin
-            execute format('create role %I nologin', role);
+            execute 'create role ' || role;
         exception when duplicate_object or unique_violation then null;
         end;
     end loop;
