@@ -88,6 +88,7 @@ impl Row {
                 opened_at: self.opened_at,
                 started: self.started,
                 by_need: self.by_need,
+                need_ended: false,
                 traceparent: self.traceparent,
                 kept: self.kept.map(|kept| kept.0),
             },

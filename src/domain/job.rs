@@ -91,6 +91,8 @@ pub struct ClaimedJob {
     pub opened_at: sqlx::types::time::OffsetDateTime,
     /// Its row asked for itself, and nobody else did.
     pub by_need: bool,
+    /// Somebody else answered that need before this job was first claimed: asked before our own word is on the row.
+    pub need_ended: bool,
     /// When it was claimed, as the database writes it.
     pub started: String,
     pub traceparent: Option<String>,

@@ -60,7 +60,7 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
 
     // Read together with the rows of every job claimed in the same breath.
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
-    let loaded = deps.loader.load(&job.key, known || job.by_need).await?;
+    let loaded = deps.loader.load(&job.key, known || job.need_ended).await?;
     let row = loaded.row.ok_or(JobError::SourceGone)?;
     if row.key != job.key {
         return Err(JobError::OtherKey(row.key.clone()));
@@ -144,7 +144,7 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
 fn is_served(job: &ClaimedJob, row: &LoadedRow, chunks: &[Existing]) -> bool {
     let unmoved = job.fingerprint.as_ref().is_none_or(|known| *known == row.fingerprint);
     let stands = !chunks.is_empty() && chunks.iter().all(|chunk| chunk.valid);
-    job.by_need && row.needs == Some(false) && !job.fresh && unmoved && stands
+    job.need_ended && !job.fresh && unmoved && stands
 }
 
 /// Ends the job of a row that was served, unpaid.

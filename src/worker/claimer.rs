@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::db;
 use crate::db::claims::{self, Claimed, Claimer};
-use crate::domain::ClaimedJob;
+use crate::domain::{ClaimedJob, SourceKey};
 use crate::jobs::Deps;
 use crate::telemetry;
 
@@ -199,7 +199,7 @@ async fn claim_crashed(
 }
 
 /// Mirrors `processing` while nothing has started, and gives the jobs to the runner.
-async fn hand_on(engine: &Engine, deps: &Deps, claimed: Vec<Claimed>, sender: &mpsc::Sender<ClaimedJob>) {
+async fn hand_on(engine: &Engine, deps: &Deps, mut claimed: Vec<Claimed>, sender: &mpsc::Sender<ClaimedJob>) {
     if claimed.is_empty() {
         return;
     }
@@ -207,7 +207,8 @@ async fn hand_on(engine: &Engine, deps: &Deps, claimed: Vec<Claimed>, sender: &m
         engine.hands.take(&one.job);
     }
     telemetry::claimed(&deps.plan.pipeline.name, claimed.len());
-    let keys: Vec<_> = claimed.iter().map(|one| &one.job.key).collect();
+    ask_needs(engine, deps, &mut claimed).await;
+    let keys: Vec<_> = claimed.iter().filter(|one| !one.job.need_ended).map(|one| &one.job.key).collect();
     mirror(engine, deps, &keys, Mirrored::Processing).await;
     for one in claimed {
         // The channel holds as many as there are slots, so this never waits; a closed one means that we are stopping.
@@ -215,6 +216,27 @@ async fn hand_on(engine: &Engine, deps: &Deps, claimed: Vec<Claimed>, sender: &m
             let job = refused.0;
             engine.releases.hand_back(&job);
         }
+    }
+}
+
+/// Asks rows that asked for themselves whether they still do, before our own word stands on them. A job that was tried before may have
+/// left that word there.
+async fn ask_needs(engine: &Engine, deps: &Deps, claimed: &mut [Claimed]) {
+    let mut asked: Vec<&mut Claimed> =
+        claimed.iter_mut().filter(|one| one.job.by_need && one.job.starts == 1).collect();
+    if asked.is_empty() {
+        return;
+    }
+    let plan = deps.fit.plan();
+    let keys: Vec<SourceKey> = asked.iter().map(|one| one.job.key.clone()).collect();
+    let needs = async {
+        let mut connection = engine.pool.acquire().await?;
+        db::app::reread(&mut connection, &plan, &keys.iter().collect::<Vec<_>>()).await
+    };
+    match needs.await {
+        Ok(needs) => needs.into_iter().for_each(|(nth, _, needs)| asked[nth].job.need_ended = !needs),
+        // Then their jobs are worked, and what did not change costs nothing.
+        Err(error) => tracing::debug!(error = db::describe(&error), "rows could not be asked for their need"),
     }
 }
 

@@ -165,6 +165,7 @@ mod tests {
             opened_at: time::OffsetDateTime::UNIX_EPOCH,
             started: String::new(),
             by_need: false,
+            need_ended: false,
         }
     }
 

@@ -181,7 +181,6 @@ async fn documents_that_the_app_left_half_done_are_finished_and_the_others_left_
 }
 
 #[tokio::test]
-#[ignore = "whether the app served a row is asked when our own `processing` stands on it already"]
 async fn what_the_app_finishes_in_time_is_left_as_it_is() {
     let app = App::new("yarnnn", "schema").await;
     app.world.sql(PEOPLE).await;
