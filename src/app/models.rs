@@ -47,13 +47,14 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
                 name: model.name.clone(),
                 dimensions: model.dimensions,
                 send_dimensions: model.send_dimensions,
+                sparse: model.sparse,
             };
             Ok((Arc::new(OpenAi::new(client, endpoint, settings, provider.timeout)), tokenizer(model, None)?))
         }
         ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
         ProviderKind::Local { folder, threads } => {
             let folder = model_folder(folder.clone()).await?;
-            let settings = LocalModel { dimensions: model.dimensions, longest: model.longest };
+            let settings = LocalModel { dimensions: model.dimensions, sparse: model.sparse, longest: model.longest };
             let (threads, path) = (*threads, folder.clone());
             let local = tokio::task::spawn_blocking(move || Local::load(&path, settings, threads))
                 .await
