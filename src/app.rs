@@ -445,6 +445,7 @@ async fn lane(
         provider: model.provider.clone(),
         model: model.name.clone(),
         dimensions: model.dimensions,
+        sparse: model.sparse,
         inputs: model.inputs,
         tokens: model.tokens,
         concurrency: provider.concurrency,

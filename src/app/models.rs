@@ -47,7 +47,7 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
         ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
         ProviderKind::Local { folder, threads } => {
             let folder = model_folder(folder.clone()).await?;
-            let settings = LocalModel { dimensions: model.dimensions, longest: model.longest };
+            let settings = LocalModel { dimensions: model.dimensions, sparse: model.sparse, longest: model.longest };
             let (threads, path) = (*threads, folder.clone());
             let local = tokio::task::spawn_blocking(move || Local::load(&path, settings, threads))
                 .await
@@ -61,8 +61,12 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
 fn open_ai(provider: &Provider, url: &Url, key: Option<&Secret>, model: &Model) -> Result<OpenAi, String> {
     let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
     let endpoint = OpenAiEndpoint { url: url.clone(), key: key.cloned() };
-    let settings =
-        OpenAiModel { name: model.name.clone(), dimensions: model.dimensions, send_dimensions: model.send_dimensions };
+    let settings = OpenAiModel {
+        name: model.name.clone(),
+        dimensions: model.dimensions,
+        send_dimensions: model.send_dimensions,
+        sparse: model.sparse,
+    };
     Ok(OpenAi::new(client, endpoint, settings, provider.timeout))
 }
 

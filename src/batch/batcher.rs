@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::db::prices::Dated;
 use crate::db::{self, cache};
-use crate::domain::{JobId, OwnerId, Revision};
+use crate::domain::{Embedding, JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
 use super::lane::{Item, JobCall, Lane};
@@ -42,7 +42,7 @@ pub struct OfJob {
 /// Vectors in the order of the texts, and what they cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Paid {
-    pub vectors: Vec<Vec<f32>>,
+    pub vectors: Vec<Embedding>,
     pub tokens: u64,
     /// Texts of which vectors may be parked: to be forgotten once they are written.
     pub parked: Vec<cache::TextHash>,
@@ -74,6 +74,8 @@ pub struct LaneSettings {
     /// The provider's name of the model.
     pub model: String,
     pub dimensions: usize,
+    /// Whether it gives weights of tokens beside each vector.
+    pub sparse: bool,
     /// Most inputs and tokens of one request.
     pub inputs: usize,
     pub tokens: usize,
@@ -94,7 +96,8 @@ impl LaneSettings {
 
     /// What `vector_cache` calls this model.
     pub fn cache_name(&self) -> String {
-        format!("{}/{}/{}", self.provider, self.model, self.dimensions)
+        let sparse = if self.sparse { "/sparse" } else { "" };
+        format!("{}/{}/{}{sparse}", self.provider, self.model, self.dimensions)
     }
 }
 
@@ -134,7 +137,7 @@ impl Batcher {
     /// # Errors
     /// The first failure of one of its texts; vectors that were paid all the same are parked.
     pub async fn embed(&self, job: &OfJob, texts: Vec<Text>) -> Result<Paid, EmbedFailure> {
-        let mut vectors: Vec<Option<Vec<f32>>> = vec![None; texts.len()];
+        let mut vectors: Vec<Option<Embedding>> = vec![None; texts.len()];
         let mut tokens = 0;
         if job.tried {
             tokens += self.find_parked(job, &texts, &mut vectors).await?;
@@ -162,7 +165,7 @@ impl Batcher {
             tokens += paid;
             vectors[nth] = Some(vector);
         }
-        let vectors: Option<Vec<Vec<f32>>> = vectors.into_iter().collect();
+        let vectors: Option<Vec<Embedding>> = vectors.into_iter().collect();
         let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
         vectors
             .map(|vectors| Paid { vectors, tokens, parked })
@@ -174,7 +177,7 @@ impl Batcher {
         &self,
         job: &OfJob,
         texts: &[Text],
-        vectors: &mut [Option<Vec<f32>>],
+        vectors: &mut [Option<Embedding>],
     ) -> Result<u64, EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let name = self.lane.settings.cache_name();
@@ -183,7 +186,7 @@ impl Batcher {
             .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
         let mut tokens = 0;
         for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
-            if let Some(found) = parked.get(hash).filter(|found| found.len() == self.lane.settings.dimensions) {
+            if let Some(found) = parked.get(hash).filter(|found| found.vector.len() == self.lane.settings.dimensions) {
                 *vector = Some(found.clone());
                 tokens += u64::try_from(text.tokens).unwrap_or(u64::MAX);
             }
@@ -203,10 +206,14 @@ impl Batcher {
     }
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
-    pub async fn park(&self, tenant: &str, texts: &[(String, Vec<f32>)]) {
+    pub async fn park(&self, tenant: &str, texts: &[(String, Embedding)]) {
         let parked: Vec<cache::Parked> = texts
             .iter()
-            .map(|(text, vector)| cache::Parked { tenant: tenant.to_owned(), text: hash(text), vector: vector.clone() })
+            .map(|(text, embedding)| cache::Parked {
+                tenant: tenant.to_owned(),
+                text: hash(text),
+                embedding: embedding.clone(),
+            })
             .collect();
         self.lane.park(&parked).await;
     }

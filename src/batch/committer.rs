@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::db;
 use crate::db::app::LoadedRow;
-use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
+use crate::domain::{Chunk, ClaimedJob, Embedding, ErrorKind, Reason};
 
 use super::ending;
 use super::facts::JobFacts;
@@ -70,7 +70,7 @@ pub struct DoneWork {
     pub row: Arc<LoadedRow>,
     pub chunks: Vec<Chunk>,
     /// A new vector for each chunk, or none where the one in the target is kept.
-    pub vectors: Vec<Option<Vec<f32>>>,
+    pub vectors: Vec<Option<Embedding>>,
     /// Tokens paid for in this revision, and what they cost; no cost where the price is not known.
     pub tokens: u64,
     pub cost: Option<Decimal>,

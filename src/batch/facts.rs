@@ -2,7 +2,7 @@ use rust_decimal::Decimal;
 
 use crate::config::{ChunkFact, JobFact, Name, Template};
 use crate::db::app::{ColumnWrite, LoadedRow, Plan, WriteKind};
-use crate::domain::{Chunk, ClaimedJob};
+use crate::domain::{Chunk, ClaimedJob, Embedding};
 
 /// What a job's end can say of itself in the application's columns.
 #[derive(Debug, Clone, Default)]
@@ -88,10 +88,18 @@ impl Names<'_> {
         Some(template.render(|name| self.value(name, chunk)))
     }
 
-    /// The value of a column, as text; none for its vector.
+    /// The value of a chunk's column, as text; none for its vector, and where the embedding is not new, for its weights of tokens.
+    pub fn chunk_column(&self, write: &ColumnWrite, chunk: &Chunk, embedding: Option<&Embedding>) -> Option<String> {
+        match write.kind {
+            WriteKind::Sparse(kind) => embedding?.sparse.as_ref().map(|sparse| kind.text(sparse)),
+            _ => self.column(write, Some(chunk)),
+        }
+    }
+
+    /// The value of a column, as text; none for what an embedding says.
     pub fn column(&self, write: &ColumnWrite, chunk: Option<&Chunk>) -> Option<String> {
         match &write.kind {
-            WriteKind::Vector => None,
+            WriteKind::Vector | WriteKind::Sparse(_) => None,
             WriteKind::Plain(template) => self.render(template, chunk),
             WriteKind::Merge(keys) => {
                 let object: serde_json::Map<String, serde_json::Value> =

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::db::{self, cache, calls};
-use crate::domain::OwnerId;
+use crate::domain::{Embedding, OwnerId};
 use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(15);
 const TRIES: u32 = 3;
 
 /// A vector and its tokens, or why there is none.
-type Answer = Result<(Vec<f32>, u64), EmbedFailure>;
+type Answer = Result<(Embedding, u64), EmbedFailure>;
 
 /// A job's texts on their way through the lane.
 pub(super) struct JobCall {
@@ -325,7 +325,7 @@ impl Lane {
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
                     let (tenant, text) = (item.call.job.tenant.clone(), hash(&item.text));
-                    parked.push(cache::Parked { tenant, text, vector: vector.clone() });
+                    parked.push(cache::Parked { tenant, text, embedding: vector.clone() });
                     later.push((item, Ok((vector, tokens))));
                 }
                 Err(bad) => later.push((item, Err(EmbedFailure::Garbled(bad_vector(index, texts, bad))))),

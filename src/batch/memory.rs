@@ -12,6 +12,8 @@ const UNIT: u64 = 1024;
 const COPIES: u64 = 4;
 /// And a vector: for its chunk, and as it is written or parked.
 const VECTOR_COPIES: u64 = 2;
+/// Of a token's weight, with the token.
+const WEIGHT_BYTES: u64 = 8;
 /// Bytes of a token, for guessing how many chunks a text becomes: fewer than most languages have.
 const TOKEN_BYTES: u64 = 3;
 
@@ -83,7 +85,10 @@ pub fn weight_of_text(plan: &Plan, bytes: u64) -> u64 {
     };
     let vectors = if chunks.whole { 1 } else { 1 + bytes / step.max(1) };
     let vector = wide(plan.model.dimensions) * 4;
-    bytes.saturating_mul(COPIES).saturating_add(vectors.saturating_mul(vector * VECTOR_COPIES))
+    // A token of a text has a weight at most.
+    let weights = if plan.model.sparse { bytes / TOKEN_BYTES * WEIGHT_BYTES } else { 0 };
+    let embeddings = vectors.saturating_mul(vector).saturating_add(weights).saturating_mul(VECTOR_COPIES);
+    bytes.saturating_mul(COPIES).saturating_add(embeddings)
 }
 
 fn wide(count: usize) -> u64 {

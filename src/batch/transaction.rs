@@ -265,11 +265,11 @@ fn chunk_rows<'a>(
 ) {
     let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
     let parent = plan.parent_of(&ready.work.job.key);
-    for ((chunk, vector), kept) in done.chunks.iter().zip(&done.vectors).zip(&ready.kept) {
+    for ((chunk, embedding), kept) in done.chunks.iter().zip(&done.vectors).zip(&ready.kept) {
         let row = ChunkRow {
             parent: parent.clone(),
-            values: columns.iter().map(|write| names.column(write, Some(chunk))).collect(),
-            vector: vector.as_deref(),
+            values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_ref())).collect(),
+            vector: embedding.as_ref().map(|embedding| embedding.vector.as_slice()),
             place: kept.map(|kept| kept.place.clone()),
             moved: kept.is_some_and(|kept| usize::try_from(kept.index) != Ok(chunk.index)),
         };
@@ -294,10 +294,12 @@ async fn write_rows(
         match &ready.work.end {
             End::Done(done) => {
                 let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
+                let Some(chunk) = done.chunks.first() else { continue };
+                let embedding = done.vectors.first().and_then(Option::as_ref);
                 updates.push(SourceUpdate {
                     key: &ready.work.job.key,
-                    values: columns.iter().map(|write| names.column(write, done.chunks.first())).collect(),
-                    vector: done.vectors.first().and_then(Option::as_deref),
+                    values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding)).collect(),
+                    vector: embedding.map(|embedding| embedding.vector.as_slice()),
                 });
             }
             End::Skip { .. } => cleared.push(&ready.work.job.key),

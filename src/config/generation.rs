@@ -29,6 +29,9 @@ struct Shape<'p> {
     texts: Vec<(Option<&'p str>, String)>,
     /// The SQL behind the names that these templates use.
     values: BTreeMap<&'p str, &'p str>,
+    /// Left out where it is not so, as it was before there was such a thing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    sparse: bool,
 }
 
 #[derive(Serialize)]
@@ -79,6 +82,7 @@ impl Pipeline {
             text_by: by,
             values: values.collect(),
             texts: texts.iter().map(|(word, template)| (*word, template.to_string())).collect(),
+            sparse: self.target.sparse().is_some(),
         };
         let json = serde_json::to_vec(&shape).expect("strings and numbers are always JSON");
         format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(json)))

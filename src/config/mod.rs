@@ -212,7 +212,7 @@ pub struct Provider {
 pub enum ProviderKind {
     /// OpenAI's embeddings API, and what speaks it. `url` ends before `/embeddings`.
     OpenAi { url: Url, key: Option<Secret> },
-    /// Inside this process, on candle. `folder` holds `config.json`, `tokenizer.json` and `model.safetensors`; none: MiniLM as
+    /// Inside this process, on candle. `folder` holds the model's files; none: MiniLM as
     /// `gristmill fetch` brings it.
     Local { folder: Option<PathBuf>, threads: usize },
     /// Lexical: hashed words, no meaning, no network. For tests and applications' own CI.
@@ -228,6 +228,8 @@ pub struct Model {
     /// What the provider calls it.
     pub name: String,
     pub dimensions: usize,
+    /// Whether it gives weights of tokens beside each vector, as BGE-M3 does.
+    pub sparse: bool,
     /// Most tokens of one text.
     pub longest: usize,
     /// Most inputs and tokens of one request.

@@ -98,6 +98,7 @@ pub(super) fn model(
     };
     // pgvector's largest vector.
     let dimensions = section.need("dimensions", whole(1..=16_000), "1536");
+    let sparse = section.or("sparse", boolean, false);
     let longest = section.or("longest", at_least(1), defaults.longest);
     let inputs = section.or("inputs", at_least(1), defaults.inputs);
     let tokens = section.or("tokens", at_least(1), defaults.tokens);
@@ -108,6 +109,12 @@ pub(super) fn model(
 
     if tokens < longest {
         section.misfit_at("tokens", format!("is {tokens}, but one text may have {longest}; raise it or lower longest"));
+    }
+    if sparse && matches!(kind, ProviderKind::Hash) {
+        section.misfit_at("sparse", "is for BGE-M3, which providers of kind \"local\" and \"openai\" have");
+    }
+    if sparse && send_dimensions {
+        section.misfit_at("send_dimensions", "must be false: a model with sparse = true has one size");
     }
     match (kind, tokenizer) {
         (ProviderKind::Local { .. }, TokenizerKind::Cl100k | TokenizerKind::O200k) => {
@@ -124,6 +131,7 @@ pub(super) fn model(
         provider,
         name: name?,
         dimensions: dimensions?,
+        sparse,
         longest,
         inputs,
         tokens,

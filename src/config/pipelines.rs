@@ -43,6 +43,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let queue = section.section("queue").map(queue::queue);
     let effects = effects::effects(&mut section);
     if let (Some(source), Some(target)) = (&source, &target) {
+        targets::check_sparse(&section, target, &used);
         targets::check_distinct(&section, source, target, &write, status.as_ref().and_then(Option::as_ref));
     }
     let names_used = section.names_used();

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::raw::{Item, Section};
 use super::template::{ChunkFact, Name};
 use super::values::{Scope, boolean, column_choice, sql, table, template, text, text_or_empty};
-use super::{Assignment, ColumnChoice, Pipeline, Place, Source, Status, StatusWords, Target, Template, Value};
+use super::{Assignment, ColumnChoice, Model, Pipeline, Place, Source, Status, StatusWords, Target, Template, Value};
 
 const VECTOR: Name = Name::Chunk(ChunkFact::Vector);
+const SPARSE: Name = Name::Chunk(ChunkFact::Sparse);
 const INDEX: Name = Name::Chunk(ChunkFact::Index);
 
 /// The entries of a column map, each with its place.
@@ -51,6 +52,7 @@ pub(super) fn target(mut section: Section, whole: bool) -> Option<Target> {
     let target = Target { place, table, create, policy, parent, version, columns };
 
     check_own_value(&section, &target, &VECTOR);
+    check_own_value(&section, &target, &SPARSE);
     if has_table {
         check_own_value(&section, &target, &INDEX);
         check_parent(&section, &target);
@@ -84,7 +86,7 @@ fn version(section: &mut Section) -> Option<(String, String)> {
     })
 }
 
-/// One column, always there, has to take the vector or the index, alone.
+/// One column, always there, has to take the vector or the index, alone; one that may be missing may take the sparse vector.
 fn check_own_value(section: &Section, target: &Target, wanted: &Name) {
     let uses = |template: &Template| template.names().contains(wanted);
     let mut found = false;
@@ -93,22 +95,43 @@ fn check_own_value(section: &Section, target: &Target, wanted: &Name) {
             Value::Template(template) => (template.single() == Some(wanted), uses(template)),
             Value::Merge(keys) => (false, keys.values().any(uses)),
         };
-        let always =
-            !assignment.column.optional && assignment.column.candidates.iter().all(|one| one.json_key.is_none());
-        if alone && found && *wanted == VECTOR {
+        let whole = assignment.column.candidates.iter().all(|one| one.json_key.is_none());
+        let always = whole && !assignment.column.optional;
+        if alone && found && *wanted != INDEX {
             section.misfit(assignment.place.clone(), format!("takes {wanted} a second time; one column is enough"));
-        } else if alone && !always && !found {
+        } else if alone && !whole && *wanted == SPARSE {
+            section.misfit(assignment.place.clone(), format!("takes {wanted}, so it must be a column, without `.`"));
+        } else if alone && !always && !found && *wanted != SPARSE {
             let message = format!("takes {wanted}, so it must be a column that is always there, without `?` and `.`");
             section.misfit(assignment.place.clone(), message);
-        } else if named && !alone && *wanted == VECTOR {
+        } else if named && !alone && *wanted != INDEX {
             section.misfit(assignment.place.clone(), format!("mixes {wanted} with other text; give it its own column"));
         }
         found |= alone;
     }
-    if !found {
+    if !found && *wanted != SPARSE {
         let column = if *wanted == VECTOR { "embedding" } else { "chunk_index" };
         let message = format!("has no column for {wanted}; write for example {column} = \"{wanted}\"");
         section.misfit_at("columns", message);
+    }
+}
+
+/// Only a model that gives weights of tokens has something to write into a column for them.
+pub(super) fn check_sparse(section: &Section, target: &Target, models: &[&Model]) {
+    let Some(assignment) = target.sparse() else { return };
+    for model in models.iter().filter(|model| !model.sparse) {
+        let message =
+            format!("takes {SPARSE}, which model {} does not give; is it BGE-M3 (sparse = true)?", model.label);
+        section.misfit(assignment.place.clone(), message);
+    }
+}
+
+impl Target {
+    /// What takes the weights of a chunk's tokens, if anything does.
+    pub fn sparse(&self) -> Option<&Assignment> {
+        self.columns.iter().find(
+            |assignment| matches!(&assignment.value, Value::Template(template) if template.single() == Some(&SPARSE)),
+        )
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 use sqlx::PgExecutor;
 use sqlx::types::time::OffsetDateTime;
 
+use crate::domain::{BadVector, Embedding, Sparse};
+
 /// SHA-256 of the exact text.
 pub type TextHash = [u8; 32];
 
@@ -14,24 +16,27 @@ pub type TextHash = [u8; 32];
 pub struct Parked {
     pub tenant: String,
     pub text: TextHash,
-    pub vector: Vec<f32>,
+    pub embedding: Embedding,
 }
 
 /// Keeps vectors of one model; what was paid for last replaces what was kept before.
 pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sqlx::Result<()> {
     let tenants: Vec<String> = parked.iter().map(|one| one.tenant.clone()).collect();
     let texts: Vec<Vec<u8>> = parked.iter().map(|one| one.text.to_vec()).collect();
-    let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.vector)).collect();
+    let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.embedding.vector)).collect();
+    let weights: Vec<Option<Vec<u8>>> = parked.iter().map(|one| one.embedding.sparse.as_ref().map(pairs)).collect();
     sqlx::query!(
-        r#"insert into gristmill.vector_cache (tenant, model, digest, vector)
-           select distinct on (tenant, digest) tenant, $1, digest, vector
-           from unnest($2::text[], $3::bytea[], $4::bytea[]) as parked (tenant, digest, vector)
+        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse)
+           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse
+           from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) as parked (tenant, digest, vector, sparse)
            order by tenant, digest
-           on conflict (tenant, model, digest) do update set vector = excluded.vector, kept_at = excluded.kept_at"#,
+           on conflict (tenant, model, digest) do update
+           set vector = excluded.vector, sparse = excluded.sparse, kept_at = excluded.kept_at"#,
         model,
         &tenants,
         &texts,
         &vectors,
+        &weights as &[Option<Vec<u8>>],
     )
     .execute(db)
     .await?;
@@ -45,10 +50,10 @@ pub async fn find(
     model: &str,
     texts: &[TextHash],
     since: Option<OffsetDateTime>,
-) -> sqlx::Result<HashMap<TextHash, Vec<f32>>> {
+) -> sqlx::Result<HashMap<TextHash, Embedding>> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     let rows = sqlx::query!(
-        "select digest, vector from gristmill.vector_cache
+        "select digest, vector, sparse from gristmill.vector_cache
          where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4)",
         tenant,
         model,
@@ -57,7 +62,11 @@ pub async fn find(
     )
     .fetch_all(db)
     .await?;
-    Ok(rows.into_iter().filter_map(|row| Some((row.digest.try_into().ok()?, floats(&row.vector)))).collect())
+    let kept = rows.into_iter().filter_map(|row| {
+        let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
+        Some((row.digest.try_into().ok()?, Embedding { vector: floats(&row.vector), sparse }))
+    });
+    Ok(kept.collect())
 }
 
 /// Drops the vectors of these texts: they are in a target now, and what was booked once must not be booked again.
@@ -94,4 +103,14 @@ fn bytes(vector: &[f32]) -> Vec<u8> {
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
+}
+
+/// Token and weight, four bytes each.
+fn pairs(sparse: &Sparse) -> Vec<u8> {
+    sparse.iter().flat_map(|(token, weight)| [token.to_le_bytes(), weight.to_le_bytes()]).flatten().collect()
+}
+
+fn weights(bytes: &[u8]) -> Result<Sparse, BadVector> {
+    let four = bytes.as_chunks::<4>().0.as_chunks::<2>().0;
+    Sparse::new(four.iter().map(|[token, weight]| (u32::from_le_bytes(*token), f32::from_le_bytes(*weight))))
 }

@@ -10,7 +10,7 @@ use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Weight
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan};
-use crate::domain::{Chunk, ClaimedJob, Digest, Document, check_vector};
+use crate::domain::{BadVector, Chunk, ClaimedJob, Digest, Document, Embedding, check_vector};
 
 use super::content;
 use super::limit;
@@ -246,7 +246,7 @@ fn tokens_to_pay(plan: &ChunkPlan, kept: &[bool]) -> usize {
 }
 
 /// Texts with their vectors.
-type Texts = Vec<(String, Vec<f32>)>;
+type Texts = Vec<(String, Embedding)>;
 
 /// Embeds what is not kept. A chunk in parts becomes the mean of its parts, which come along.
 async fn embed(
@@ -255,7 +255,7 @@ async fn embed(
     row: &LoadedRow,
     plan: &ChunkPlan,
     kept: &[bool],
-) -> Result<(Vec<Option<Vec<f32>>>, Paid, Texts), JobError> {
+) -> Result<(Vec<Option<Embedding>>, Paid, Texts), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
     for (nth, chunk) in plan.chunks.iter().enumerate().filter(|(nth, _)| !kept[*nth]) {
@@ -265,7 +265,7 @@ async fn embed(
             owners.push((nth, part));
         }
     }
-    let mut vectors: Vec<Option<Vec<f32>>> = vec![None; plan.chunks.len()];
+    let mut vectors: Vec<Option<Embedding>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
         return Ok((vectors, Paid { vectors: Vec::new(), tokens: 0, parked: Vec::new() }, Vec::new()));
     }
@@ -278,7 +278,7 @@ async fn embed(
         parked_since: job.fresh.then_some(job.opened_at),
     };
     let mut paid = deps.batcher.embed(&of, texts).await?;
-    let mut parts: Vec<Vec<(Vec<f32>, usize)>> = vec![Vec::new(); plan.chunks.len()];
+    let mut parts: Vec<Vec<(Embedding, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
     for ((nth, part), vector) in owners.into_iter().zip(std::mem::take(&mut paid.vectors)) {
         // The mean is nobody's text: what is worth keeping of it are its parts.
@@ -290,32 +290,42 @@ async fn embed(
     for (vector, parts) in vectors.iter_mut().zip(parts) {
         *vector = mean(parts);
     }
-    for vector in vectors.iter().flatten() {
-        check_vector(vector, deps.plan.model.dimensions)
-            .map_err(|error| crate::batch::EmbedFailure::Garbled(format!("a vector {error}")))?;
+    let wants_sparse = deps.plan.target.sparse().is_some();
+    for embedding in vectors.iter().flatten() {
+        let checked = check_vector(&embedding.vector, deps.plan.model.dimensions);
+        let checked =
+            if wants_sparse && embedding.sparse.is_none() { checked.and(Err(BadVector::NoWeights)) } else { checked };
+        checked.map_err(|error| crate::batch::EmbedFailure::Garbled(format!("a vector {error}")))?;
     }
     Ok((vectors, paid, bought))
 }
 
-/// The mean of vectors weighted by tokens and brought to length 1; a single one stays as it is.
-fn mean(mut parts: Vec<(Vec<f32>, usize)>) -> Option<Vec<f32>> {
+/// The mean of vectors weighted by tokens and brought to length 1, with the largest weights of their tokens; a single one stays
+/// as it is.
+fn mean(mut parts: Vec<(Embedding, usize)>) -> Option<Embedding> {
     if parts.len() <= 1 {
-        return parts.pop().map(|(vector, _)| vector);
+        return parts.pop().map(|(embedding, _)| embedding);
     }
-    let mut sum = vec![0.0_f64; parts[0].0.len()];
-    for (vector, tokens) in &parts {
+    let mut sum = vec![0.0_f64; parts[0].0.vector.len()];
+    for (part, tokens) in &parts {
         let weight = f64::from(u32::try_from(*tokens).unwrap_or(u32::MAX));
-        for (sum, value) in sum.iter_mut().zip(vector) {
+        for (sum, value) in sum.iter_mut().zip(&part.vector) {
             *sum += f64::from(*value) * weight;
         }
     }
     let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
     #[expect(clippy::cast_possible_truncation, reason = "a value of a vector of length 1 fits f32")]
-    Some(sum.into_iter().map(|value| (value / norm) as f32).collect())
+    let vector = sum.into_iter().map(|value| (value / norm) as f32).collect();
+    let weights = parts.into_iter().map(|(part, _)| part.sparse).reduce(|whole, part| {
+        let (mut whole, part) = (whole?, part?);
+        whole.merge(&part);
+        Some(whole)
+    });
+    Some(Embedding { vector, sparse: weights.flatten() })
 }
 
 /// New vectors with the text they belong to: kept if they cannot be written.
-fn parkable(plan: &ChunkPlan, vectors: &[Option<Vec<f32>>]) -> Texts {
+fn parkable(plan: &ChunkPlan, vectors: &[Option<Embedding>]) -> Texts {
     let whole = |nth: usize| plan.parts.get(nth).is_none_or(Vec::is_empty);
     plan.chunks
         .iter()

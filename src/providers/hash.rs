@@ -55,8 +55,8 @@ impl Hash {
 #[async_trait]
 impl Embedder for Hash {
     async fn embed(&self, texts: &[String]) -> Result<Embedded, ProviderError> {
-        let vectors: Vec<_> = texts.iter().map(|text| self.vector(text)).collect();
-        Ok(Embedded { vectors: checked(vectors, self.dimensions), ..Embedded::default() })
+        let vectors = texts.iter().map(|text| checked(self.vector(text).into(), self.dimensions)).collect();
+        Ok(Embedded { vectors, ..Embedded::default() })
     }
 }
 

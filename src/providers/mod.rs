@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::{BadVector, check_vector};
+use crate::domain::{BadVector, Embedding, check_vector};
 
 pub use hash::Hash;
 pub use local::{Local, LocalError, LocalModel};
@@ -19,7 +19,8 @@ pub use openai::{OpenAi, OpenAiEndpoint, OpenAiModel};
 /// Makes vectors of texts.
 #[async_trait]
 pub trait Embedder: Send + Sync {
-    /// One request. The vectors come in the order of the texts, one for each, and each checked: length, finite, not zero.
+    /// One request. The vectors come in the order of the texts, one for each, and each checked: length, finite, not zero. A model
+    /// that was asked for weights of tokens gives them with each.
     ///
     /// # Errors
     /// See [`ProviderError`].
@@ -30,7 +31,7 @@ pub trait Embedder: Send + Sync {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Embedded {
     /// A bad vector says nothing about its neighbours, which are paid for all the same.
-    pub vectors: Vec<Result<Vec<f32>, BadVector>>,
+    pub vectors: Vec<Result<Embedding, BadVector>>,
     /// What the provider says it counted, where it says so.
     pub input_tokens: Option<u64>,
     /// The provider's own name for the request, for disputes.
@@ -47,7 +48,9 @@ impl Embedded {
     pub fn all(self) -> Result<Vec<Vec<f32>>, ProviderError> {
         let texts = self.vectors.len();
         let named = |(index, vector): (usize, Result<_, BadVector>)| {
-            vector.map_err(|bad| ProviderError::Garbled(bad_vector(index, texts, bad)))
+            vector
+                .map(|embedding: Embedding| embedding.vector)
+                .map_err(|bad| ProviderError::Garbled(bad_vector(index, texts, bad)))
         };
         self.vectors.into_iter().enumerate().map(named).collect()
     }
@@ -98,9 +101,8 @@ pub enum ProviderError {
     Garbled(String),
 }
 
-/// Checks each vector.
-fn checked(vectors: Vec<Vec<f32>>, dimensions: usize) -> Vec<Result<Vec<f32>, BadVector>> {
-    vectors.into_iter().map(|vector| check_vector(&vector, dimensions).map(|()| vector)).collect()
+fn checked(embedding: Embedding, dimensions: usize) -> Result<Embedding, BadVector> {
+    check_vector(&embedding.vector, dimensions).map(|()| embedding)
 }
 
 /// Scales a vector to length 1; one of zeros stays as it is.

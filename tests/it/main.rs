@@ -30,6 +30,7 @@ mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
 mod schema;
+mod sparse;
 mod spine;
 mod statuses;
 mod stores;

@@ -54,6 +54,10 @@ fn a_generation_is_what_shapes_vectors() {
         assert!(GOOD.contains(from), "{from}");
         assert!(seen.insert(generation(&GOOD.replacen(from, to, 1))), "{to}");
     }
+    let m3 =
+        GOOD.replacen("text-embedding-3-small\", dimensions = 1536", "bge-m3\", dimensions = 1024, sparse = true", 1);
+    assert!(seen.insert(generation(&m3)));
+    assert!(seen.insert(generation(&m3.replacen("embedding = ", "weights = \"{chunk.sparse}\", embedding = ", 1))));
     let cut = GOOD.replacen("embed = ", "whole = true\nlonger = \"cut\"\nembed = ", 1);
     assert!(seen.insert(generation(&cut.replacen("dimensions = 1536", "dimensions = 1536, longest = 500", 1))));
 }

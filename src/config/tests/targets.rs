@@ -82,6 +82,54 @@ fn targets_are_checked() {
 }
 
 #[test]
+fn weights_of_tokens_have_a_column_of_their_own_and_a_model_that_gives_them() {
+    let sparse = |columns: &str, expected: &[&str]| {
+        let m3 = "name = \"BAAI/bge-m3\", dimensions = 1024, sparse = true";
+        let good = GOOD.replacen("name = \"text-embedding-3-small\", dimensions = 1536", m3, 1);
+        let with = format!("embedding = \"{{chunk.vector}}\", {columns} }}");
+        check(&good.replacen("embedding = \"{chunk.vector}\" }", &with, 1), expected);
+    };
+    let at = "24: pipelines.documents.target.columns";
+    sparse("weights = \"{chunk.sparse}\"", &[]);
+    sparse("\"weights|old_weights?\" = \"{chunk.sparse}\"", &[]);
+    sparse(
+        "weights = \"{chunk.sparse}\", again = \"{chunk.sparse}\"",
+        &[&format!("{at}.again: takes {{chunk.sparse}} a second time; one column is enough")],
+    );
+    sparse(
+        "weights = \"W: {chunk.sparse}\"",
+        &[&format!("{at}.weights: mixes {{chunk.sparse}} with other text; give it its own column")],
+    );
+    sparse(
+        "meta = { w = \"{chunk.sparse}\" }",
+        &[&format!("{at}.meta: mixes {{chunk.sparse}} with other text; give it its own column")],
+    );
+    sparse(
+        "\"weights|meta.weights\" = \"{chunk.sparse}\"",
+        &[&format!("{at}.\"weights|meta.weights\": takes {{chunk.sparse}}, so it must be a column, without `.`")],
+    );
+    check_change(
+        "embedding = \"{chunk.vector}\" }",
+        "embedding = \"{chunk.vector}\", weights = \"{chunk.sparse}\" }",
+        &[
+            "24: pipelines.documents.target.columns.weights: takes {chunk.sparse}, which model small does not give; is it \
+         BGE-M3 (sparse = true)?",
+        ],
+    );
+    check_change(
+        "dimensions = 1536",
+        "dimensions = 1536, sparse = true",
+        &["4: models.small.send_dimensions: must be false: a model with sparse = true has one size"],
+    );
+    let hash = "models.lexical = { provider = \"lexical\", dimensions = 8, sparse = true }\n";
+    check_change(
+        "models.small",
+        &format!("providers.lexical.kind = \"hash\"\n{hash}models.small"),
+        &["5: models.lexical.sparse: is for BGE-M3, which providers of kind \"local\" and \"openai\" have"],
+    );
+}
+
+#[test]
 fn columns_of_the_row_are_set_once() {
     check_change(
         "words = { skipped = \"\" }\n",
@@ -128,7 +176,7 @@ target.table = "note_vectors"
 
 
 target.parent = { note_id = "{id}" }
-target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}", "sparse?" = "{chunk.sparse}" }
+target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}" }
 
 signal = { notify = "ready" }
 [providers.openai]
@@ -138,7 +186,6 @@ key = "${KEY}"
 provider = "openai"
 name = "text-embedding-3-small"
 dimensions = 1536
-sparse = true
 "#;
     let no = |place: &str, what: &str| format!("{place}: `{what}` is not supported by this version; leave it out");
     let expected = [
@@ -146,9 +193,7 @@ sparse = true
         no("4: models.scribe.language", "language"),
         no("4: models.scribe.options", "options"),
         no("7: pipelines.transcripts.kind", "transcribe"),
-        no("19: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
         no("21: pipelines.notes.signal", "signal"),
-        no("29: models.small.sparse", "sparse"),
     ];
     assert_eq!(misfits(later), expected);
 }

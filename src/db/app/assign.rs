@@ -6,6 +6,7 @@ use crate::config::{Assignment, Candidate, ChunkFact, JobFact, Name, Place, Temp
 
 use super::catalog::{Column, Table};
 use super::check::Misfit;
+use super::vector::{SparseKind, VOCABULARY};
 
 /// A column that is written, and with what.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub enum WriteKind {
     Plain(Template),
     /// The chunk's vector.
     Vector,
+    /// The weights of its tokens.
+    Sparse(SparseKind),
     /// Keys merged into a jsonb object.
     Merge(BTreeMap<String, Template>),
 }
@@ -30,7 +33,7 @@ impl ColumnWrite {
     pub fn names(&self) -> Vec<&Name> {
         match &self.kind {
             WriteKind::Plain(template) => template.names().into_iter().collect(),
-            WriteKind::Vector => Vec::new(),
+            WriteKind::Vector | WriteKind::Sparse(_) => Vec::new(),
             WriteKind::Merge(keys) => keys.values().flat_map(Template::names).collect(),
         }
     }
@@ -64,6 +67,10 @@ pub(super) fn resolve(table: &Table, assignments: &[Assignment], misfits: &mut V
             (Value::Template(template), None) if template.single() == Some(&Name::Chunk(ChunkFact::Vector)) => {
                 WriteKind::Vector
             }
+            (Value::Template(template), None) if template.single() == Some(&Name::Chunk(ChunkFact::Sparse)) => {
+                let Some(kind) = sparse_kind(table, column, assignment, misfits) else { continue };
+                WriteKind::Sparse(kind)
+            }
             (Value::Template(template), None) => WriteKind::Plain(template.clone()),
             (Value::Merge(keys), _) => WriteKind::Merge(keys.clone()),
         };
@@ -80,6 +87,28 @@ pub(super) fn resolve(table: &Table, assignments: &[Assignment], misfits: &mut V
         add(&mut writes, ColumnWrite { column: column.clone(), kind, place: assignment.place.clone() }, table, misfits);
     }
     writes
+}
+
+fn sparse_kind(
+    table: &Table,
+    column: &Column,
+    assignment: &Assignment,
+    misfits: &mut Vec<Misfit>,
+) -> Option<SparseKind> {
+    let dimensions = usize::try_from(column.modifier).ok();
+    let wrong = match (column.type_name.as_str(), dimensions) {
+        _ if column.is_jsonb() => return Some(SparseKind::Object),
+        ("sparsevec", Some(few)) if few < VOCABULARY => {
+            format!("sparsevec({few}), and the model has {VOCABULARY} tokens: make it sparsevec({VOCABULARY})")
+        }
+        ("sparsevec", dimensions) => {
+            return Some(SparseKind::SparseVector { dimensions: dimensions.unwrap_or(VOCABULARY) });
+        }
+        (other, _) => format!("{other}; weights of tokens go into sparsevec or jsonb"),
+    };
+    let message = format!("column {} of {} is {wrong}", column.name, table.name);
+    misfits.push(Misfit::new(&assignment.place, message));
+    None
 }
 
 fn choose<'a>(

@@ -101,13 +101,10 @@ pub async fn has_rows(connection: &mut PgConnection, plan: &Plan) -> sqlx::Resul
 /// How many chunks a row has, or 0 where one of them is not valid.
 fn valid_chunks(plan: &Plan) -> String {
     match &plan.target {
-        TargetPlan::Row { vector, .. } => {
-            let vector = format!("source.{}", vector.sql());
-            format!("(case when {} then 1 else 0 end)", plan.vector.valid(&vector, plan.model.dimensions))
-        }
-        TargetPlan::Chunks { table, vector, .. } => format!(
+        TargetPlan::Row { .. } => format!("(case when {} then 1 else 0 end)", plan.valid("source")),
+        TargetPlan::Chunks { table, .. } => format!(
             "(select case when coalesce(bool_and({valid}), false) then count(*) else 0 end from {table} as chunk where {parent})",
-            valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions),
+            valid = plan.valid("chunk"),
             parent = parent_of_source(plan),
         ),
     }

@@ -73,7 +73,7 @@ fn zeroed(plan: &Plan) -> Vec<(String, String)> {
                     )
                 })
             }
-            WriteKind::Vector => None,
+            WriteKind::Vector | WriteKind::Sparse(_) => None,
         };
         value.map(|value| (column, value))
     });

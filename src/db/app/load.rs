@@ -182,7 +182,7 @@ pub async fn existing_chunks(
             let statement = format!(
                 "select asked.gm_nth as nth, ''::text as place, 0::bigint as index, null::bytea as text, {valid} as valid \
                  from {asked} join {table} as source on {key_match} where {vector} is not null",
-                valid = plan.vector.valid(&vector, plan.model.dimensions),
+                valid = plan.valid("source"),
                 asked = asked(plan.key.len()),
                 table = plan.source,
                 key_match = plan.key_match("source"),
@@ -239,7 +239,7 @@ pub async fn lock_chunks(
 
 /// The statement that reads the chunks of the asked parents.
 fn chunks_of(plan: &Plan) -> String {
-    let TargetPlan::Chunks { table, parent, vector, index, text, .. } = &plan.target else { return String::new() };
+    let TargetPlan::Chunks { table, parent, index, text, .. } = &plan.target else { return String::new() };
     let text = text.as_ref().map_or_else(
         || "null::bytea".to_owned(),
         |text| format!("substring(sha256(convert_to(chunk.{}::text, 'UTF8')) for 16)", text.sql()),
@@ -248,7 +248,7 @@ fn chunks_of(plan: &Plan) -> String {
         "select asked.gm_nth as nth, {PLACE} as place, coalesce(chunk.{index}, -1)::bigint as index, {text} as text, {valid} as valid \
          from {asked} join {table} as chunk on {parent_match} order by asked.gm_nth, chunk.{index}",
         index = index.sql(),
-        valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions),
+        valid = plan.valid("chunk"),
         asked = asked(parent.len()),
         parent_match = parent_match(plan, "chunk"),
     )

@@ -39,7 +39,7 @@ pub use search::{Hit, search};
 pub use survey::{Reference, Surveyed, buckets, commonest_word, has_function, survey};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
-pub use vector::{VectorKind, VectorType};
+pub use vector::{SparseKind, VectorKind, VectorType};
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use write::{
     ChunkRow, LockedRow, SourceUpdate, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread, set_writer,

@@ -17,7 +17,7 @@ use super::limits::{self, LimitPlan};
 use super::queue::{self, QueuePlan};
 use super::rights;
 use super::shape::{Shape, row_names};
-use super::vector::{VectorKind, VectorType};
+use super::vector::{SparseKind, VectorKind, VectorType};
 use super::{asked, words};
 
 /// A pipeline that fits its database.
@@ -86,6 +86,14 @@ impl TargetPlan {
         }
     }
 
+    /// The column for weights of tokens, where there is one.
+    pub fn sparse(&self) -> Option<(&Column, SparseKind)> {
+        self.columns().iter().find_map(|write| match write.kind {
+            WriteKind::Sparse(kind) => Some((&write.column, kind)),
+            _ => None,
+        })
+    }
+
     pub fn columns(&self) -> &[ColumnWrite] {
         match self {
             Self::Chunks { columns, .. } | Self::Row { columns, .. } => columns,
@@ -108,7 +116,7 @@ impl Plan {
             .iter()
             .map(|column| match &column.kind {
                 WriteKind::Plain(template) => template.render(|name| self.key_value(key, name)),
-                WriteKind::Vector | WriteKind::Merge(_) => String::new(),
+                WriteKind::Vector | WriteKind::Sparse(_) | WriteKind::Merge(_) => String::new(),
             })
             .collect()
     }
@@ -117,6 +125,16 @@ impl Plan {
         let Name::Row(name) = name else { return None };
         let nth = self.key.iter().position(|column| &column.name == name)?;
         key.0.get(nth).cloned()
+    }
+
+    /// An SQL condition: what `row` holds may stay, its weights of tokens included.
+    pub(super) fn valid(&self, row: &str) -> String {
+        let vector = format!("{row}.{}", self.target.vector().sql());
+        let valid = self.vector.valid(&vector, self.model.dimensions);
+        match self.target.sparse() {
+            Some((column, kind)) => format!("({valid} and {})", kind.valid(&format!("{row}.{}", column.sql()))),
+            _ => valid,
+        }
     }
 
     /// `source."a" = asked.gm_k1::type and …`

@@ -6,6 +6,8 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
 use sqlx::{Encode, Type};
 
+use crate::domain::Sparse;
+
 /// How a vector column stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VectorKind {
@@ -34,6 +36,44 @@ impl VectorType {
         format!(
             "({expression} is not null and {schema}.{dims}({expression}) = {dimensions} and {schema}.{norm}({expression}) > 0)"
         )
+    }
+}
+
+/// Tokens of XLM-RoBERTa, whose weights BGE-M3 gives.
+pub(super) const VOCABULARY: usize = 250_002;
+
+/// How a column stores weights by token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SparseKind {
+    /// `{"<token>": weight}`, as the model's own tools write it.
+    Object,
+    /// pgvector's `sparsevec` of so many dimensions.
+    SparseVector { dimensions: usize },
+}
+
+impl SparseKind {
+    /// As text, to be cast to the column's type.
+    pub fn text(self, sparse: &Sparse) -> String {
+        let joined = |pairs: Vec<String>| pairs.join(",");
+        match self {
+            Self::Object => {
+                let pairs = sparse.iter().map(|(token, weight)| format!("\"{token}\":{weight}"));
+                format!("{{{}}}", joined(pairs.collect()))
+            }
+            // Tokens count from 0, its dimensions from 1.
+            Self::SparseVector { dimensions } => {
+                let pairs = sparse.iter().map(|(token, weight)| format!("{}:{weight}", u64::from(token) + 1));
+                format!("{{{}}}/{dimensions}", joined(pairs.collect()))
+            }
+        }
+    }
+
+    /// An SQL condition: `expression` holds weights, be it none.
+    pub fn valid(self, expression: &str) -> String {
+        match self {
+            Self::Object => format!("coalesce(jsonb_typeof({expression}) = 'object', false)"),
+            Self::SparseVector { .. } => format!("{expression} is not null"),
+        }
     }
 }
 
@@ -93,4 +133,19 @@ fn one(buffer: &mut PgArgumentBuffer, kind: VectorKind, vector: &[f32]) -> Resul
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_written_as_each_kind_of_column_reads_them() {
+        let sparse = Sparse::new([(0, 0.5), (250_001, 1e-7), (7, 1.25)]).unwrap();
+        assert_eq!(SparseKind::Object.text(&sparse), r#"{"0":0.5,"7":1.25,"250001":0.0000001}"#);
+        let vector = SparseKind::SparseVector { dimensions: VOCABULARY };
+        assert_eq!(vector.text(&sparse), "{1:0.5,8:1.25,250002:0.0000001}/250002");
+        assert_eq!(SparseKind::Object.text(&Sparse::default()), "{}");
+        assert_eq!(vector.text(&Sparse::default()), "{}/250002");
+    }
 }

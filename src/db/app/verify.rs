@@ -180,12 +180,12 @@ fn counts(plan: &Plan) -> String {
     match &plan.target {
         TargetPlan::Row { vector, .. } => {
             let vector = format!("source.{}", vector.sql());
-            let valid = plan.vector.valid(&vector, plan.model.dimensions);
+            let valid = plan.valid("source");
             format!("({vector} is not null)::int as gm_chunks, ({vector} is not null and not {valid})::int as gm_bad")
         }
-        TargetPlan::Chunks { table, vector, .. } => {
+        TargetPlan::Chunks { table, .. } => {
             let parent = parent_of_source(plan);
-            let valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions);
+            let valid = plan.valid("chunk");
             format!(
                 "(select count(*) from {table} as chunk where {parent}) as gm_chunks, \
                  (select count(*) from {table} as chunk where {parent} and not {valid}) as gm_bad"

@@ -122,7 +122,8 @@ pub async fn delete_chunks(connection: &mut PgConnection, plan: &Plan, places: &
     Ok(())
 }
 
-/// A chunk to write: values for the parent columns, then for the target's columns (none for its vector), in the plan's order.
+/// A chunk to write: values for the parent columns, then for the target's columns (none for its vector), in the plan's order. Where
+/// the row is kept, its vector and its weights of tokens are.
 #[derive(Debug, Clone)]
 pub struct ChunkRow<'a> {
     pub parent: Vec<String>,
@@ -143,7 +144,7 @@ pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[C
     if rows.is_empty() {
         return Ok(());
     }
-    let plain: Vec<(usize, &ColumnWrite)> = plain_columns(columns);
+    let plain = columns_but(columns, |kind| *kind == WriteKind::Vector);
     let mut names: Vec<String> = parent.iter().map(|write| write.column.sql()).collect();
     let mut values: Vec<String> =
         parent.iter().enumerate().map(|(nth, write)| format!("given.p{nth}::{}", write.column.type_sql())).collect();
@@ -151,7 +152,9 @@ pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[C
         names.push(write.column.sql());
         values.push(match write.kind {
             WriteKind::Merge(_) => format!("jsonb_strip_nulls(given.c{nth}::jsonb)"),
-            WriteKind::Plain(_) | WriteKind::Vector => format!("given.c{nth}::{}", write.column.type_sql()),
+            WriteKind::Plain(_) | WriteKind::Sparse(_) | WriteKind::Vector => {
+                format!("given.c{nth}::{}", write.column.type_sql())
+            }
         });
     }
     if let Some((column, word)) = version {
@@ -196,7 +199,7 @@ pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mu
     if *index_is_unique && rows.iter().any(|row| row.moved) {
         make_way(connection, table, index, rows).await?;
     }
-    let plain = plain_columns(columns);
+    let plain = columns_but(columns, |kind| matches!(kind, WriteKind::Vector | WriteKind::Sparse(_)));
     let sets: Vec<String> = plain
         .iter()
         .map(|(nth, write)| format!("{} = {}", write.column.sql(), new_value(write, *nth, "chunk")))
@@ -253,7 +256,7 @@ pub struct SourceUpdate<'a> {
     pub key: &'a SourceKey,
     /// One for each column, in their order.
     pub values: Vec<Option<String>>,
-    /// A vector to set; none keeps the one that is there.
+    /// A vector to set; none keeps the one that is there, with its weights of tokens.
     pub vector: Option<&'a [f32]>,
 }
 
@@ -287,8 +290,12 @@ pub async fn update_sources(
             continue;
         }
         let value = new_value(write, nth, "source").replace("given.", "asked.");
-        sets.push(format!("{} = {value}", write.column.sql()));
-        differs.push(format!("source.{}::text is distinct from ({value})::text", write.column.sql()));
+        if let WriteKind::Sparse(_) = write.kind {
+            sets.push(format!("{0} = coalesce({value}, source.{0})", write.column.sql()));
+        } else {
+            sets.push(format!("{} = {value}", write.column.sql()));
+            differs.push(format!("source.{}::text is distinct from ({value})::text", write.column.sql()));
+        }
         arrays.push(updates.iter().map(|update| update.values[nth].clone()).collect());
         aliases.push(format!("c{nth}"));
     }
@@ -375,13 +382,16 @@ pub async fn clear(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKe
             (statement, by_column(&parents.iter().collect::<Vec<_>>(), parent.len()))
         }
         TargetPlan::Row { vector, .. } => {
+            let columns = [Some(vector), plan.target.sparse().map(|(column, _)| column)].into_iter().flatten();
+            let emptied: Vec<String> = columns.clone().map(|column| format!("{} = null", column.sql())).collect();
+            let held: Vec<String> = columns.map(|column| format!("source.{} is not null", column.sql())).collect();
             let statement = format!(
-                "update {} as source set {} = null from {} where {} and source.{} is not null",
+                "update {} as source set {} from {} where {} and ({})",
                 plan.source,
-                vector.sql(),
+                emptied.join(", "),
                 asked(plan.key.len()),
                 plan.key_match("source"),
-                vector.sql(),
+                held.join(" or "),
             );
             (statement, by_column(keys, plan.key.len()))
         }
@@ -390,8 +400,9 @@ pub async fn clear(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKe
     Ok(())
 }
 
-fn plain_columns(columns: &[ColumnWrite]) -> Vec<(usize, &ColumnWrite)> {
-    columns.iter().enumerate().filter(|(_, write)| write.kind != WriteKind::Vector).collect()
+/// The columns without those of a kind, each with its place among all.
+fn columns_but(columns: &[ColumnWrite], left_out: impl Fn(&WriteKind) -> bool) -> Vec<(usize, &ColumnWrite)> {
+    columns.iter().enumerate().filter(|(_, write)| !left_out(&write.kind)).collect()
 }
 
 /// What a column becomes: the given value, or the given keys merged into the object that is there; what else is there stays.
@@ -407,7 +418,9 @@ pub(super) fn new_value(write: &ColumnWrite, nth: usize, row: &str) -> String {
                 names.join(", ")
             )
         }
-        WriteKind::Plain(_) | WriteKind::Vector => format!("given.c{nth}::{}", write.column.type_sql()),
+        WriteKind::Plain(_) | WriteKind::Sparse(_) | WriteKind::Vector => {
+            format!("given.c{nth}::{}", write.column.type_sql())
+        }
     }
 }
 

@@ -5,27 +5,34 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use candle_transformers::models::bert::{BertModel, Config};
+use candle_transformers::models::bert::{self, BertModel};
+use candle_transformers::models::xlm_roberta::{self, XLMRobertaModel};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::LocalModel;
-use super::bert::{Bert, Pooling};
+use super::encoder::{Encoder, Layers, Pooling, Weights};
 
 /// Why a local model cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
     #[error(
-        "cannot read {path}: `folder` must hold config.json, tokenizer.json and model.safetensors; without `folder`, \
-         `gristmill fetch` brings them"
+        "cannot read {path}: `folder` must hold config.json, tokenizer.json and model.safetensors (or pytorch_model.bin); \
+         without `folder`, `gristmill fetch` brings MiniLM's"
     )]
     Missing { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot read {path}: `sparse = true` needs BGE-M3's sparse_linear.pt (or sparse_linear.safetensors) in `folder`"
+    )]
+    NoWeights { path: PathBuf, source: io::Error },
     /// Cut off, damaged, or of another shape than the files beside it.
-    #[error("{path} is damaged or not for a BERT model: bring the folder again")]
+    #[error("{path} is damaged or not for a BERT or XLM-RoBERTa model: bring the folder again")]
     Broken { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     /// Another architecture, or a step that would silently be left out.
-    #[error("{path} asks for {what}, which is not supported: choose a BERT model with mean or cls pooling")]
+    #[error(
+        "{path} asks for {what}, which is not supported: choose a BERT or XLM-RoBERTa model with mean or cls pooling"
+    )]
     Unsupported { path: PathBuf, what: String },
     #[error("{path} says {got} dimensions and the model in workers.toml says {want}: set `dimensions = {got}`")]
     Dimensions { path: PathBuf, got: usize, want: usize },
@@ -66,33 +73,82 @@ struct Module {
     r#type: String,
 }
 
-/// Reads and checks the whole folder, the weights last.
-pub(super) fn read(folder: &Path, model: LocalModel) -> Result<Bert, LocalError> {
-    let path = folder.join("config.json");
-    let config: Config = json(&path)?;
-    check_config(&path, &config, model)?;
-    check_modules(&folder.join("modules.json"))?;
-    Ok(Bert {
-        pooling: pooling(&folder.join("1_Pooling").join("config.json"))?,
-        tokenizer: tokenizer(&folder.join("tokenizer.json"), model.longest)?,
-        padding: u32::try_from(config.pad_token_id).map_err(|error| broken(&path, error))?,
-        model: weights(&folder.join("model.safetensors"), &config)?,
-    })
+/// `config.json`, as far as it matters which architecture the rest of it is for.
+#[derive(Deserialize)]
+struct Kind {
+    model_type: Option<String>,
 }
 
-fn check_config(path: &Path, config: &Config, model: LocalModel) -> Result<(), LocalError> {
-    let path = || path.to_owned();
-    if let Some(kind) = config.model_type.as_ref().filter(|kind| *kind != "bert") {
-        return Err(LocalError::Unsupported { path: path(), what: format!("a model of type {kind}") });
+/// `config.json` of a known architecture.
+enum Config {
+    Bert(bert::Config),
+    XlmRoberta(xlm_roberta::Config),
+}
+
+impl Config {
+    fn read(path: &Path) -> Result<Self, LocalError> {
+        match json::<Kind>(path)?.model_type.as_deref() {
+            None | Some("bert") => Ok(Self::Bert(json(path)?)),
+            Some("xlm-roberta") => Ok(Self::XlmRoberta(json(path)?)),
+            Some(kind) => {
+                Err(LocalError::Unsupported { path: path.to_owned(), what: format!("a model of type {kind}") })
+            }
+        }
     }
-    if config.hidden_size != model.dimensions {
-        return Err(LocalError::Dimensions { path: path(), got: config.hidden_size, want: model.dimensions });
+
+    fn check(&self, path: &Path, model: LocalModel) -> Result<(), LocalError> {
+        let path = || path.to_owned();
+        let (got, most) = match self {
+            Self::Bert(config) => (config.hidden_size, config.max_position_embeddings),
+            // Its positions begin after the padding's.
+            Self::XlmRoberta(config) => {
+                let taken = config.pad_token_id as usize + 1;
+                (config.hidden_size, config.max_position_embeddings.saturating_sub(taken))
+            }
+        };
+        if got != model.dimensions {
+            return Err(LocalError::Dimensions { path: path(), got, want: model.dimensions });
+        }
+        if !(MINIMUM..=most).contains(&model.longest) {
+            return Err(LocalError::Longest { path: path(), most, want: model.longest });
+        }
+        if model.sparse && !matches!(self, Self::XlmRoberta(_)) {
+            return Err(LocalError::Unsupported { path: path(), what: "a BERT model with `sparse = true`".to_owned() });
+        }
+        Ok(())
     }
-    let most = config.max_position_embeddings;
-    if !(MINIMUM..=most).contains(&model.longest) {
-        return Err(LocalError::Longest { path: path(), most, want: model.longest });
+
+    fn padding(&self) -> usize {
+        match self {
+            Self::Bert(config) => config.pad_token_id,
+            Self::XlmRoberta(config) => config.pad_token_id as usize,
+        }
     }
-    Ok(())
+
+    fn hidden(&self) -> usize {
+        match self {
+            Self::Bert(config) => config.hidden_size,
+            Self::XlmRoberta(config) => config.hidden_size,
+        }
+    }
+}
+
+/// Reads and checks the whole folder, the weights last.
+pub(super) fn read(folder: &Path, model: LocalModel) -> Result<Encoder, LocalError> {
+    let path = folder.join("config.json");
+    let config = Config::read(&path)?;
+    config.check(&path, model)?;
+    check_modules(&folder.join("modules.json"))?;
+    let tokenizer = tokenizer(&folder.join("tokenizer.json"), model.longest)?;
+    // Where nothing is said: mean, as sentence-transformers has it, and the first token's for BGE-M3.
+    let pooling = pooling(&folder.join("1_Pooling").join("config.json"))?;
+    Ok(Encoder {
+        pooling: pooling.unwrap_or(if model.sparse { Pooling::Cls } else { Pooling::Mean }),
+        padding: u32::try_from(config.padding()).map_err(|error| broken(&path, error))?,
+        weights: model.sparse.then(|| weights(folder, config.hidden(), &tokenizer)).transpose()?,
+        tokenizer,
+        layers: layers(folder, &config)?,
+    })
 }
 
 /// Vectors are always normalised, whether the folder asks for it or not: their direction is what is compared.
@@ -106,13 +162,12 @@ fn check_modules(path: &Path) -> Result<(), LocalError> {
     }
 }
 
-/// Mean where nothing is said, as sentence-transformers has it.
-fn pooling(path: &Path) -> Result<Pooling, LocalError> {
-    let Some(file) = optional_json::<PoolingFile>(path)? else { return Ok(Pooling::Mean) };
+fn pooling(path: &Path) -> Result<Option<Pooling>, LocalError> {
+    let Some(file) = optional_json::<PoolingFile>(path)? else { return Ok(None) };
     let others = file.max || file.mean_of_root || file.weighted_mean || file.last;
     match (file.mode.as_deref(), file.cls, file.mean) {
-        (Some("mean"), ..) | (None, false, true) if !others => Ok(Pooling::Mean),
-        (Some("cls"), ..) | (None, true, false) if !others => Ok(Pooling::Cls),
+        (Some("mean"), ..) | (None, false, true) if !others => Ok(Some(Pooling::Mean)),
+        (Some("cls"), ..) | (None, true, false) if !others => Ok(Some(Pooling::Cls)),
         _ => Err(LocalError::Unsupported { path: path.to_owned(), what: "another pooling".to_owned() }),
     }
 }
@@ -126,10 +181,39 @@ fn tokenizer(path: &Path, longest: usize) -> Result<Tokenizer, LocalError> {
     Ok(tokenizer)
 }
 
-fn weights(path: &Path, config: &Config) -> Result<BertModel, LocalError> {
-    VarBuilder::from_buffered_safetensors(bytes(path)?, DType::F32, &Device::Cpu)
-        .and_then(|weights| BertModel::load(weights, config))
-        .map_err(|error| broken(path, error))
+fn layers(folder: &Path, config: &Config) -> Result<Layers, LocalError> {
+    let (path, weights) = tensors(folder, ["model.safetensors", "pytorch_model.bin"])?;
+    let layers = match config {
+        Config::Bert(config) => BertModel::load(weights, config).map(Layers::Bert),
+        Config::XlmRoberta(config) => XLMRobertaModel::new(config, weights).map(Layers::XlmRoberta),
+    };
+    layers.map_err(|error| broken(&path, error))
+}
+
+/// BGE-M3's second head, and the tokens that have no weight: cls, end, padding, unknown.
+fn weights(folder: &Path, hidden: usize, tokenizer: &Tokenizer) -> Result<Weights, LocalError> {
+    let (path, head) =
+        tensors(folder, ["sparse_linear.safetensors", "sparse_linear.pt"]).map_err(|error| match error {
+            LocalError::Missing { source, .. } => {
+                LocalError::NoWeights { path: folder.join("sparse_linear.pt"), source }
+            }
+            error => error,
+        })?;
+    let linear = candle_nn::linear(hidden, 1, head).map_err(|error| broken(&path, error))?;
+    let special = ["<s>", "</s>", "<pad>", "<unk>"].iter().filter_map(|token| tokenizer.token_to_id(token)).collect();
+    Ok(Weights { linear, special })
+}
+
+/// The first of these files that is there: one of safetensors, or a pickled one, of which tensors alone are read.
+fn tensors<'a>(folder: &Path, [safe, pickled]: [&str; 2]) -> Result<(PathBuf, VarBuilder<'a>), LocalError> {
+    let path = folder.join(pickled);
+    if !folder.join(safe).exists() && path.exists() {
+        let weights = VarBuilder::from_pth(&path, DType::F32, &Device::Cpu).map_err(|error| broken(&path, error))?;
+        return Ok((path, weights));
+    }
+    let path = folder.join(safe);
+    let weights = VarBuilder::from_buffered_safetensors(bytes(&path)?, DType::F32, &Device::Cpu);
+    Ok((path.clone(), weights.map_err(|error| broken(&path, error))?))
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T, LocalError> {

@@ -23,8 +23,8 @@ struct Item {
 }
 
 #[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<u64>,
+pub(super) struct Usage {
+    pub(super) prompt_tokens: Option<u64>,
 }
 
 /// Base64 of little-endian `f32`s, or a list of numbers: compatible services do not all know `encoding_format`. Read straight
@@ -37,19 +37,20 @@ type Vector = Result<Vec<f32>, BadVector>;
 pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vector>, Option<u64>), ProviderError> {
     let response: EmbedResponse = serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error))?;
     let tokens = response.usage.and_then(|usage| usage.prompt_tokens);
-    Ok((in_order(response.data, texts)?, tokens))
+    let items = response.data.into_iter().map(|item| (item.index, item.embedding.0)).collect();
+    Ok((in_order(items, texts)?, tokens))
 }
 
 /// The service numbers its vectors and may send them in any order.
-fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vector>, ProviderError> {
+pub(super) fn in_order<T>(items: Vec<(usize, T)>, texts: usize) -> Result<Vec<T>, ProviderError> {
     if items.len() != texts {
         return Err(garbled(format!("{} vectors for {texts} texts", items.len())));
     }
-    let mut vectors = vec![None; texts];
-    for Item { index, embedding } in items {
+    let mut vectors: Vec<Option<T>> = (0..texts).map(|_| None).collect();
+    for (index, vector) in items {
         let number = index + 1;
         let slot = vectors.get_mut(index).ok_or_else(|| garbled(format!("a vector for input {number} of {texts}")))?;
-        if slot.replace(embedding.0).is_some() {
+        if slot.replace(vector).is_some() {
             return Err(garbled(format!("two vectors for input {number} of {texts}")));
         }
     }
@@ -58,7 +59,7 @@ fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vector>, ProviderError
 }
 
 /// Says where the JSON ends to be an answer, never what stands there.
-fn not_an_answer(body: &[u8], error: &serde_json::Error) -> ProviderError {
+pub(super) fn not_an_answer(body: &[u8], error: &serde_json::Error) -> ProviderError {
     let body = body.trim_ascii();
     ProviderError::NoAnswer(match body.first() {
         None => "its body is empty".to_owned(),
@@ -95,12 +96,16 @@ impl<'de> Visitor<'de> for EmbeddingVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Embedding, A::Error> {
         let mut vector = Vec::with_capacity(1536);
-        // `null` is what some services make of a number that is not finite.
-        while let Some(number) = numbers.next_element::<Option<f32>>()? {
-            vector.push(number.unwrap_or(f32::NAN));
+        while let Some(next) = numbers.next_element()? {
+            vector.push(number(next));
         }
         Ok(Embedding(Ok(vector)))
     }
+}
+
+/// `null` is what some services make of a number that is not finite.
+pub(super) fn number(number: Option<f32>) -> f32 {
+    number.unwrap_or(f32::NAN)
 }
 
 fn decode(text: &str) -> Vector {

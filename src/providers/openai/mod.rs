@@ -1,6 +1,7 @@
 //! OpenAI's embeddings API and what speaks it: vLLM, llama.cpp, LM Studio, Ollama, Infinity, Azure's `/openai/v1`.
 
 mod answer;
+mod pooling;
 mod refusal;
 mod waits;
 
@@ -14,9 +15,10 @@ use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::{Embedded, Embedder, ProviderError};
+use super::{Embedded, Embedder, ProviderError, checked};
 use crate::config::Secret;
-use crate::domain::check_vector;
+use crate::domain::{BadVector, Embedding};
+use pooling::PoolingRequest;
 
 /// The most a number of a vector takes in JSON, with its comma and blanks.
 const BYTES_PER_NUMBER: usize = 32;
@@ -41,6 +43,8 @@ pub struct OpenAiModel {
     pub dimensions: usize,
     /// Whether to ask for `dimensions`; models of one size refuse the question.
     pub send_dimensions: bool,
+    /// Whether to ask for weights of tokens beside each vector, at vLLM's `/pooling`.
+    pub sparse: bool,
 }
 
 /// One model at one endpoint.
@@ -78,8 +82,14 @@ impl OpenAi {
     /// `timeout` is for a whole request, its answer included.
     pub fn new(client: reqwest::Client, endpoint: OpenAiEndpoint, model: OpenAiModel, timeout: Duration) -> Self {
         let mut url = endpoint.url;
+        // vLLM's own addresses stand beside OpenAI's `/v1`, not below it.
+        let beside = model.sparse && url.path().trim_end_matches('/').ends_with("/v1");
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().push("embeddings");
+            path.pop_if_empty();
+            if beside {
+                path.pop();
+            }
+            path.push(if model.sparse { "pooling" } else { "embeddings" });
         }
         Self { client, url, key: endpoint.key, model, timeout }
     }
@@ -113,12 +123,17 @@ impl OpenAi {
     }
 
     async fn post(&self, texts: &[String]) -> Result<Response, ProviderError> {
-        let mut request = self.client.post(self.url.clone()).timeout(self.timeout).json(&EmbedRequest {
-            model: &self.model.name,
-            input: texts,
-            encoding_format: "base64",
-            dimensions: self.model.send_dimensions.then_some(self.model.dimensions),
-        });
+        let request = self.client.post(self.url.clone()).timeout(self.timeout);
+        let mut request = if self.model.sparse {
+            request.json(&PoolingRequest::new(&self.model.name, texts))
+        } else {
+            request.json(&EmbedRequest {
+                model: &self.model.name,
+                input: texts,
+                encoding_format: "base64",
+                dimensions: self.model.send_dimensions.then_some(self.model.dimensions),
+            })
+        };
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
@@ -126,8 +141,18 @@ impl OpenAi {
     }
 
     /// No honest answer is longer.
-    fn longest_answer(&self, texts: usize) -> usize {
-        texts * (self.model.dimensions * BYTES_PER_NUMBER) + BYTES_AROUND
+    fn longest_answer(&self, texts: &[String]) -> usize {
+        // A token has a byte at least.
+        let tokens = if self.model.sparse { texts.iter().map(String::len).sum::<usize>() } else { 0 };
+        texts.len() * (self.model.dimensions * BYTES_PER_NUMBER) + tokens * pooling::BYTES_PER_WEIGHT + BYTES_AROUND
+    }
+
+    fn read(&self, body: &[u8], texts: usize) -> Result<Answer, ProviderError> {
+        if self.model.sparse {
+            return pooling::read(body, texts);
+        }
+        let (vectors, tokens) = answer::read(body, texts)?;
+        Ok((vectors.into_iter().map(|vector| vector.map(Embedding::from)).collect(), tokens))
     }
 }
 
@@ -146,13 +171,16 @@ impl Embedder for OpenAi {
             let secrets = texts.iter().map(String::as_str).chain(self.key.as_ref().map(Secret::expose));
             return Err(refusal::error(status, &headers, &body, &secrets.collect::<Vec<_>>()));
         }
-        let body = read(response, self.longest_answer(texts.len())).await?;
-        let (vectors, input_tokens) = answer::read(&body, texts.len())?;
-        let check = |vector: Vec<f32>| check_vector(&vector, self.model.dimensions).map(|()| vector);
+        let body = read(response, self.longest_answer(texts)).await?;
+        let (vectors, input_tokens) = self.read(&body, texts.len())?;
+        let check = |embedding| checked(embedding, self.model.dimensions);
         let vectors = vectors.into_iter().map(|vector| vector.and_then(check)).collect();
         Ok(Embedded { vectors, input_tokens, request_id: request_id(&headers), limits: waits::limits(&headers) })
     }
 }
+
+/// The embeddings in the order of the texts, and the tokens the service counted.
+type Answer = (Vec<Result<Embedding, BadVector>>, Option<u64>);
 
 fn request_id(headers: &HeaderMap) -> Option<String> {
     headers.get("x-request-id")?.to_str().ok().map(str::to_owned)

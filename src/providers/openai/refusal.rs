@@ -28,6 +28,10 @@ const TOO_LARGE: [&str; 12] = [
 /// Parameters that stand in `workers.toml`: a service that complains of one would take no text at all.
 const CONFIGURED: [&str; 3] = ["model", "dimensions", "encoding_format"];
 
+/// Complaints of that kind without a parameter: OpenAI's one, and vLLM's of a server that runs another task or lacks its plugin.
+const MISCONFIGURED: [&str; 4] =
+    ["does not support specifying dimensions", "IOProcessor plugin", "Unsupported task", "pooling_task"];
+
 /// What the service says in the body, of which `error`'s fields are OpenAI's; others put them at the top or write `detail`.
 struct Complaint {
     code: String,
@@ -51,10 +55,10 @@ pub(super) fn error(status: StatusCode, headers: &HeaderMap, body: &[u8], secret
         }
         413 | 429 => ProviderError::TooLarge,
         _ if complaint.is_too_large() => ProviderError::TooLarge,
-        408 | 409 | 424 | 425 | 500.. => ProviderError::Unavailable(words()),
+        408 | 409 | 424 | 425 | 500 | 502.. => ProviderError::Unavailable(words()),
         // What an input cannot be guilty of.
-        ..=399 | 404..=406 | 410 | 411 | 415 | 431 => ProviderError::Misconfigured(words()),
-        _ if complaint.is_about_configuration() => ProviderError::Misconfigured(words()),
+        ..=399 | 404..=406 | 410 | 411 | 415 | 431 | 501 => ProviderError::Misconfigured(words()),
+        _ if complaint.is_about_configuration(secrets) => ProviderError::Misconfigured(words()),
         _ => ProviderError::Refused(words()),
     }
 }
@@ -82,11 +86,12 @@ impl Complaint {
         self.code == "context_length_exceeded" || TOO_LARGE.iter().any(|words| message.contains(words))
     }
 
-    fn is_about_configuration(&self) -> bool {
+    fn is_about_configuration(&self, secrets: &[&str]) -> bool {
+        // A text that is quoted must not speak for the service.
+        let said = |words: &&str| self.message.contains(words) && !secrets.iter().any(|secret| secret.contains(words));
         self.code == "model_not_found"
             || CONFIGURED.contains(&self.parameter.as_str())
-            // The one such complaint that OpenAI makes without a parameter.
-            || self.message.contains("does not support specifying dimensions")
+            || MISCONFIGURED.iter().any(said)
     }
 
     /// One line: the status, the service's identifiers, and its message without the secrets.
@@ -229,8 +234,25 @@ mod tests {
             &openai("This model does not support specifying dimensions.", "", ""),
             r#"Misconfigured("status 400: This model does not support specifying dimensions.")"#,
         );
+        // vLLM, of a server without its plugin for BGE-M3, of one that runs another task, and of one that has the plugin.
+        for said in ["No IOProcessor plugin installed.", "Unsupported task", "Try switching the model's pooling_task"] {
+            check(
+                400,
+                &openai(said, "BadRequestError", ""),
+                &format!("Misconfigured(\"status 400, BadRequestError: {said}\")"),
+            );
+        }
+        check(501, "", r#"Misconfigured("status 501")"#);
         check(301, "", r#"Misconfigured("status 301")"#);
         check(405, "", r#"Misconfigured("status 405")"#);
+    }
+
+    #[test]
+    fn a_text_that_is_quoted_does_not_speak_for_the_service() {
+        let text = "Install an IOProcessor plugin";
+        let body = openai(&format!("Rejected: {text}"), "invalid_request_error", "");
+        let error = error(StatusCode::BAD_REQUEST, &HeaderMap::new(), body.as_bytes(), &[text]);
+        assert!(matches!(error, ProviderError::Refused(_)), "{error:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The answers the service can give, the broken ones among them.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use axum::body::Body;
@@ -45,6 +46,17 @@ pub enum Spoilt {
     AllShort,
     AllNotFinite,
     CutOff,
+    /// Of `/pooling` alone: a weight below zero.
+    OneWeight,
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Form {
+    Floats,
+    Base64,
+    /// Vectors and weights of tokens.
+    Pooling,
 }
 
 impl Answer {
@@ -163,7 +175,7 @@ impl Answer {
         Self::fixed(status, "application/json", &body.to_string())
     }
 
-    pub(super) fn respond(self, texts: &[String], dimensions: usize, base64: bool) -> Response {
+    pub(super) fn respond(self, texts: &[String], dimensions: usize, form: Form) -> Response {
         let (status, content_type, body) = match self.kind {
             Kind::Fixed(status, content_type, body) => (status, content_type, Body::from(body)),
             Kind::HungUp => {
@@ -171,7 +183,7 @@ impl Answer {
                 (StatusCode::OK, "application/json", Body::from_stream(broken))
             }
             Kind::Vectors(spoilt, marker) => {
-                let body = embeddings(texts, dimensions, base64, spoilt, marker.as_deref());
+                let body = embeddings(texts, dimensions, form, spoilt, marker.as_deref());
                 (StatusCode::OK, "application/json", body)
             }
         };
@@ -206,22 +218,53 @@ pub fn vector_of(text: &str, dimensions: usize) -> Vec<f32> {
     vector.into_iter().map(|number| number / length).collect()
 }
 
-fn embeddings(texts: &[String], dimensions: usize, base64: bool, spoilt: Spoilt, marker: Option<&str>) -> Body {
+/// The weights that the service gives to the words of this text, by token; one that is no word is not among them.
+pub fn weights_of(text: &str) -> BTreeMap<u32, f32> {
+    let word = |word: &str| {
+        let hash = Sha256::digest(word);
+        // The first four tokens are no words.
+        let token = 4 + u32::from_le_bytes([hash[0], hash[1], hash[2], 0]) % 249_998;
+        (token, (1.0 + f32::from(hash[3])) / 512.0)
+    };
+    text.split_whitespace().map(word).collect()
+}
+
+/// As vLLM's plugin says it: in any order, with tokens of weight 0 and some that are no words.
+fn pooled((index, vector): (usize, Vec<f32>), text: &str, spoilt: bool) -> Value {
+    let weight = |token: u32, weight: f32| json!({"token_id": token, "weight": weight, "token": null});
+    let mut weights: Vec<Value> =
+        weights_of(text).into_iter().rev().map(|(token, value)| weight(token, value)).collect();
+    weights.extend([weight(3, 0.5), weight(250_000, 0.0)]);
+    if spoilt {
+        weights.push(weight(77, -0.5));
+    }
+    json!({"index": index, "object": "dense&sparse", "sparse_embedding": weights, "dense_embedding": vector})
+}
+
+fn embeddings(texts: &[String], dimensions: usize, form: Form, spoilt: Spoilt, marker: Option<&str>) -> Body {
+    let guilty = |nth: usize| marker.map_or(nth + 1 == texts.len(), |marker| texts[nth].contains(marker));
     let mut vectors: Vec<_> = texts.iter().map(|text| vector_of(text, dimensions)).enumerate().collect();
     // From the last on: spoiling may remove one.
-    for nth in (0..texts.len())
-        .rev()
-        .filter(|&nth| marker.map_or(nth + 1 == texts.len(), |marker| texts[nth].contains(marker)))
-    {
+    for nth in (0..texts.len()).rev().filter(|&nth| guilty(nth)) {
         spoil(&mut vectors, spoilt, nth);
     }
-    let data: Vec<Value> = vectors
-        .into_iter()
-        .map(|(index, vector)| json!({"object": "embedding", "index": index, "embedding": written(&vector, base64)}))
-        .collect();
+    let item = |(index, vector): (usize, Vec<f32>)| match form {
+        Form::Pooling => pooled((index, vector), &texts[index], spoilt == Spoilt::OneWeight && guilty(index)),
+        Form::Floats | Form::Base64 => {
+            json!({"object": "embedding", "index": index, "embedding": written(&vector, form == Form::Base64)})
+        }
+    };
+    let data: Vec<Value> = vectors.into_iter().map(item).collect();
     let tokens: usize = texts.iter().map(|text| tokens_of(text)).sum();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
-    let body = json!({"object": "list", "data": data, "model": "fake", "usage": usage}).to_string();
+    let body = match form {
+        Form::Pooling => {
+            json!({"request_id": "pooling-1", "created_at": 1, "data": {"data": data, "usage": usage}}).to_string()
+        }
+        Form::Floats | Form::Base64 => {
+            json!({"object": "list", "data": data, "model": "fake", "usage": usage}).to_string()
+        }
+    };
     if spoilt == Spoilt::CutOff { cut_off(&body) } else { Body::from(body) }
 }
 
@@ -247,7 +290,7 @@ fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
 fn spoil_one(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
     let Some((index, vector)) = vectors.get_mut(nth) else { return };
     match spoilt {
-        Spoilt::No | Spoilt::CutOff | Spoilt::AllShort | Spoilt::AllNotFinite => {}
+        Spoilt::No | Spoilt::CutOff | Spoilt::OneWeight | Spoilt::AllShort | Spoilt::AllNotFinite => {}
         Spoilt::Shuffled => vectors.reverse(),
         Spoilt::OneMissing => drop(vectors.remove(nth)),
         Spoilt::OneTwice => *index = 0,

@@ -1,4 +1,4 @@
-//! A service that speaks OpenAI's embeddings API over real HTTP on loopback, on a thread of its own, so that it answers
+//! A service that speaks OpenAI's embeddings API, and vLLM's `/pooling` with its plugin for BGE-M3, over real HTTP on loopback, on a thread of its own, so that it answers
 //! workers in this process and in others alike.
 //!
 //! Left alone it behaves as the vendor does: it counts tokens, keeps the vendor's limits and makes vectors, each of which
@@ -31,7 +31,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use url::Url;
 
-pub use answer::{Answer, Spoilt, vector_of};
+use answer::Form;
+pub use answer::{Answer, Spoilt, vector_of, weights_of};
 
 /// What the service is like. The default takes any key and model.
 #[derive(Debug, Clone)]
@@ -67,6 +68,7 @@ impl Default for Options {
 /// One request as it came in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
+    pub path: &'static str,
     pub model: String,
     pub texts: Vec<String>,
     pub encoding_format: Option<String>,
@@ -96,6 +98,7 @@ impl FakeOpenAi {
         let router = Router::new()
             .route("/v1/embeddings", post(embeddings))
             .route("/v1/models", get(models))
+            .route("/pooling", post(pooling))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&service));
         let thread = std::thread::spawn(move || serve(listener, router, stopped));
@@ -233,21 +236,52 @@ struct Request {
     dimensions: Option<usize>,
 }
 
+/// The body of a request to `/pooling`.
+#[derive(Debug, Deserialize)]
+struct PoolingRequest {
+    model: String,
+    task: String,
+    data: PoolingInput,
+}
+
+#[derive(Debug, Deserialize)]
+struct PoolingInput {
+    input: Vec<String>,
+    embed_task: String,
+}
+
 async fn embeddings(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
     let Ok(request) = serde_json::from_slice::<Request>(&body) else {
-        return Answer::status(400).respond(&[], 0, false);
+        return Answer::status(400).respond(&[], 0, Form::Floats);
     };
+    let base64 = request.encoding_format.as_deref() == Some("base64") && !service.options.only_floats;
+    let form = if base64 { Form::Base64 } else { Form::Floats };
+    answer(&service, &headers, "/v1/embeddings", &request, form).await
+}
+
+async fn pooling(State(service): State<Arc<Service>>, headers: HeaderMap, body: Bytes) -> Response {
+    let Ok(request) = serde_json::from_slice::<PoolingRequest>(&body) else {
+        return Answer::status(400).respond(&[], 0, Form::Floats);
+    };
+    let PoolingRequest { model, task, data } = request;
+    if (task.as_str(), data.embed_task.as_str()) != ("plugin", "dense&sparse") {
+        return Answer::refused(&format!("Unsupported task: {task:?}")).respond(&[], 0, Form::Floats);
+    }
+    let request = Request { model, input: data.input, encoding_format: None, dimensions: None };
+    answer(&service, &headers, "/pooling", &request, Form::Pooling).await
+}
+
+async fn answer(service: &Service, headers: &HeaderMap, path: &'static str, request: &Request, form: Form) -> Response {
     let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
-    let number = service.note(&request, authorization.clone());
-    let _in_flight = InFlight::enter(&service);
+    let number = service.note(path, request, authorization.clone());
+    let _in_flight = InFlight::enter(service);
     let scripted = service.script.lock().unwrap().pop_front();
     service.arrived.send_modify(|arrived| *arrived += 1);
     service.held.subscribe().wait_for(|&gates| gates == 0).await.unwrap();
 
-    let answer = scripted.unwrap_or_else(|| service.usual(&request, authorization.as_deref()));
+    let answer = scripted.unwrap_or_else(|| service.usual(request, authorization.as_deref()));
     let dimensions = request.dimensions.unwrap_or(service.options.dimensions);
-    let base64 = request.encoding_format.as_deref() == Some("base64") && !service.options.only_floats;
-    let response = answer.respond(&request.input, dimensions, base64);
+    let response = answer.respond(&request.input, dimensions, form);
     service.seen.lock().unwrap()[number].status = Some(response.status().as_u16());
     service.answered.send_modify(|answered| *answered += 1);
     response
@@ -257,7 +291,7 @@ async fn embeddings(State(service): State<Arc<Service>>, headers: HeaderMap, bod
 async fn models(State(service): State<Arc<Service>>, headers: HeaderMap) -> Response {
     let authorization = headers.get("authorization").map(|value| value.to_str().unwrap());
     if let Some(refused) = service.unauthorized(authorization) {
-        return refused.respond(&[], 0, false);
+        return refused.respond(&[], 0, Form::Floats);
     }
     let model = service.options.model.as_deref().unwrap_or("text-embedding-3-small");
     axum::Json(serde_json::json!({ "object": "list", "data": [{ "id": model, "object": "model" }] })).into_response()
@@ -280,9 +314,10 @@ impl Service {
         }
     }
 
-    fn note(&self, request: &Request, authorization: Option<String>) -> usize {
+    fn note(&self, path: &'static str, request: &Request, authorization: Option<String>) -> usize {
         let mut seen = self.seen.lock().unwrap();
         seen.push(Seen {
+            path,
             model: request.model.clone(),
             texts: request.input.clone(),
             encoding_format: request.encoding_format.clone(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const DIMENSIONS: usize = 16;
-const TINY: LocalModel = LocalModel { dimensions: DIMENSIONS, longest: 12 };
+const TINY: LocalModel = LocalModel { dimensions: DIMENSIONS, sparse: false, longest: 12 };
 const WORDS: [&str; 12] = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "the", "cat", "sat", "on", "a", "mat", "and", "slept"];
 
 /// A folder with a BERT of two layers whose weights mean nothing but never change.
@@ -193,8 +193,8 @@ fn a_missing_file_is_named() {
         folder.check_error(
             TINY,
             &format!(
-                "cannot read FOLDER/{file}: `folder` must hold config.json, tokenizer.json and model.safetensors; without \
-                 `folder`, `gristmill fetch` brings them"
+                "cannot read FOLDER/{file}: `folder` must hold config.json, tokenizer.json and model.safetensors (or \
+                 pytorch_model.bin); without `folder`, `gristmill fetch` brings MiniLM's"
             ),
         );
     }
@@ -209,7 +209,10 @@ fn a_damaged_file_is_named() {
         let path = folder.path().join(file);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 9]).unwrap();
-        folder.check_error(TINY, &format!("FOLDER/{file} is damaged or not for a BERT model: bring the folder again"));
+        folder.check_error(
+            TINY,
+            &format!("FOLDER/{file} is damaged or not for a BERT or XLM-RoBERTa model: bring the folder again"),
+        );
     }
 }
 
@@ -243,7 +246,9 @@ fn what_workers_toml_says_of_the_model_is_compared() {
 #[test]
 fn a_model_that_would_be_run_wrongly_is_refused() {
     let unsupported = |file, what| {
-        format!("FOLDER/{file} asks for {what}, which is not supported: choose a BERT model with mean or cls pooling")
+        format!(
+            "FOLDER/{file} asks for {what}, which is not supported: choose a BERT or XLM-RoBERTa model with mean or cls pooling"
+        )
     };
     let folder = Folder::new();
     folder.write("modules.json", &json!([{"type": "sentence_transformers.models.Dense"}]));
@@ -252,9 +257,13 @@ fn a_model_that_would_be_run_wrongly_is_refused() {
     folder.write("1_Pooling/config.json", &json!({"pooling_mode_max_tokens": true}));
     folder.check_error(TINY, &unsupported("1_Pooling/config.json", "another pooling"));
     let mut config = config();
-    config["model_type"] = json!("xlm-roberta");
+    config["model_type"] = json!("mpnet");
     folder.write("config.json", &config);
-    folder.check_error(TINY, &unsupported("config.json", "a model of type xlm-roberta"));
+    folder.check_error(TINY, &unsupported("config.json", "a model of type mpnet"));
+    config["model_type"] = json!("bert");
+    folder.write("config.json", &config);
+    let sparse = LocalModel { sparse: true, ..TINY };
+    folder.check_error(sparse, &unsupported("config.json", "a BERT model with `sparse = true`"));
 }
 
 /// The numbers are those of an independent implementation in double precision over the same files.
@@ -264,7 +273,7 @@ async fn minilm_gives_the_reference_vectors() {
         eprintln!("GRISTMILL_MINILM does not name MiniLM's folder: not tested");
         return;
     };
-    let model = LocalModel { dimensions: 384, longest: 256 };
+    let model = LocalModel { dimensions: 384, sparse: false, longest: 256 };
     let local = Local::load(Path::new(&folder), model, 2).unwrap();
     let long = "word ".repeat(1000);
     let texts =

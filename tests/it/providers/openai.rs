@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use gristmill::config::Secret;
+use gristmill::domain::{BadVector, Embedding, Sparse};
 use gristmill::providers::{Embedded, Embedder as _, OpenAi, OpenAiEndpoint, OpenAiModel, ProviderError, RateLimits};
 use url::Url;
 
-use crate::fake_openai::{Answer, FakeOpenAi, Options, tokens_of, vector_of};
+use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of, vector_of, weights_of};
 
 const DIMENSIONS: usize = 8;
 
@@ -22,12 +23,24 @@ fn client() -> reqwest::Client {
 
 fn driver(url: Url) -> OpenAi {
     let endpoint = OpenAiEndpoint { url, key: Some(Secret::new("sk-test-4711")) };
-    let model = OpenAiModel { name: "embed-small".to_owned(), dimensions: DIMENSIONS, send_dimensions: false };
+    let model =
+        OpenAiModel { name: "embed-small".to_owned(), dimensions: DIMENSIONS, send_dimensions: false, sparse: false };
     OpenAi::new(client(), endpoint, model, Duration::from_secs(20))
 }
 
 fn texts<const N: usize>(texts: [&str; N]) -> Vec<String> {
     texts.map(str::to_owned).to_vec()
+}
+
+fn embedding_of(text: &str, dimensions: usize) -> Embedding {
+    vector_of(text, dimensions).into()
+}
+
+/// BGE-M3 at vLLM.
+fn sparse_driver(url: Url) -> OpenAi {
+    let endpoint = OpenAiEndpoint { url, key: Some(Secret::new("sk-test-4711")) };
+    let model = OpenAiModel { name: "bge-m3".to_owned(), dimensions: DIMENSIONS, send_dimensions: false, sparse: true };
+    OpenAi::new(client(), endpoint, model, Duration::from_secs(20))
 }
 
 /// The answer to two harmless texts.
@@ -56,7 +69,7 @@ async fn each_text_gets_its_vector_and_the_tokens_are_counted() {
 
     let embedded = driver(vendor.url()).embed(&texts).await.unwrap();
 
-    let vectors = texts.iter().map(|text| Ok(vector_of(text, DIMENSIONS))).collect();
+    let vectors = texts.iter().map(|text| Ok(embedding_of(text, DIMENSIONS))).collect();
     let tokens: usize = texts.iter().map(|text| tokens_of(text)).sum();
     let want = Embedded { vectors, input_tokens: Some(tokens as u64), ..Embedded::default() };
     assert_eq!(embedded, want);
@@ -70,19 +83,19 @@ async fn each_text_gets_its_vector_and_the_tokens_are_counted() {
 async fn floats_are_taken_from_services_that_know_nothing_else() {
     let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, only_floats: true, ..Options::default() });
     let embedded = driver(vendor.url()).embed(&texts(["Ada"])).await.unwrap();
-    assert_eq!(embedded.vectors, [Ok(vector_of("Ada", DIMENSIONS))]);
+    assert_eq!(embedded.vectors, [Ok(embedding_of("Ada", DIMENSIONS))]);
 }
 
 #[tokio::test]
 async fn dimensions_are_asked_for_only_where_configured() {
     let vendor = start();
     let endpoint = OpenAiEndpoint { url: vendor.url(), key: None };
-    let model = OpenAiModel { name: "embed-large".to_owned(), dimensions: 5, send_dimensions: true };
+    let model = OpenAiModel { name: "embed-large".to_owned(), dimensions: 5, send_dimensions: true, sparse: false };
     let driver = OpenAi::new(client(), endpoint, model, Duration::from_secs(20));
 
     let embedded = driver.embed(&texts(["Ada"])).await.unwrap();
 
-    assert_eq!(embedded.vectors, [Ok(vector_of("Ada", 5))]);
+    assert_eq!(embedded.vectors, [Ok(embedding_of("Ada", 5))]);
     let seen = &vendor.seen()[0];
     assert_eq!((seen.dimensions, &seen.authorization), (Some(5), &None));
 }
@@ -99,7 +112,7 @@ async fn a_url_may_end_in_a_slash_and_no_text_is_no_request() {
 #[tokio::test]
 async fn vectors_are_matched_by_their_number_not_their_order() {
     let embedded = answered(Answer::shuffled()).await.unwrap();
-    assert_eq!(embedded.vectors, ["Ada was here.", "So was Grace."].map(|text| Ok(vector_of(text, DIMENSIONS))));
+    assert_eq!(embedded.vectors, ["Ada was here.", "So was Grace."].map(|text| Ok(embedding_of(text, DIMENSIONS))));
 }
 
 #[tokio::test]
@@ -134,7 +147,7 @@ async fn a_bad_vector_is_named_by_its_number_and_spoils_no_other() {
         (Answer::zeros(), "is all zeros"),
     ] {
         let embedded = answered(answer).await.unwrap();
-        assert_eq!(embedded.vectors[0], Ok(vector_of("Ada was here.", DIMENSIONS)));
+        assert_eq!(embedded.vectors[0], Ok(embedding_of("Ada was here.", DIMENSIONS)));
         assert_eq!(embedded.all(), Err(garbled(&format!("the vector of input 2 of 2 {why}"))));
     }
 }
@@ -206,7 +219,7 @@ async fn a_wrong_model_address_or_redirect_is_a_misconfiguration() {
 async fn a_key_that_no_header_can_carry_is_a_misconfiguration() {
     let vendor = start();
     let endpoint = OpenAiEndpoint { url: vendor.url(), key: Some(Secret::new("two\nlines")) };
-    let model = OpenAiModel { name: "m".to_owned(), dimensions: 2, send_dimensions: false };
+    let model = OpenAiModel { name: "m".to_owned(), dimensions: 2, send_dimensions: false, sparse: false };
     let error =
         OpenAi::new(client(), endpoint, model, Duration::from_secs(20)).embed(&texts(["Ada"])).await.unwrap_err();
     assert_eq!(error, ProviderError::Misconfigured("its url or key cannot be sent over HTTP".to_owned()));
@@ -265,7 +278,7 @@ async fn a_service_that_does_not_answer_in_time_is_unavailable() {
     let vendor = start();
     let _gate = vendor.hold();
     let endpoint = OpenAiEndpoint { url: vendor.url(), key: None };
-    let model = OpenAiModel { name: "m".to_owned(), dimensions: 2, send_dimensions: false };
+    let model = OpenAiModel { name: "m".to_owned(), dimensions: 2, send_dimensions: false, sparse: false };
     let driver = OpenAi::new(client(), endpoint, model, Duration::from_millis(50));
     let error = driver.embed(&texts(["Ada"])).await.unwrap_err();
     assert!(error.to_string().starts_with("the provider is not available: no answer in time"), "{error}");
@@ -294,4 +307,54 @@ async fn the_fake_holds_counts_and_remembers() {
     vendor.always(None);
     driver.embed(&ada).await.unwrap();
     assert_eq!(vendor.paid("Ada"), 2);
+}
+
+#[tokio::test]
+async fn vectors_and_weights_of_tokens_come_in_one_request() {
+    let vendor = start();
+    let texts = texts(["Ada was here, was she?", "So was Grace."]);
+
+    let embedded = sparse_driver(vendor.url()).embed(&texts).await.unwrap();
+
+    let both = |text: &String| {
+        let sparse = Sparse::new(weights_of(text)).unwrap();
+        Ok(Embedding { vector: vector_of(text, DIMENSIONS), sparse: Some(sparse) })
+    };
+    let tokens: usize = texts.iter().map(|text| tokens_of(text)).sum();
+    let vectors = texts.iter().map(both).collect();
+    assert_eq!(embedded, Embedded { vectors, input_tokens: Some(tokens as u64), ..Embedded::default() });
+    let [seen] = &vendor.seen()[..] else { panic!("one request is enough") };
+    assert_eq!((seen.path, seen.model.as_str(), &seen.texts), ("/pooling", "bge-m3", &texts));
+    assert_eq!(seen.authorization.as_deref(), Some("Bearer sk-test-4711"));
+    // vLLM's address, whether or not it is given with OpenAI's part.
+    for url in ["http://ADDRESS", "http://ADDRESS/v1/"] {
+        let url = url.replace("ADDRESS", vendor.url().authority());
+        sparse_driver(url.parse().unwrap()).embed(&texts).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn bad_weights_of_tokens_spoil_no_other_text() {
+    let vendor = start();
+    vendor.script([Answer::vectors(Spoilt::OneWeight), Answer::shuffled()]);
+    let texts = texts(["Ada was here.", "So was Grace."]);
+    let driver = sparse_driver(vendor.url());
+
+    let embedded = driver.embed(&texts).await.unwrap();
+
+    assert_eq!((embedded.vectors[0].is_ok(), &embedded.vectors[1]), (true, &Err(BadVector::Weight)));
+    let why = "the vector of input 2 of 2 has a weight of a token that is not a positive number";
+    assert_eq!(embedded.all(), Err(garbled(why)));
+    let shuffled = driver.embed(&texts).await.unwrap();
+    assert_eq!(shuffled.vectors[1].as_ref().unwrap().sparse, Some(Sparse::new(weights_of("So was Grace.")).unwrap()));
+}
+
+#[tokio::test]
+async fn a_server_without_the_plugin_is_misconfigured() {
+    for answer in [Answer::refused("No IOProcessor plugin installed."), Answer::status(404), Answer::status(501)] {
+        let vendor = start();
+        vendor.script([answer]);
+        let error = sparse_driver(vendor.url()).embed(&texts(["Ada"])).await.unwrap_err();
+        assert!(matches!(error, ProviderError::Misconfigured(_)), "{error:?}");
+    }
 }
