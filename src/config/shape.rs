@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ColumnChoice, Place, Sql, Statement, TableName, Template};
+use url::Url;
+
+use super::{ColumnChoice, Place, Secret, Sql, Statement, TableName, Template};
 
 /// `[pipelines.x]`
 #[derive(Debug, Clone)]
@@ -33,6 +35,7 @@ pub struct Pipeline {
     pub queue: Option<Queue>,
     /// Statements of the configuration that run in the job's transaction, in this order.
     pub effects: Vec<Effect>,
+    pub signal: Signal,
 }
 
 /// What happens with rows that were there before the pipeline.
@@ -281,4 +284,20 @@ pub struct Queue {
     pub words: StatusWords,
     /// Attempts, errors and times, set with the status.
     pub columns: Vec<Assignment>,
+}
+
+/// `signal`: who is told when a job has ended.
+#[derive(Debug, Clone, Default)]
+pub struct Signal {
+    /// A channel of NOTIFY.
+    pub notify: Option<String>,
+    pub webhook: Option<Webhook>,
+}
+
+/// `webhook = { url = "…", secret = "…" }`
+#[derive(Debug, Clone)]
+pub struct Webhook {
+    pub url: Url,
+    /// What its calls are signed with.
+    pub key: Secret<Vec<u8>>,
 }

@@ -38,6 +38,8 @@ pub struct Watched {
     pub misfits: Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>,
     /// Those that run, with their generation.
     pub pipelines: Vec<(String, String)>,
+    /// Those of them that have a webhook.
+    pub webhooks: Vec<String>,
     pub lanes: Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>,
     /// Jobs in hand, and how many there may be.
     pub hands: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
@@ -103,10 +105,28 @@ impl Console {
             return;
         }
         *counted = Some(Instant::now());
-        match tokio::time::timeout(BACKLOG_EVERY, db::jobs::backlog(&self.watched.pool)).await {
-            Ok(Ok(backlog)) => self.tell(&backlog),
+        let pool = &self.watched.pool;
+        let counts = async { Ok((db::jobs::backlog(pool).await?, db::outbox::undelivered(pool).await?)) };
+        match tokio::time::timeout(BACKLOG_EVERY, counts).await {
+            Ok(Ok((backlog, undelivered))) => {
+                self.tell(&backlog);
+                self.tell_webhooks(&undelivered);
+            }
             Ok(Err(error)) => tracing::warn!(error = db::describe(&error), "the backlog could not be counted"),
             Err(_) => tracing::warn!("the backlog could not be counted in time"),
+        }
+    }
+
+    fn tell_webhooks(&self, undelivered: &[db::outbox::Undelivered]) {
+        for pipeline in &self.watched.webhooks {
+            let found = undelivered.iter().find(|line| &line.pipeline == pipeline);
+            let (waiting, failed) = found.map_or((0, 0), |line| (line.waiting, line.failed));
+            telemetry::undelivered(
+                pipeline,
+                waiting,
+                failed,
+                found.and_then(|line| line.oldest_seconds).unwrap_or(0.0),
+            );
         }
     }
 

@@ -28,6 +28,7 @@ mod providers;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
 mod schema;
+mod signals;
 mod spine;
 mod statuses;
 mod stores;
