@@ -21,6 +21,7 @@ mod status;
 mod triggers;
 mod usage;
 mod verify;
+mod views;
 mod wait;
 
 use std::path::PathBuf;
@@ -70,6 +71,8 @@ enum Command {
     Check(check::Args),
     /// Triggers that announce changes at once (without them, sweeps find changes)
     Triggers(triggers::Args),
+    /// Views of job states for frontends: each user sees those of the rows that he may see
+    Views(views::Args),
     /// Allow what would be paid for: rows that were there before, or a new generation of vectors
     Accept(accept::Args),
     /// Work: claim jobs, embed, write
@@ -140,6 +143,7 @@ impl Command {
             Self::Migrate(args) => migrate::run(session, &args).await,
             Self::Check(args) => check::run(session, &args).await,
             Self::Triggers(args) => triggers::run(session, args).await,
+            Self::Views(args) => views::run(session, args).await,
             Self::Accept(args) => accept::run(session, &args).await,
             Self::Run(args) => run::run(session, &args).await,
             Self::Status(args) => status::run(session, &args).await,

@@ -34,4 +34,5 @@ mod statuses;
 mod stores;
 mod triggers;
 mod verify;
+mod views;
 mod world;

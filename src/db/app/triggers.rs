@@ -224,7 +224,7 @@ pub async fn remove(connection: &mut PgConnection, set: &TriggerSet) -> sqlx::Re
     run(connection, &set.remove).await
 }
 
-async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Result<()> {
+pub(super) async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Result<()> {
     let mut transaction = sqlx::Connection::begin(connection).await?;
     for statement in statements {
         sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *transaction).await?;
