@@ -47,7 +47,7 @@ pub(super) struct Going<'a> {
     /// What effects ask of the row, read under its lock; none where the row is gone.
     pub values: Option<HashMap<String, Option<String>>>,
     /// Where each kept chunk is; empty for ends without vectors.
-    kept: Vec<Option<&'a Existing>>,
+    pub kept: Vec<Option<&'a Existing>>,
 }
 
 /// Writes a group of jobs in one transaction and says what became of each.

@@ -5,6 +5,7 @@ mod ask;
 mod check;
 mod cost;
 mod demo;
+mod effects;
 mod enqueue;
 mod failure;
 mod fetch;
@@ -85,6 +86,8 @@ enum Command {
     Enqueue(enqueue::Args),
     /// Wait until a row's job is through
     Wait(wait::Args),
+    /// Run an effect of the configuration again, unpaid, for the rows whose jobs are done
+    Effects(effects::Args),
     /// Look for rows whose vectors are missing, stale, invalid or orphaned
     Verify(verify::Args),
     /// What was used and what it cost, from the ledger
@@ -150,6 +153,7 @@ impl Command {
             Self::Jobs(args) => jobs::run(session, args).await,
             Self::Enqueue(args) => enqueue::run(session, &args).await,
             Self::Wait(args) => wait::run(session, &args).await,
+            Self::Effects(args) => effects::run(session, &args).await,
             Self::Verify(args) => verify::run(session, &args).await,
             Self::Usage(args) => usage::run(session, &args).await,
             Self::Pause(args) => pause::pause(session, &args).await,

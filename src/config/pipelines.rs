@@ -67,7 +67,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         status: status.map_or(Some(None), |status| status.map(Some))?,
         queue: queue.map_or(Some(None), |queue| queue.map(Some))?,
         effects,
-        signal: signal.map_or_else(|| Some(Signal::default()), |signal| signal)?,
+        signal: signal.unwrap_or_else(|| Some(Signal::default()))?,
     })
 }
 

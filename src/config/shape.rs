@@ -235,7 +235,7 @@ pub struct Effect {
     pub shared: Option<Shared>,
     /// Left out, said once, where no alternative fits.
     pub optional: bool,
-    /// May be run again by itself, for rows whose jobs are done.
+    /// May be run again by itself, for rows whose jobs are done: it names nothing of a job that its row does not keep.
     pub repeatable: bool,
 }
 

@@ -216,10 +216,10 @@ async fn a_receiver_that_fails_is_tried_again_under_the_same_id_and_given_up_aft
     worker.stop().await;
     assert!(!gristmill(&world, &["status"]).await.ok().out.contains("webhook"));
 
-    db::outbox::prune(&world.pool, Duration::from_secs(3600), 10).await.unwrap();
+    db::outbox::prune(&world.pool, Duration::from_hours(1), 10).await.unwrap();
     assert_eq!(world.value::<i64>("select count(*) from gristmill.outbox").await, 1);
     world.sql("update gristmill.outbox set delivered_at = now() - interval '2 hours'").await;
-    db::outbox::prune(&world.pool, Duration::from_secs(3600), 10).await.unwrap();
+    db::outbox::prune(&world.pool, Duration::from_hours(1), 10).await.unwrap();
     assert_eq!(world.value::<i64>("select count(*) from gristmill.outbox").await, 0);
 }
 
@@ -264,7 +264,7 @@ async fn what_a_killed_worker_had_taken_is_delivered_by_another() {
     world.insert("note", "The mill grinds.").await;
     world.work().await;
     world.sql("update gristmill.outbox set delivered_at = null, due_at = now(), attempts = 0").await;
-    let hold = Duration::from_secs(60);
+    let hold = Duration::from_mins(1);
     let killed = db::outbox::take(&world.pool, "documents", hold, 10, false).await.unwrap();
     let other = db::outbox::take(&world.pool, "documents", hold, 10, false).await.unwrap();
     assert_eq!((killed.len(), other.len()), (1, 0));

@@ -3,6 +3,7 @@
 use insta::assert_snapshot;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
+use crate::applications::application;
 use crate::cli::gristmill;
 use crate::schema::make_role;
 use crate::world::World;
@@ -154,4 +155,31 @@ async fn statements_are_printed_for_whoever_may_run_them() {
     assert_eq!(list(&mut one, STATES).await.len(), 2);
     world.sql(&gristmill(&world, &["views", "sql", "--remove"]).await.ok().out).await;
     assert!(refusal(&mut one, STATES).await.contains("permission denied for schema gristmill"));
+}
+
+#[tokio::test]
+async fn a_key_may_be_called_as_our_columns_are_and_must_read_the_same_everywhere() {
+    let pipeline = |key: &str, parent: &str| {
+        format!(
+            "[pipelines.notes]\nkind = \"embed\"\nmodel = \"tiny\"\nexisting = \"backfill\"\n\
+             source = {{ table = \"app.notes\", key = [{key}], text = \"{{body}}\" }}\n\
+             target = {{ table = \"app.chunks\", parent = {{ {parent} }}, columns = {{ nth = \"{{chunk.index}}\", embedding = \"{{chunk.vector}}\" }} }}\n\
+             chunks = {{ tokens = 12, overlap = 0 }}\n"
+        )
+    };
+    let tables = "create schema app; create table app.notes (state text, day date, body text, primary key (state, day)); \
+        create table app.chunks (state text, day date, nth int, embedding vector(8)); \
+        insert into app.notes values ('it''s', '2026-01-31', 'Ground.')";
+    let world = application(tables, &pipeline("\"state\"", "state = \"{state}\"")).await;
+    gristmill(&world, &["accept", "notes", "--yes"]).await.ok();
+    world.work().await;
+    gristmill(&world, &["views", "install"]).await.ok();
+    let row = "select concat_ws(' ', source_state, state, chunks) from gristmill.status_notes";
+    assert_eq!(world.list(row).await, ["it's completed 1"]);
+
+    let both = pipeline("\"state\", \"day\"", "state = \"{state}\", day = \"{day}\"");
+    let world = application(tables, &both).await;
+    let refused = gristmill(&world, &["views", "install"]).await;
+    assert_eq!(refused.code, 1);
+    assert_snapshot!(refused.err.trim(), @"error: notes: day is date, whose text depends on a session's settings: such rows cannot be joined to their jobs in a view");
 }

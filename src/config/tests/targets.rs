@@ -187,6 +187,16 @@ fn effects_are_one_statement_each_with_names_that_mean_something() {
         3,
         ".shared.key: is missing: it says which row is shared; write for example key = { id = \"{folder_id}\" }",
     );
+    one(
+        "name = \"a\"\nrepeatable = true\nsql = [\"select {job.chunks}\", \"select {job.text}\"]",
+        2,
+        ".repeatable: cannot be: {job.text} is known while the job runs, and not when this effect is run again",
+    );
+    one(
+        "name = \"a\"\nrepeatable = true\nsql = \"select 1\"\non = \"left\"",
+        2,
+        ".repeatable: is for effects of done jobs: only for these is one run again",
+    );
     let twice = "name = \"a\"\nsql = \"select 1\"\n";
     check(
         &with(&format!("{twice}[[pipelines.notes.effects]]\n{twice}")),
