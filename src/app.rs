@@ -28,7 +28,7 @@ use crate::jobs::Deps;
 use crate::net;
 use crate::providers::Embedder;
 use crate::telemetry::Metrics;
-use crate::worker::Engine;
+use crate::worker::{Deliverer, Engine};
 
 pub use bill::{Estimate, estimate};
 pub use late::late_words;
@@ -161,6 +161,8 @@ pub async fn register(
         grace: pipeline.source.grace,
         notify: pipeline.notify,
         existing: pipeline.existing.map(word),
+        channel: pipeline.signal.notify.as_deref(),
+        webhook: pipeline.signal.webhook.is_some(),
     };
     db::pipelines::register(pool, registration).await?;
     let Some(registered) = db::pipelines::find(pool, &pipeline.name).await? else { return Ok(Readiness::SayExisting) };
@@ -263,6 +265,7 @@ impl Running {
             refused: self.refused.clone(),
             misfits: Box::new(move || watched.misfits()),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
+            webhooks: self.engine.deliverers.iter().map(|one| one.pipeline().to_owned()).collect(),
             lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
             stopping: self.engine.stop.clone(),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
@@ -357,7 +360,11 @@ async fn wire(
     let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
     let mut embedders = BTreeMap::new();
     let mut pipelines = Vec::new();
+    let mut deliverers = Vec::new();
     for plan in plans {
+        if let Some(webhook) = &plan.pipeline.signal.webhook {
+            deliverers.push(Deliverer::new(plan.pipeline.name.clone(), webhook.clone())?);
+        }
         let model = &plan.model;
         if !lanes.contains_key(&model.label) {
             let dated = prices.get(&(model.provider.clone(), model.name.clone())).cloned().unwrap_or_default();
@@ -381,7 +388,7 @@ async fn wire(
             plan,
         });
     }
-    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, vital, stop);
+    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, deliverers, vital, stop);
     Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), embedders, refused })
 }
 

@@ -56,6 +56,21 @@ pub fn pipeline_paused(pipeline: &str, paused: bool) {
     gauge!("gristmill_pipeline_paused", "pipeline" => pipeline.to_owned()).set(f64::from(u8::from(paused)));
 }
 
+/// Webhooks were delivered, refused (and are tried again) or given up.
+pub fn webhooks(pipeline: &str, outcome: &'static str, count: usize) {
+    counter!("gristmill_webhooks_total", "pipeline" => pipeline.to_owned(), "outcome" => outcome)
+        .increment(u64::try_from(count).unwrap_or(u64::MAX));
+}
+
+/// A pipeline's webhooks that are not delivered, and the age of the oldest that is still tried.
+pub fn undelivered(pipeline: &str, waiting: i64, failed: i64, oldest_seconds: f64) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; webhooks are counted far below 2^52")]
+    for (state, count) in [("waiting", waiting as f64), ("failed", failed as f64)] {
+        gauge!("gristmill_webhooks", "pipeline" => pipeline.to_owned(), "state" => state).set(count);
+    }
+    gauge!("gristmill_webhooks_oldest_seconds", "pipeline" => pipeline.to_owned()).set(oldest_seconds);
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -129,6 +144,9 @@ fn describe_all() {
         "1 where requests to a model wait: its provider is away or refuses the credential"
     );
     describe_gauge!("gristmill_pipeline_paused", "1 where a person paused a pipeline");
+    describe_counter!("gristmill_webhooks_total", "Tries of this process to deliver webhooks, by how they ended");
+    describe_gauge!("gristmill_webhooks", "Webhooks that wait to be delivered or were given up");
+    describe_gauge!("gristmill_webhooks_oldest_seconds", "Age of a pipeline's oldest webhook that is still tried");
     describe_gauge!("gristmill_unknown_price", "1 where a model has no price: usage is booked without a cost");
     describe_gauge!("gristmill_slots", "Jobs that this process may have in hand at once");
     describe_gauge!("gristmill_in_hand", "Jobs that this process has in hand");

@@ -24,6 +24,8 @@ pub struct JobFacts {
     /// The transaction's time and the attempt's start, as the database writes them.
     pub now: String,
     pub started: Option<String>,
+    /// Of a job that ended before this transaction.
+    pub finished: Option<String>,
     pub attempts: i16,
 }
 
@@ -68,7 +70,7 @@ impl Names<'_> {
             JobFact::State => Some(facts.state.to_owned()),
             JobFact::Cause => facts.cause.clone(),
             JobFact::Started => facts.started.clone(),
-            JobFact::Finished => finished.then(|| facts.now.clone()),
+            JobFact::Finished => finished.then(|| facts.finished.as_ref().unwrap_or(&facts.now).clone()),
             JobFact::Now => Some(facts.now.clone()),
             JobFact::Key => serde_json::to_string(&self.job.key).ok(),
             // Only transcription knows these.

@@ -5,6 +5,7 @@ mod ask;
 mod check;
 mod cost;
 mod demo;
+mod effects;
 mod enqueue;
 mod failure;
 mod fetch;
@@ -22,6 +23,7 @@ mod status;
 mod triggers;
 mod usage;
 mod verify;
+mod views;
 mod wait;
 
 use std::path::PathBuf;
@@ -74,6 +76,8 @@ enum Command {
     Check(check::Args),
     /// Triggers that announce changes at once (without them, sweeps find changes)
     Triggers(triggers::Args),
+    /// Views of job states for frontends: each user sees those of the rows that he may see
+    Views(views::Args),
     /// Allow what would be paid for: rows that were there before, or a new generation of vectors
     Accept(accept::Args),
     /// Work: claim jobs, embed, write
@@ -86,6 +90,8 @@ enum Command {
     Enqueue(enqueue::Args),
     /// Wait until a row's job is through
     Wait(wait::Args),
+    /// Run an effect of the configuration again, unpaid, for the rows whose jobs are done
+    Effects(effects::Args),
     /// Look for rows whose vectors are missing, stale, invalid or orphaned
     Verify(verify::Args),
     /// What was used and what it cost, from the ledger
@@ -145,12 +151,14 @@ impl Command {
             Self::Migrate(args) => migrate::run(session, &args).await,
             Self::Check(args) => check::run(session, &args).await,
             Self::Triggers(args) => triggers::run(session, args).await,
+            Self::Views(args) => views::run(session, args).await,
             Self::Accept(args) => accept::run(session, &args).await,
             Self::Run(args) => run::run(session, &args).await,
             Self::Status(args) => status::run(session, &args).await,
             Self::Jobs(args) => jobs::run(session, args).await,
             Self::Enqueue(args) => enqueue::run(session, &args).await,
             Self::Wait(args) => wait::run(session, &args).await,
+            Self::Effects(args) => effects::run(session, &args).await,
             Self::Verify(args) => verify::run(session, &args).await,
             Self::Usage(args) => usage::run(session, &args).await,
             Self::Pause(args) => pause::pause(session, &args).await,

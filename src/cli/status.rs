@@ -1,6 +1,6 @@
 //! `gristmill status`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -8,6 +8,7 @@ use sqlx::PgPool;
 use crate::app;
 use crate::db;
 use crate::db::backlog::Left;
+use crate::db::outbox::Undelivered;
 use crate::domain::JobState;
 
 use super::failure::Failure;
@@ -43,6 +44,9 @@ struct Pipeline {
     held: i64,
     /// How long the oldest unfinished job has been due.
     oldest_seconds: Option<f64>,
+    /// Where some are not delivered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhooks: Option<Undelivered>,
 }
 
 #[derive(Debug, Serialize)]
@@ -77,6 +81,8 @@ async fn registered(pool: &PgPool, counted: &[JobState]) -> Result<Vec<Pipeline>
     if !counted.iter().copied().all(is_backlog) {
         backlog.extend(db::backlog::ended(pool).await?);
     }
+    let mut webhooks: HashMap<String, Undelivered> =
+        db::outbox::undelivered(pool).await?.into_iter().map(|line| (line.pipeline.clone(), line)).collect();
     let mut pipelines = Vec::new();
     for found in db::pipelines::all(pool).await? {
         let lines: Vec<_> = backlog.iter().filter(|line| line.pipeline == found.name).collect();
@@ -98,6 +104,7 @@ async fn registered(pool: &PgPool, counted: &[JobState]) -> Result<Vec<Pipeline>
             jobs: counted.iter().map(|state| (state.word(), of(*state))).collect(),
             held: db::pipelines::held(pool, &found.name).await?,
             oldest_seconds: oldest,
+            webhooks: webhooks.remove(&found.name),
             name: found.name,
         });
     }
@@ -139,6 +146,7 @@ async fn compare(session: &Session, pool: &PgPool, counted: &[JobState], status:
                 jobs: counted.iter().map(|state| (state.word(), 0)).collect(),
                 held: 0,
                 oldest_seconds: None,
+                webhooks: None,
             }),
         };
     for plan in &resolved.plans {
@@ -196,8 +204,27 @@ fn people(status: &Status, counted: &[JobState]) -> String {
     } else {
         text.push_str(&show::table(&["worker", "version", "in hand", "seen"], &["in hand", "seen"], workers.collect()));
     }
+    for pipeline in &status.pipelines {
+        if let Some(webhooks) = &pipeline.webhooks {
+            text = format!("{text}\n{}: {}", pipeline.name, undelivered(&pipeline.name, webhooks));
+        }
+    }
     for note in &status.notes {
         text = format!("{text}\nnote: {note}");
     }
     text
+}
+
+fn undelivered(pipeline: &str, webhooks: &Undelivered) -> String {
+    let mut parts = Vec::new();
+    if webhooks.waiting > 0 {
+        let oldest = show::seconds(webhooks.oldest_seconds.unwrap_or_default());
+        parts.push(format!("{} not delivered yet, the oldest for {oldest}", show::count(webhooks.waiting, "webhook")));
+    }
+    if webhooks.failed > 0 {
+        let failed = show::count(webhooks.failed, "webhook");
+        parts.push(format!("{failed} given up; `select gristmill.redeliver('{pipeline}')` tries again"));
+    }
+    parts.extend(webhooks.error.clone());
+    parts.join("; ")
 }

@@ -79,7 +79,7 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
         match db::app::install(&mut connection, &set).await {
             Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "installed" }),
             Err(error) if db::is_forbidden(&error) => {
-                return Err(by_owner(name, "install", &TriggerSet::script(&set.install), &error));
+                return Err(by_owner(name, "install", "the table's owner", &TriggerSet::script(&set.install), &error));
             }
             Err(error) => return Err(error.into()),
         }
@@ -97,7 +97,7 @@ async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
         match db::app::remove(&mut connection, &set).await {
             Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "removed" }),
             Err(error) if db::is_forbidden(&error) => {
-                return Err(by_owner(name, "remove", &TriggerSet::script(&set.remove), &error));
+                return Err(by_owner(name, "remove", "the table's owner", &TriggerSet::script(&set.remove), &error));
             }
             Err(error) => return Err(error.into()),
         }
@@ -106,14 +106,12 @@ async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
 }
 
 /// Prints the statements for whoever may run them.
-fn by_owner(pipeline: &str, verb: &str, script: &str, error: &sqlx::Error) -> Failure {
+pub(super) fn by_owner(pipeline: &str, verb: &str, owner: &str, script: &str, error: &sqlx::Error) -> Failure {
     if let Err(failure) = show::out(script) {
         return failure;
     }
     let said = db::describe(error);
-    Failure::Failed(format!(
-        "{pipeline}: this role may not {verb} them ({said}); let the table's owner run the statements above"
-    ))
+    Failure::Failed(format!("{pipeline}: this role may not {verb} them ({said}); let {owner} run the statements above"))
 }
 
 async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::columns::is_name;
 use super::raw::{Item, Section};
 use super::values::{Scope, boolean, list, table, template, text, word};
-use super::{Effect, Occasion, Shared, Statement};
+use super::{Effect, JobFact, Name, Occasion, Shared, Statement};
 
 const ON: [(&str, Occasion); 3] = [("done", Occasion::Done), ("skipped", Occasion::Skipped), ("left", Occasion::Left)];
 
@@ -32,10 +32,55 @@ fn effect(mut section: Section, seen: &mut BTreeSet<String>) -> Option<Effect> {
     let shared = section.section("shared").and_then(shared);
     let optional = section.or("optional", boolean, false);
     let repeatable = section.or("repeatable", boolean, false);
+    if repeatable {
+        check_repeatable(&section, sql.iter().flatten(), &on);
+    }
     section.finish();
     // Given but not right: the misfit is recorded, and there is no effect that runs without its lock.
     (shared.is_some() || !has_shared).then_some(())?;
     Some(Effect { name: name?, place, sql: sql?, on, shared, optional, repeatable })
+}
+
+/// Run again by itself, an effect knows of a job what its row keeps.
+fn check_repeatable<'s>(section: &Section, sql: impl Iterator<Item = &'s Statement>, on: &[Occasion]) {
+    let forgotten = |name: &&Name| matches!(name, Name::Job(fact) if !is_kept(*fact));
+    if let Some(name) = sql.flat_map(Statement::names).find(forgotten) {
+        let message = format!("cannot be: {name} is known while the job runs, and not when this effect is run again");
+        section.misfit_at("repeatable", message);
+    }
+    if !on.contains(&Occasion::Done) {
+        section.misfit_at("repeatable", "is for effects of done jobs: only for these is one run again");
+    }
+}
+
+fn is_kept(fact: JobFact) -> bool {
+    match fact {
+        JobFact::Id
+        | JobFact::Revision
+        | JobFact::Attempts
+        | JobFact::Chunks
+        | JobFact::Pages
+        | JobFact::Ms
+        | JobFact::Pipeline
+        | JobFact::Model
+        | JobFact::Provider
+        | JobFact::Error
+        | JobFact::State
+        | JobFact::Cause
+        | JobFact::Started
+        | JobFact::Finished
+        | JobFact::Now
+        | JobFact::Key => true,
+        JobFact::Tokens
+        | JobFact::TokensOfText
+        | JobFact::Words
+        | JobFact::Characters
+        | JobFact::Cost
+        | JobFact::Seconds
+        | JobFact::Language
+        | JobFact::LanguageProbability
+        | JobFact::Text => false,
+    }
 }
 
 fn statement(item: &Item) -> Result<Statement, String> {

@@ -18,6 +18,7 @@ mod queue;
 mod raw;
 mod settings;
 mod shape;
+mod signal;
 mod statement;
 mod stores;
 mod targets;
@@ -42,7 +43,7 @@ pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
 pub use shape::{
     Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline, Queue,
-    Shared, Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
+    Shared, Signal, Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value, Webhook,
 };
 pub use statement::{Numbered, Statement};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
@@ -69,20 +70,20 @@ pub struct Config {
 
 /// A value that must not show in logs, errors or `{:?}`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret<T = String>(T);
 
-impl Secret {
-    pub fn new(value: impl Into<String>) -> Self {
+impl<T: std::ops::Deref> Secret<T> {
+    pub fn new(value: impl Into<T>) -> Self {
         Self(value.into())
     }
 
     /// The value itself, for the one place that sends it.
-    pub fn expose(&self) -> &str {
+    pub fn expose(&self) -> &T::Target {
         &self.0
     }
 }
 
-impl std::fmt::Debug for Secret {
+impl<T> std::fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(…)")
     }

@@ -9,8 +9,8 @@ use super::raw::{Item, Section};
 use super::template::{ChunkFact, Name};
 use super::values::{Scope, at_least, boolean, column, duration, list, one_of, sql, table, template, template_of_row};
 use super::values::{text, text_or_empty, whole, word};
-use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, Skip, Source, Sql};
-use super::{Template, TenantRule, TextRule, effects, queue, targets};
+use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, Signal, Skip, Source, Sql};
+use super::{Template, TenantRule, TextRule, effects, queue, signal, targets};
 
 /// Triggers are named after their pipeline, and Postgres names have 63 bytes.
 const LONGEST_NAME: usize = 40;
@@ -42,6 +42,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let status = section.section("status").map(targets::status);
     let queue = section.section("queue").map(queue::queue);
     let effects = effects::effects(&mut section);
+    let signal = section.section("signal").map(signal::signal);
     if let (Some(source), Some(target)) = (&source, &target) {
         targets::check_sparse(&section, target, &used);
         targets::check_distinct(&section, source, target, &write, status.as_ref().and_then(Option::as_ref));
@@ -69,6 +70,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         status: status.map_or(Some(None), |status| status.map(Some))?,
         queue: queue.map_or(Some(None), |queue| queue.map(Some))?,
         effects,
+        signal: signal.unwrap_or_else(|| Some(Signal::default()))?,
     })
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{ColumnChoice, Place, Sql, Statement, TableName, Template};
+use url::Url;
+
+use super::{ColumnChoice, Place, Secret, Sql, Statement, TableName, Template};
 
 /// `[pipelines.x]`
 #[derive(Debug, Clone)]
@@ -35,6 +37,7 @@ pub struct Pipeline {
     pub queue: Option<Queue>,
     /// Statements of the configuration that run in the job's transaction, in this order.
     pub effects: Vec<Effect>,
+    pub signal: Signal,
 }
 
 /// What happens with rows that were there before the pipeline.
@@ -241,7 +244,7 @@ pub struct Effect {
     pub shared: Option<Shared>,
     /// Left out, said once, where no alternative fits.
     pub optional: bool,
-    /// May be run again by itself, for rows whose jobs are done.
+    /// May be run again by itself, for rows whose jobs are done: it names nothing of a job that its row does not keep.
     pub repeatable: bool,
 }
 
@@ -290,4 +293,20 @@ pub struct Queue {
     pub words: StatusWords,
     /// Attempts, errors and times, set with the status.
     pub columns: Vec<Assignment>,
+}
+
+/// `signal`: who is told when a job has ended.
+#[derive(Debug, Clone, Default)]
+pub struct Signal {
+    /// A channel of NOTIFY.
+    pub notify: Option<String>,
+    pub webhook: Option<Webhook>,
+}
+
+/// `webhook = { url = "…", secret = "…" }`
+#[derive(Debug, Clone)]
+pub struct Webhook {
+    pub url: Url,
+    /// What its calls are signed with.
+    pub key: Secret<Vec<u8>>,
 }

@@ -4,11 +4,8 @@
 use super::template::{JobFact, Name};
 
 /// Keys by the section they stand in.
-const KEYS: &[(&str, &[&str])] = &[
-    ("providers.*", &["requests_per_minute", "tokens_per_minute"]),
-    ("models.*", &["language", "options"]),
-    ("pipelines.*", &["signal"]),
-];
+const KEYS: &[(&str, &[&str])] =
+    &[("providers.*", &["requests_per_minute", "tokens_per_minute"]), ("models.*", &["language", "options"])];
 
 /// Words by the key they are given for.
 const WORDS: &[(&str, &[&str])] = &[

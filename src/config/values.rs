@@ -123,15 +123,21 @@ pub(super) fn path(item: &Item) -> Parsed<PathBuf> {
     text(item).map(PathBuf::from)
 }
 
-/// An http or https address. It is never shown: people put credentials into addresses.
+/// An http or https address that paths are added to. It is never shown: people put credentials into addresses.
 pub(super) fn url(item: &Item) -> Parsed<Url> {
+    let url = address(item)?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must end before `?` and `#`: paths are added to it".to_owned());
+    }
+    Ok(url)
+}
+
+/// An http or https address. It is never shown: people put credentials into addresses.
+pub(super) fn address(item: &Item) -> Parsed<Url> {
     let url = Url::parse(&text_or_empty(item)?).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
     let url = url.ok_or("is not an address like https://example.org")?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("holds a user name or a password; give credentials in their own keys".to_owned());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("must end before `?` and `#`: paths are added to it".to_owned());
     }
     Ok(url)
 }

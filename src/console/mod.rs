@@ -45,6 +45,8 @@ pub struct Watched {
     pub misfits: Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>,
     /// Those that run, with their generation.
     pub pipelines: Vec<(String, String)>,
+    /// Those of them that have a webhook.
+    pub webhooks: Vec<String>,
     pub lanes: Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>,
     /// Jobs in hand, and how many there may be.
     pub hands: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
@@ -147,16 +149,36 @@ impl Console {
 
     async fn count(&self) {
         let pool = &self.watched.pool;
-        let read = async { Ok((db::backlog::backlog(pool).await?, db::pipelines::all(pool).await?)) };
+        let read = async {
+            Ok((
+                db::backlog::backlog(pool).await?,
+                db::pipelines::all(pool).await?,
+                db::outbox::undelivered(pool).await?,
+            ))
+        };
         match tokio::time::timeout(LONGEST_COUNT, read).await {
-            Ok(Ok((backlog, registered))) => {
+            Ok(Ok((backlog, registered, undelivered))) => {
                 self.tell(&backlog);
+                self.tell_webhooks(&undelivered);
                 for pipeline in registered {
                     telemetry::pipeline_paused(&pipeline.name, pipeline.paused_at.is_some());
                 }
             }
             Ok(Err(error)) => tracing::warn!(error = db::describe(&error), "the backlog could not be counted"),
             Err(_) => tracing::warn!("the backlog could not be counted in time"),
+        }
+    }
+
+    fn tell_webhooks(&self, undelivered: &[db::outbox::Undelivered]) {
+        for pipeline in &self.watched.webhooks {
+            let found = undelivered.iter().find(|line| &line.pipeline == pipeline);
+            let (waiting, failed) = found.map_or((0, 0), |line| (line.waiting, line.failed));
+            telemetry::undelivered(
+                pipeline,
+                waiting,
+                failed,
+                found.and_then(|line| line.oldest_seconds).unwrap_or(0.0),
+            );
         }
     }
 

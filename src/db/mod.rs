@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod listen;
 pub mod migrate;
 pub mod operate;
+pub mod outbox;
 pub mod pipelines;
 pub mod prices;
 pub mod server;

@@ -1,10 +1,10 @@
-//! What people ask of jobs: list, show, retry, cancel, enqueue, wait.
+//! What people ask of jobs: list, show, retry, cancel, enqueue, wait, run an effect again.
 
-use sqlx::PgExecutor;
 use sqlx::types::Json;
 use sqlx::types::time::OffsetDateTime;
+use sqlx::{PgConnection, PgExecutor};
 
-use crate::domain::{JobId, SourceKey};
+use crate::domain::{JobId, Revision, SourceKey};
 
 /// Which jobs. Every given part must hold.
 #[derive(Debug, Clone, Default)]
@@ -286,4 +286,108 @@ pub async fn traces(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<Trace
 /// Removes what is known of a tenant whose rows are gone; returns how many jobs.
 pub async fn forget_tenant(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<i64> {
     Ok(sqlx::query_scalar!("select gristmill.forget($1)", tenant).fetch_one(db).await?.unwrap_or_default())
+}
+
+/// A job that is completed, as its effects may name it.
+#[derive(Debug, Clone)]
+pub struct Done {
+    pub id: JobId,
+    pub key: SourceKey,
+    pub tenant: String,
+    pub revision: Revision,
+    pub attempt: i16,
+    pub chunks: Option<i32>,
+    pub pages: Option<i32>,
+    pub ms: Option<i32>,
+    /// As the database writes them.
+    pub started: Option<String>,
+    pub finished: Option<String>,
+    pub fingerprint: Option<Vec<u8>>,
+}
+
+/// How many jobs of a pipeline are completed, with vectors of this generation.
+pub async fn count_done(db: impl PgExecutor<'_>, pipeline: &str, generation: &str) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"select count(*) as "done!" from gristmill.embedding_jobs
+           where pipeline = $1 and generation = $2 and state = 'completed'"#,
+        pipeline,
+        generation,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// The next of them beyond `after`.
+pub async fn done(
+    db: impl PgExecutor<'_>,
+    pipeline: &str,
+    generation: &str,
+    after: JobId,
+    limit: i64,
+) -> sqlx::Result<Vec<Done>> {
+    let rows = sqlx::query!(
+        r#"select id, source_key as "key: Json<SourceKey>", tenant, revision, attempt, chunks, pages, ms,
+                  started_at::text as started, finished_at::text as finished, fingerprint
+           from gristmill.embedding_jobs
+           where pipeline = $1 and generation = $2 and state = 'completed' and id > $3 order by id limit $4"#,
+        pipeline,
+        generation,
+        after.0,
+        limit,
+    )
+    .fetch_all(db)
+    .await?;
+    let done = rows.into_iter().map(|row| Done {
+        id: JobId(row.id),
+        key: row.key.0,
+        tenant: row.tenant,
+        revision: Revision(row.revision),
+        attempt: row.attempt,
+        chunks: row.chunks,
+        pages: row.pages,
+        ms: row.ms,
+        started: row.started,
+        finished: row.finished,
+        fingerprint: row.fingerprint,
+    });
+    Ok(done.collect())
+}
+
+/// Locks jobs that are still completed at the revision they had; those that somebody holds are missing from the answer as well. The
+/// other answer is those that are completed no more, at that revision.
+pub async fn lock_done(db: &mut PgConnection, jobs: &[(JobId, Revision)]) -> sqlx::Result<(Vec<JobId>, Vec<JobId>)> {
+    let (ids, revisions): (Vec<i64>, Vec<i64>) = jobs.iter().map(|(id, revision)| (id.0, revision.0)).unzip();
+    let locked = sqlx::query_scalar!(
+        r#"select job.id as "id: JobId" from unnest($1::bigint[], $2::bigint[]) as given (id, revision)
+           join gristmill.embedding_jobs as job using (id, revision)
+           where job.state = 'completed' order by job.id for update of job skip locked"#,
+        &ids,
+        &revisions,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let moved = sqlx::query_scalar!(
+        r#"select given.id as "id!: JobId" from unnest($1::bigint[], $2::bigint[]) as given (id, revision)
+           where not exists (select from gristmill.embedding_jobs as job
+                             where job.id = given.id and job.revision = given.revision and job.state = 'completed')"#,
+        &ids,
+        &revisions,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok((locked, moved))
+}
+
+/// The content that completed jobs are about reads otherwise now, by our own doing.
+pub async fn set_fingerprints(db: impl PgExecutor<'_>, jobs: &[(JobId, Vec<u8>)]) -> sqlx::Result<()> {
+    let (ids, fingerprints): (Vec<i64>, Vec<Vec<u8>>) = jobs.iter().map(|(id, print)| (id.0, print.clone())).unzip();
+    sqlx::query!(
+        r#"update gristmill.embedding_jobs as job set fingerprint = given.fingerprint
+           from unnest($1::bigint[], $2::bytea[]) as given (id, fingerprint) where job.id = given.id"#,
+        &ids,
+        &fingerprints,
+    )
+    .execute(db)
+    .await?;
+    Ok(())
 }

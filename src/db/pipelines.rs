@@ -53,20 +53,27 @@ pub struct Registration<'a> {
     pub grace: Duration,
     pub notify: bool,
     pub existing: Option<&'a str>,
+    /// Who is told of a job's end: a channel of NOTIFY, and whether a webhook is.
+    pub channel: Option<&'a str>,
+    pub webhook: bool,
 }
 
 /// Registers a pipeline, or refreshes what may change without a person's word; the generation of a registered one stays.
 pub async fn register(db: impl PgExecutor<'_>, with: Registration<'_>) -> sqlx::Result<()> {
     sqlx::query!(
-        r#"insert into gristmill.pipelines as registered (name, generation, source_table, max_attempts, grace, notify, existing)
-           values ($1, $2, $3, $4, make_interval(secs => $5), $6, $7)
+        r#"insert into gristmill.pipelines as registered (name, generation, source_table, max_attempts, grace, notify, existing,
+                                                         signal_channel, signal_webhook)
+           values ($1, $2, $3, $4, make_interval(secs => $5), $6, $7, $8, $9)
            on conflict (name) do update set
                source_table = excluded.source_table, max_attempts = excluded.max_attempts,
                grace = excluded.grace, notify = excluded.notify,
+               signal_channel = excluded.signal_channel, signal_webhook = excluded.signal_webhook,
                existing = case when registered.census_done then coalesce(registered.existing, excluded.existing)
                                else coalesce(excluded.existing, registered.existing) end
-           where (registered.source_table, registered.max_attempts, registered.grace, registered.notify)
-               is distinct from (excluded.source_table, excluded.max_attempts, excluded.grace, excluded.notify)
+           where (registered.source_table, registered.max_attempts, registered.grace, registered.notify,
+                  registered.signal_channel, registered.signal_webhook)
+               is distinct from (excluded.source_table, excluded.max_attempts, excluded.grace, excluded.notify,
+                                 excluded.signal_channel, excluded.signal_webhook)
               or (excluded.existing is not null and registered.existing is distinct from excluded.existing
                   and (registered.existing is null or not registered.census_done))"#,
         with.name,
@@ -76,6 +83,8 @@ pub async fn register(db: impl PgExecutor<'_>, with: Registration<'_>) -> sqlx::
         with.grace.as_secs_f64(),
         with.notify,
         with.existing,
+        with.channel,
+        with.webhook,
     )
     .execute(db)
     .await?;

@@ -10,6 +10,7 @@ mod address;
 mod connector;
 mod exchange;
 mod guard;
+mod webhook;
 
 use std::error::Error;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub use address::{Reach, reach};
 pub use connector::StoreConnector;
 pub use exchange::{Answer, Body, ExchangeError, GatherError, exchange, gather};
 pub use guard::{BadRule, GuardPolicy, GuardedClient, Refusal};
+pub use webhook::webhook;
 
 const USER_AGENT: &str = concat!("gristmill/", env!("CARGO_PKG_VERSION"));
 const CONNECT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Floor 5: the engine. Claimer, heartbeat, acknowledger, rescuer, sweeper, fitter and listener are tasks of their own, free of apalis
+//! Floor 5: the engine. Claimer, heartbeat, acknowledger, rescuer, sweeper, fitter, listener and deliverers are tasks of their own, free of apalis
 //! types; `backend` is the thin apalis backend over them. No other module names apalis.
 
 mod acknowledger;
@@ -6,6 +6,7 @@ mod asker;
 mod attempt;
 mod backend;
 mod claimer;
+mod deliverer;
 mod fitter;
 mod hands;
 mod heartbeat;
@@ -28,6 +29,7 @@ use crate::db;
 use crate::domain::OwnerId;
 use crate::jobs::Deps;
 
+pub use deliverer::Deliverer;
 pub use hands::Hands;
 pub use sweeper::{Progress, Trouble, pass};
 
@@ -45,6 +47,8 @@ pub struct Engine {
     pub name: String,
     pub settings: config::Worker,
     pub pipelines: Vec<Deps>,
+    /// Of the pipelines that have a webhook.
+    pub deliverers: Vec<Deliverer>,
     /// The tasks of this engine and of its pipelines.
     pub vital: Vital,
     pub hands: Hands,
@@ -66,6 +70,7 @@ impl Engine {
         owner: OwnerId,
         settings: config::Worker,
         pipelines: Vec<Deps>,
+        deliverers: Vec<Deliverer>,
         vital: Vital,
         stop: CancellationToken,
     ) -> Arc<Self> {
@@ -81,6 +86,7 @@ impl Engine {
             owner,
             settings,
             pipelines,
+            deliverers,
             vital,
             stop,
         })
@@ -142,6 +148,9 @@ impl Engine {
         tasks.spawn(vital().watch("sweeper", until(self.stop.clone(), sweeper::run(Arc::clone(self)))));
         tasks.spawn(vital().watch("fitter", until(self.stop.clone(), fitter::run(Arc::clone(self)))));
         tasks.spawn(vital().watch("listener", until(self.stop.clone(), listener::run(Arc::clone(self)))));
+        for nth in 0..self.deliverers.len() {
+            tasks.spawn(vital().watch("deliverer", deliverer::run(Arc::clone(self), nth, late.clone())));
+        }
         tasks.spawn(Arc::clone(self).end_grace());
         tasks.spawn(Arc::clone(self).end_when_broken());
         let outcome = backend::run_worker(Arc::clone(self), claimed).await;

@@ -76,6 +76,7 @@ async fn tidy(engine: &Engine) -> sqlx::Result<()> {
     db::calls::mark_unknown(&engine.pool, settings.lease * 4).await?;
     db::attempts::prune(&engine.pool, settings.keep_history, PRUNE).await?;
     db::calls::prune(&engine.pool, settings.keep_history, PRUNE).await?;
+    db::outbox::prune(&engine.pool, settings.keep_history, PRUNE).await?;
     db::cache::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
     db::workers::prune(&engine.pool, settings.keep_history).await?;
     Ok(())

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use gristmill::app;
 use gristmill::db;
 use insta::assert_snapshot;
-use sqlx::Connection as _;
+use sqlx::{Connection as _, Executor as _};
 
 use crate::applications::{application, configured, reconnected};
+use crate::cli::gristmill;
 use crate::world::World;
 
 const TABLES: &str = "create schema app; create type app.kind as enum ('hash', 'openai'); \
@@ -229,4 +231,150 @@ async fn carried_cents_add_up() {
     assert_eq!(world.value::<i64>("select gristmill.carry('cents', 'b', 2.75)").await, 2);
     world.sql("select gristmill.forget('b')").await;
     assert_eq!(world.list("select concat_ws(' ', tenant, total) from gristmill.carry").await, ["a 1.5"]);
+}
+
+/// Links each note to the words of a list that its text holds.
+const LINKS: &str = r#"
+[[pipelines.notes.effects]]
+name = "links"
+repeatable = true
+on = ["done", "left"]
+sql = """
+with gone as (delete from app.links where note = {id} returning 1)
+insert into app.links (note, word, detail)
+select {id}, w.word, concat_ws(' ', {job.state}, {job.revision}, {job.chunks}, {job.attempts}, {job.finished} < {job.now}, {doubled})
+from app.words w where strpos({body}, w.word) > 0 and 1 / (length({body}) - 5) >= 0"""
+"#;
+
+const LINK_TABLES: &str = "create table app.words (word text primary key); insert into app.words values ('mill'); \
+    create table app.links (note bigint, word text, detail text);";
+
+#[tokio::test]
+async fn a_repeatable_effect_runs_again_for_done_rows_alone_and_unpaid() {
+    let world = application(&format!("{TABLES}{LINK_TABLES}"), &notes(LINKS)).await;
+    world
+        .sql(
+            "insert into app.notes (folder, body) select n, 'The mill grinds grain ' || n from generate_series(1, 3) n",
+        )
+        .await;
+    world.sql("insert into app.notes (folder, body) select 1, 'A mill ' || n from generate_series(1, 150) n").await;
+    world.sql("insert into app.notes (body) values (''), ('Later.')").await;
+    world.work().await;
+    world.sql("insert into app.words values ('grain'); update app.notes set gone = true where id = 2").await;
+    world.sql("update gristmill.embedding_jobs set state = 'pending' where source_key = '[\"3\"]'").await;
+    let paid = "select count(*) from gristmill.usage_events";
+    let before = world.value::<i64>(paid).await;
+
+    let dry = gristmill(&world, &["effects", "notes", "links", "--dry-run", "--json"]).await.ok().json();
+    assert_eq!(
+        (&dry["rows"], &dry["ran"], &dry["writes"]),
+        (&153.into(), &0.into(), &serde_json::json!(["delete app.links", "insert app.links"]))
+    );
+    assert_eq!(world.value::<i64>("select count(*) from app.links").await, 153);
+
+    let run = gristmill(&world, &["effects", "notes", "links", "--json"]).await.ok().json();
+    assert_eq!((&run["ran"], &run["moved"]), (&152.into(), &1.into()));
+    let links = "select concat_ws(' ', note, word, detail) from app.links where note < 4 order by note, word";
+    assert_snapshot!(world.list(links).await.join("\n"), @"
+    1 grain completed 1 1 1 t 2
+    1 mill completed 1 1 1 t 2
+    2 mill completed 1 1 1 f 4
+    3 mill completed 1 1 1 f 6
+    ");
+    assert_eq!(world.value::<i64>("select count(*) from app.links").await, 154);
+    assert_eq!(world.value::<i64>(paid).await, before);
+
+    // For one row it is refused, for the others of its group it has run.
+    world.sql("update app.notes set body = 'Grind' where id = 100").await;
+    let run = gristmill(&world, &["effects", "notes", "links"]).await;
+    assert_eq!(run.code, 1, "{}", run.err);
+    assert_snapshot!(run.out.trim(), @"
+    notes: effect links ran for 151 of 153 rows
+    1 row changed meanwhile; their own jobs run it
+    100: effect links: a value does not fit its column (22012)
+    ");
+}
+
+#[tokio::test]
+async fn an_effect_that_runs_again_waits_for_rows_that_are_held_and_sums_like_a_commit() {
+    let recount = COUNTERS.replace("name = \"recount\"", "name = \"recount\"\nrepeatable = true");
+    let world = application(TABLES, &notes(&recount)).await;
+    world.sql("insert into app.notes (folder, body) select 1 + n % 3, 'Grain.' from generate_series(1, 100) n").await;
+    world.work().await;
+    world.sql("update app.folders set notes = 0, chunks = 7").await;
+    let mut holder = world.database.connect().await;
+    let mut held = holder.begin().await.unwrap();
+    held.execute("update app.folders set words = words where id = 1; select from app.notes where id = 2 for update")
+        .await
+        .unwrap();
+
+    let released = async {
+        // Folders 2 and 3 are counted meanwhile.
+        let counted = "select min(notes) > 0 from app.folders where id > 1";
+        let waited = tokio::time::timeout(Duration::from_secs(20), async {
+            while !world.value::<bool>(counted).await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        waited.await.expect("what nobody holds is done");
+        held.commit().await.unwrap();
+    };
+    let (run, ()) = tokio::join!(gristmill(&world, &["effects", "notes", "recount", "--json"]), released);
+    let run = run.ok().json();
+    assert_eq!((&run["ran"], &run["busy"]), (&100.into(), &serde_json::json!([])));
+    assert_eq!(world.list(FOLDERS).await, ["1 33 33 33", "2 34 34 34", "3 33 33 33"]);
+}
+
+#[tokio::test]
+async fn rows_that_are_held_all_the_time_are_named() {
+    let recount = COUNTERS.replace("name = \"recount\"", "name = \"recount\"\nrepeatable = true");
+    let world = application(TABLES, &notes(&recount)).await;
+    world.sql("insert into app.notes (folder, body) select 1 + n % 3, 'Grain.' from generate_series(1, 6) n").await;
+    world.work().await;
+    let mut holder = world.database.connect().await;
+    let mut held = holder.begin().await.unwrap();
+    held.execute("update app.folders set notes = 9 where id = 1; select from app.notes where id = 1 for update")
+        .await
+        .unwrap();
+
+    let run = gristmill(&world, &["effects", "notes", "recount", "--json"]).await;
+    assert_eq!(
+        (run.code, &run.json()["ran"], &run.json()["busy"]),
+        (1, &3.into(), &serde_json::json!([["1"], ["3"], ["6"]]))
+    );
+}
+
+#[tokio::test]
+async fn what_a_repeated_effect_writes_into_its_own_row_is_no_change_of_it() {
+    let own = "[[pipelines.notes.effects]]\nname = \"own\"\nrepeatable = true\nsql = \"update app.notes set body = trim(body) || '.' where id = {id}\"";
+    let world = application(TABLES, &notes(own)).await;
+    world.install_triggers().await;
+    world.sql("insert into app.notes (body) values ('Grain'), ('Flour')").await;
+    world.work().await;
+    world.sql("update app.notes set body = body || ' and water' where id = 2; update gristmill.embedding_jobs set state = 'completed'").await;
+    gristmill(&world, &["effects", "notes", "own"]).await.ok();
+    assert_eq!(world.list("select body from app.notes order by id").await, ["Grain..", "Flour. and water."]);
+    // Only the row that somebody else had changed is seen as changed.
+    let verified = gristmill(&world, &["verify", "--json"]).await.json();
+    let found: Vec<String> =
+        verified["findings"].as_array().unwrap().iter().map(|one| format!("{} {}", one["key"], one["kind"])).collect();
+    assert_eq!(found, [r#"["2"] "stale""#]);
+}
+
+#[tokio::test]
+async fn what_may_not_run_again_is_refused() {
+    let world = application(TABLES, &notes(COUNTERS)).await;
+    let said = async |world: &World, arguments: &[&str]| {
+        let ran = gristmill(world, arguments).await;
+        format!("{} {}", ran.code, ran.err.trim().replace(&world.files.path().display().to_string(), ""))
+    };
+    assert_snapshot!(said(&world, &["effects", "notes", "recount"]).await, @"2 error: /workers.toml:68: pipelines.notes.effects[0]: effect recount may not be run again; set repeatable = true if doing it twice is harmless");
+    assert_snapshot!(said(&world, &["effects", "notes", "nope"]).await, @"2 error: pipeline notes has no effect nope; it has recount, sum");
+    let optional = "[[pipelines.notes.effects]]\nname = \"one\"\noptional = true\nrepeatable = true\nsql = \"delete from app.nowhere\"";
+    let world = application(TABLES, &notes(optional)).await;
+    assert_snapshot!(said(&world, &["effects", "notes", "one"]).await, @"1 error: effect one of pipeline notes is left out, since it does not fit this database: see `gristmill check`");
+    let world = application(&format!("{TABLES}{LINK_TABLES}"), &notes(LINKS)).await;
+    assert!(db::pipelines::is_at_home(&world.pool).await.unwrap());
+    world.sql("update gristmill.installation set identity = 'elsewhere'").await;
+    assert_snapshot!(said(&world, &["effects", "notes", "links"]).await, @"1 error: this database is a copy of the one gristmill was set up in; if it is meant to run here, say `gristmill accept --database`");
 }

@@ -30,10 +30,12 @@ mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
 mod schema;
+mod signals;
 mod sparse;
 mod spine;
 mod statuses;
 mod stores;
 mod triggers;
 mod verify;
+mod views;
 mod world;

@@ -150,6 +150,7 @@ async fn supabase_s_server_role_may_look_and_ask_and_its_users_nothing() {
     gristmill.forget(text,anyelement): EXECUTE
     gristmill.forget(text,text): EXECUTE
     gristmill.pause(text,text): EXECUTE
+    gristmill.redeliver(text): EXECUTE
     gristmill.resume(text): EXECUTE
     gristmill.retry(bigint,boolean): EXECUTE
     job_attempts: SELECT

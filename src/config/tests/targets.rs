@@ -178,7 +178,6 @@ target.table = "note_vectors"
 target.parent = { note_id = "{id}" }
 target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}" }
 
-signal = { notify = "ready" }
 [providers.openai]
 kind = "openai"
 key = "${KEY}"
@@ -193,7 +192,6 @@ dimensions = 1536
         no("4: models.scribe.language", "language"),
         no("4: models.scribe.options", "options"),
         no("7: pipelines.transcripts.kind", "transcribe"),
-        no("21: pipelines.notes.signal", "signal"),
     ];
     assert_eq!(misfits(later), expected);
 }
@@ -234,9 +232,59 @@ fn effects_are_one_statement_each_with_names_that_mean_something() {
         3,
         ".shared.key: is missing: it says which row is shared; write for example key = { id = \"{folder_id}\" }",
     );
+    one(
+        "name = \"a\"\nrepeatable = true\nsql = [\"select {job.chunks}\", \"select {job.text}\"]",
+        2,
+        ".repeatable: cannot be: {job.text} is known while the job runs, and not when this effect is run again",
+    );
+    one(
+        "name = \"a\"\nrepeatable = true\nsql = \"select 1\"\non = \"left\"",
+        2,
+        ".repeatable: is for effects of done jobs: only for these is one run again",
+    );
     let twice = "name = \"a\"\nsql = \"select 1\"\n";
     check(
         &with(&format!("{twice}[[pipelines.notes.effects]]\n{twice}")),
         &[&format!("{}: pipelines.notes.effects[1].name: a is the name of another effect of this pipeline", notes + 4)],
+    );
+}
+
+#[test]
+fn a_signal_is_a_channel_and_a_signed_webhook() {
+    let notes = GOOD.lines().count() + 1;
+    let with = |signal: &str| format!("{GOOD}[pipelines.notes.signal]\n{signal}");
+    let of = |signal: &str| read(&with(signal)).pipelines.remove(1).signal;
+    let hook = |secret: &str| {
+        of(&format!("webhook = {{ url = \"${{APP_URL}}/a?b=c\", secret = \"{secret}\" }}")).webhook.unwrap()
+    };
+    assert_eq!(of("notify = \"Notes ready\"").notify.as_deref(), Some("Notes ready"));
+    assert_eq!(hook("${KEY}, long enough").url.as_str(), "https://example.org/a?b=c");
+    assert_eq!(hook("${KEY}, long enough").key.expose(), b"the KEY, long enough");
+    assert_eq!(hook("whsec_AAECAwQFBgcICQoLDA0ODw==").key.expose(), (0..16).collect::<Vec<u8>>());
+    assert!(!format!("{:?}", hook("0123456789abcdef")).contains("48"), "the bytes of a secret are not shown");
+
+    let one =
+        |signal: &str, rest: &str| check(&with(signal), &[&format!("{}: pipelines.notes.signal.{rest}", notes + 1)]);
+    one("notify = \"gristmill_jobs\"", "notify: is the channel of Gristmill's own workers; take another");
+    one(&format!("notify = \"{}\"", "n".repeat(64)), "notify: is not a name for a channel (at most 63 bytes)");
+    one(
+        "webhook = { url = \"https://a.example\" }",
+        "webhook.secret: is missing; write for example secret = \"${WEBHOOK_SECRET}\"",
+    );
+    one(
+        "webhook = { url = \"ftp://a.example\", secret = \"0123456789abcdef\" }",
+        "webhook.url: is not an address like https://example.org",
+    );
+    one(
+        "webhook = { url = \"https://a:b@a.example\", secret = \"0123456789abcdef\" }",
+        "webhook.url: holds a user name or a password; give credentials in their own keys",
+    );
+    one(
+        "webhook = { url = \"https://a.example\", secret = \"${MANY}\" }",
+        "webhook.secret: is shorter than 16 bytes; `openssl rand -base64 32` makes one",
+    );
+    one(
+        "webhook = { url = \"https://a.example\", secret = \"whsec_?\" }",
+        "webhook.secret: is not base64 after whsec_",
     );
 }

@@ -372,23 +372,28 @@ pub async fn lock_shared(
     );
     let skip = if patient { "" } else { " skip locked" };
     let lock = format!("{select} order by {} for no key update of shared{skip}", order.join(", "));
-    let mut locked = BTreeSet::new();
-    let mut there = BTreeSet::new();
     // In two statements of their own: what follows has to see what the holder of a lock wrote before us.
-    for (statement, found) in [(lock, &mut locked), (select, &mut there)] {
-        let mut query = sqlx::query(AssertSqlSafe(statement));
-        for nth in 0..columns.len() {
-            query = query.bind(keys.iter().map(|key| key[nth].clone()).collect::<Vec<_>>());
-        }
-        for row in query.fetch_all(&mut *connection).await? {
-            found.insert(row.try_get::<i64, _>("nth")?);
-        }
-        if found.len() == keys.len() {
-            return Ok(BTreeSet::new());
-        }
+    let locked = found(connection, lock, keys, columns.len()).await?;
+    if locked.len() == keys.len() {
+        return Ok(BTreeSet::new());
     }
+    let there = found(connection, select, keys, columns.len()).await?;
     let busy = |nth: i64| there.contains(&nth) && !locked.contains(&nth);
     Ok(keys.iter().zip(1..).filter(|(_, nth)| busy(*nth)).map(|(key, _)| key.clone()).collect())
+}
+
+/// Which of the asked keys a statement finds, counted from 1.
+async fn found(
+    connection: &mut PgConnection,
+    statement: String,
+    keys: &BTreeSet<Vec<String>>,
+    columns: usize,
+) -> sqlx::Result<BTreeSet<i64>> {
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for nth in 0..columns {
+        query = query.bind(keys.iter().map(|key| key[nth].clone()).collect::<Vec<_>>());
+    }
+    query.fetch_all(connection).await?.iter().map(|row| row.try_get("nth")).collect()
 }
 
 /// Runs an effect once, with a value (or null) for each of its names.

@@ -21,6 +21,7 @@ mod sweep;
 mod triggers;
 mod vector;
 mod verify;
+mod views;
 mod words;
 mod write;
 
@@ -41,6 +42,7 @@ pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{SparseKind, VectorKind, VectorType};
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
+pub use views::{ViewSet, run as run_views, view_name, view_set};
 pub use write::{
     ChunkRow, LockedRow, SourceUpdate, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread, set_writer,
     update_chunks, update_sources, which_exist,

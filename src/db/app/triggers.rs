@@ -245,7 +245,7 @@ pub async fn remove(connection: &mut PgConnection, set: &TriggerSet) -> sqlx::Re
     run(connection, &set.remove).await
 }
 
-async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Result<()> {
+pub(super) async fn run(connection: &mut PgConnection, statements: &[String]) -> sqlx::Result<()> {
     let mut transaction = sqlx::Connection::begin(connection).await?;
     sqlx::raw_sql(QUIET).execute(&mut *transaction).await?;
     for statement in statements {
