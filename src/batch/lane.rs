@@ -1,7 +1,7 @@
 //! A lane: one provider and model, with its queue, its requests under way, its breaker and its pauses.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
@@ -16,17 +16,8 @@ use crate::providers::{Embedded, Embedder, ProviderError};
 use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
+use super::gate::{BREAKER_FIRST, CREDENTIAL_PAUSE, Gate, LONGEST_PAUSE, PATIENCE};
 
-/// The longest a request waits in the lane for its provider; beyond, its jobs give their slots back and snooze.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A provider's word on how long to wait is believed up to here.
-const LONGEST_PAUSE: Duration = Duration::from_mins(15);
-/// Failures in a row that open the breaker.
-const FAILURES: u32 = 5;
-const BREAKER_FIRST: Duration = Duration::from_secs(10);
-const BREAKER_LONGEST: Duration = Duration::from_mins(5);
-/// How long a refused credential keeps its lane shut before one request tries again.
-const CREDENTIAL_PAUSE: Duration = Duration::from_mins(5);
 /// Tries of one request within the lane.
 const TRIES: u32 = 3;
 
@@ -59,43 +50,19 @@ impl Item {
     }
 }
 
-/// How a lane is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct LaneStatus {
-    pub provider: String,
-    pub model: String,
-    /// Why no request goes out, and for how many seconds more.
-    pub paused: Option<(String, u64)>,
-}
-
-#[derive(Default)]
-struct Gate {
-    until: Option<Instant>,
-    failure: Option<EmbedFailure>,
-    failures: u32,
-    opened: u32,
-}
-
-impl Gate {
-    /// How long it stays shut, if it is.
-    fn left(&self) -> Option<Duration> {
-        self.until.and_then(|until| until.checked_duration_since(Instant::now())).filter(|left| !left.is_zero())
-    }
-}
-
 pub(super) struct Lane {
     pub pool: PgPool,
     pub settings: LaneSettings,
     owner: OwnerId,
     embedder: Arc<dyn Embedder>,
-    gate: Mutex<Gate>,
+    pub gate: Gate,
     slots: Arc<Semaphore>,
 }
 
 impl Lane {
     pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
         let slots = Arc::new(Semaphore::new(settings.concurrency));
-        Self { pool, settings, owner, embedder, gate: Mutex::default(), slots }
+        Self { pool, settings, owner, embedder, gate: Gate::default(), slots }
     }
 
     /// Packs what comes into requests until the last sender is gone.
@@ -141,13 +108,13 @@ impl Lane {
             if batch.is_empty() {
                 continue;
             }
-            if let Err(failure) = self.pass_gate().await {
+            if let Err(failure) = self.gate.pass().await {
                 fail(batch, &failure);
                 continue;
             }
             match self.request(&batch).await {
                 Ok(Ok(embedded)) => {
-                    self.succeeded();
+                    self.gate.succeeded();
                     self.deliver(batch, embedded).await;
                 }
                 Ok(Err(error)) => self.decide(error, batch, tries, &mut stack).await,
@@ -161,7 +128,7 @@ impl Lane {
         match error {
             ProviderError::RateLimited { after } => {
                 let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6))).min(LONGEST_PAUSE);
-                self.shut(pause, EmbedFailure::RateLimited { after: pause });
+                self.gate.shut(pause, EmbedFailure::RateLimited { after: pause });
                 if tries + 1 < TRIES && pause <= PATIENCE {
                     stack.push((batch, tries + 1));
                 } else {
@@ -170,7 +137,7 @@ impl Lane {
             }
             // A proxy's page or an empty body says nothing about the texts, so halving would only multiply the requests.
             ProviderError::Unavailable(text) | ProviderError::NoAnswer(text) => {
-                let opened = self.failed(&text);
+                let opened = self.gate.failed(&text);
                 if tries + 1 < TRIES && opened.is_none() {
                     tokio::time::sleep(Duration::from_millis(250 << tries)).await;
                     stack.push((batch, tries + 1));
@@ -182,7 +149,7 @@ impl Lane {
             // Neither mends itself: a person has to look at the key, the account, or the model's name.
             ProviderError::Credential(text) | ProviderError::Misconfigured(text) => {
                 let failure = EmbedFailure::Credential { after: CREDENTIAL_PAUSE, text };
-                self.shut(CREDENTIAL_PAUSE, failure.clone());
+                self.gate.shut(CREDENTIAL_PAUSE, failure.clone());
                 fail(batch, &failure);
             }
             ProviderError::TooLarge | ProviderError::Refused(_) | ProviderError::Garbled(_) if batch.len() > 1 => {
@@ -242,6 +209,7 @@ impl Lane {
             id: Uuid::new_v4(),
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
+            seconds: None,
             shares,
         }
     }
@@ -254,13 +222,7 @@ impl Lane {
     ) -> calls::CallResult {
         let (outcome, error_kind) = match answer {
             Ok(_) => ("paid", None),
-            Err(ProviderError::Refused(_) | ProviderError::TooLarge) => ("refused", Some("refused")),
-            Err(ProviderError::Credential(_) | ProviderError::Misconfigured(_)) => ("refused", Some("credential")),
-            Err(ProviderError::RateLimited { .. }) => ("refused", Some("rate_limited")),
-            // An answer came, so it is paid, even if it is of no use.
-            Err(ProviderError::Garbled(_)) => ("paid", Some("garbled")),
-            Err(ProviderError::Unavailable(_)) => ("failed", Some("unavailable")),
-            Err(ProviderError::NoAnswer(_)) => ("unknown", Some("garbled")),
+            Err(error) => error.on_the_books(),
         };
         let paid = outcome == "paid";
         let estimated: u64 = batch.iter().map(|item| widen(item.tokens)).sum();
@@ -327,84 +289,6 @@ impl Lane {
         }
         if let Err(error) = cache::park(&self.pool, &self.settings.cache_name(), parked).await {
             tracing::warn!(vectors = parked.len(), error = db::describe(&error), "paid vectors could not be parked");
-        }
-    }
-
-    /// Waits out a short pause; a longer one is the jobs' to wait for.
-    async fn pass_gate(&self) -> Result<(), EmbedFailure> {
-        loop {
-            let (left, failure) = {
-                let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-                (gate.left(), gate.failure.clone())
-            };
-            let Some(left) = left else { return Ok(()) };
-            if left > PATIENCE {
-                return Err(
-                    failure.map_or_else(|| EmbedFailure::RateLimited { after: left }, |failure| failure.waiting(left))
-                );
-            }
-            tokio::time::sleep(left).await;
-        }
-    }
-
-    /// Shuts the lane; of two pauses the longer one holds.
-    fn shut(&self, pause: Duration, failure: EmbedFailure) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.left().is_none_or(|left| left < pause) {
-            gate.until = Some(Instant::now() + pause);
-            gate.failure = Some(failure);
-        }
-    }
-
-    /// Counts a failure against the breaker; says for how long it opened, if it did.
-    fn failed(&self, text: &str) -> Option<Duration> {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        // Requests that were under way when it opened tell of the same outage, not of another.
-        if let (Some(left), Some(EmbedFailure::Unavailable { .. })) = (gate.left(), &gate.failure) {
-            return Some(left);
-        }
-        gate.failures += 1;
-        // A lane that was shut before is shut again at its first failure.
-        if gate.failures < FAILURES && gate.opened == 0 {
-            return None;
-        }
-        let pause = BREAKER_FIRST.saturating_mul(1 << gate.opened.min(8)).min(BREAKER_LONGEST);
-        gate.opened += 1;
-        gate.failures = 0;
-        gate.until = Some(Instant::now() + pause);
-        gate.failure = Some(EmbedFailure::Unavailable { after: pause, text: text.to_owned() });
-        Some(pause)
-    }
-
-    /// Closes the breaker. A pause that the vendor asked for, or a refused credential, outlives the answers that were under way.
-    fn succeeded(&self) {
-        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = gate.left().is_some() && !matches!(gate.failure, Some(EmbedFailure::Unavailable { .. }));
-        if asked {
-            (gate.failures, gate.opened) = (0, 0);
-        } else {
-            *gate = Gate::default();
-        }
-    }
-
-    pub fn status(&self) -> LaneStatus {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        LaneStatus {
-            provider: self.settings.provider.clone(),
-            model: self.settings.model.clone(),
-            paused: gate.left().zip(gate.failure.as_ref()).map(|(left, failure)| (failure.to_string(), left.as_secs())),
-        }
-    }
-}
-
-impl EmbedFailure {
-    /// The same failure with another wait.
-    fn waiting(self, after: Duration) -> Self {
-        match self {
-            Self::RateLimited { .. } => Self::RateLimited { after },
-            Self::Unavailable { text, .. } => Self::Unavailable { after, text },
-            Self::Credential { text, .. } => Self::Credential { after, text },
-            Self::Refused(_) | Self::Garbled(_) | Self::Database(_) => self,
         }
     }
 }

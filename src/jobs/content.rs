@@ -1,5 +1,7 @@
 //! From a loaded row to its document: the text of its columns, or its file.
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::config::{FileRule, Name, Piece, Template, TextRule};
 use crate::db::app::LoadedRow;
 use crate::domain::Document;
@@ -11,7 +13,7 @@ use super::{Deps, JobError, MEMORY_UNIT};
 /// A document and the memory it is weighed with until the attempt ends.
 pub(super) struct Content {
     pub document: Document,
-    pub _weight: Option<tokio::sync::OwnedSemaphorePermit>,
+    pub _weight: Option<OwnedSemaphorePermit>,
 }
 
 /// What the row says, read and parsed.
@@ -41,18 +43,28 @@ fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
 }
 
 async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<Content, JobError> {
+    let (file, weight) = fetch(deps, rule, row).await?;
+    let input = input_of(rule, row, file);
+    let document = deps.extractor.extract(input).await?;
+    Ok(Content { document, _weight: weight })
+}
+
+/// The row's file, and what it is weighed with.
+pub(super) async fn fetch(
+    deps: &Deps,
+    rule: &FileRule,
+    row: &LoadedRow,
+) -> Result<(FileBytes, Option<OwnedSemaphorePermit>), JobError> {
     let asked = asked_of(rule, row)?;
     // Weighed with the most it may be until it is known.
     let most = deps.files.largest(&rule.store);
     let weight = weigh(deps, most).await;
-    let file = match fetch(deps, rule, &asked).await {
+    let file = match find(deps, rule, &asked).await {
         Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
         other => other?,
     };
     let weight = lighten(weight, file.size);
-    let input = input_of(rule, row, file);
-    let document = deps.extractor.extract(input).await?;
-    Ok(Content { document, _weight: weight })
+    Ok((file, weight))
 }
 
 /// What a row asks for, and what it must lie below.
@@ -77,7 +89,7 @@ fn asked_of(rule: &FileRule, row: &LoadedRow) -> Result<Asked, JobError> {
 }
 
 /// By path, by the pattern of the configuration, or by address: the store and the rule decide.
-async fn fetch(deps: &Deps, rule: &FileRule, asked: &Asked) -> Result<FileBytes, FileError> {
+async fn find(deps: &Deps, rule: &FileRule, asked: &Asked) -> Result<FileBytes, FileError> {
     let within = asked.within.as_deref();
     if deps.files.takes_addresses(&rule.store) {
         return deps.files.fetch(&rule.store, &asked.path, within).await;
@@ -99,13 +111,13 @@ fn input_of(rule: &FileRule, row: &LoadedRow, file: FileBytes) -> Input {
 }
 
 /// Waits until that many bytes may be in flight. More than there is altogether waits for all of it.
-async fn weigh(deps: &Deps, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {
+async fn weigh(deps: &Deps, bytes: u64) -> Option<OwnedSemaphorePermit> {
     let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).clamp(1, deps.memory_units);
     // The semaphore is closed by nobody; without a permit the work is merely not weighed.
     std::sync::Arc::clone(&deps.memory).acquire_many_owned(units).await.ok()
 }
 
-fn lighten(weight: Option<tokio::sync::OwnedSemaphorePermit>, bytes: u64) -> Option<tokio::sync::OwnedSemaphorePermit> {
+fn lighten(weight: Option<OwnedSemaphorePermit>, bytes: u64) -> Option<OwnedSemaphorePermit> {
     let mut weight = weight?;
     let units = usize::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(usize::MAX).max(1);
     let spare = weight.num_permits().saturating_sub(units);

@@ -2,55 +2,24 @@
 
 use rust_decimal::Decimal;
 
-use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Work, keep};
+use crate::batch::{Charge, Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Work, keep};
 use crate::chunk::{self, Plan as ChunkPlan};
-use crate::config::{ChunkFact, Name, Template};
+use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow};
 use crate::domain::{Chunk, ClaimedJob, Digest, Document, check_vector};
 
-use super::content;
-use super::{Deps, JobError, Trace};
+use super::{Deps, JobError, Trace, Vectors, content, start};
 
-/// So many workers that died with nothing but this job in hand are no accident.
-const CRASHES_ALONE: i16 = 2;
-
-/// What an attempt came to, with what its row said, for whoever writes the end of one that failed.
-pub struct Attempted {
-    pub result: Result<(), JobError>,
-    pub row: Option<LoadedRow>,
-    pub trace: Trace,
-}
-
-/// One attempt at a job, from the row to the commit. Running it twice is harmless.
-pub async fn run(job: &ClaimedJob, deps: &Deps) -> Attempted {
-    let mut trace = Trace::start();
-    let mut row = None;
-    let result = attempt(job, deps, &mut trace, &mut row).await;
-    Attempted { result, row, trace }
-}
-
-async fn attempt(
+/// From the row to the commit.
+pub(super) async fn run(
     job: &ClaimedJob,
     deps: &Deps,
+    means: &Vectors,
     trace: &mut Trace,
     seen: &mut Option<LoadedRow>,
 ) -> Result<(), JobError> {
-    if job.crashes_alone >= CRASHES_ALONE {
-        return Err(JobError::Crashed);
-    }
-
-    // Read together with the rows of every job claimed in the same breath.
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
-    let loaded = deps.loader.load(&job.key, known).await?;
-    let row = loaded.row.ok_or(JobError::SourceGone)?;
-    *seen = Some(row.clone());
-    trace.stage("load");
-    if !row.in_set {
-        return Err(JobError::OutOfSet);
-    }
-    if row.skip {
-        return Err(JobError::Skipped("skip.when holds for the row".to_owned()));
-    }
+    let (row, existing) = start::load(job, deps, known, trace, seen).await?;
 
     let content = content::read(deps, &row).await?;
     trace.stage("read");
@@ -65,26 +34,29 @@ async fn attempt(
         return Err(JobError::Skipped(reason));
     }
 
-    let plan = cut(deps, &row, document)?;
+    let plan = cut(deps, means, &row, document)?;
     trace.stage("chunk");
     if plan.chunks.is_empty() {
         return Err(JobError::Skipped("there is no text".to_owned()));
     }
-    let kept = kept_chunks(known, &plan.chunks, &loaded.chunks, &job.digests);
+    let kept = kept_chunks(known, &plan.chunks, &existing, &job.digests);
 
     // Waits with thousands of others until a full request is worth sending.
-    let (vectors, paid, parts) = embed(deps, job, &row, &plan, &kept).await?;
+    let (vectors, paid, parts) = embed(deps, means, job, &row, &plan, &kept).await?;
     trace.stage("embed");
 
     // The row may have changed and the lease may be gone by now; the transaction that writes asks both again.
     let parked: Texts = parkable(&plan, &vectors).into_iter().chain(parts).collect();
-    let price = deps.batcher.settings().price();
+    let price = means.batcher.settings().price();
     let facts = facts_of(document, &plan, &paid, price, deps);
-    let cost = facts.cost;
-    let done = DoneWork {
-        tokens: paid.tokens,
-        cost,
+    let charge = Charge {
+        meter: Meter::Tokens,
+        quantity: Decimal::from(paid.tokens),
         price: price.map(|(id, _)| id),
+        cost: facts.cost,
+    };
+    let done = DoneWork {
+        charge: (paid.tokens > 0).then_some(charge),
         reader: (document.reader != "column").then(|| document.reader.clone()),
         chunks: plan.chunks,
         vectors,
@@ -96,25 +68,21 @@ async fn attempt(
     let committed = deps.committer.commit(work).await;
     trace.stage("commit");
     if matches!(committed, Ok(Committed::Written)) {
-        deps.batcher.forget(&tenant, &paid.parked).await;
+        means.batcher.forget(&tenant, &paid.parked).await;
     } else {
-        deps.batcher.park(&tenant, &parked).await;
+        means.batcher.park(&tenant, &parked).await;
     }
-    match committed? {
-        Committed::Written => Ok(()),
-        Committed::Stale => Err(JobError::Stale),
-        Committed::Lost => Err(JobError::LeaseLost),
-    }
+    start::reached(&committed?)
 }
 
 /// Cuts the document; what is embedded may be dressed with a title, a section, a model's prefix.
-fn cut(deps: &Deps, row: &LoadedRow, document: &Document) -> Result<ChunkPlan, JobError> {
+fn cut(deps: &Deps, means: &Vectors, row: &LoadedRow, document: &Document) -> Result<ChunkPlan, JobError> {
     let prefix = &deps.plan.model.prefix;
     let template = deps.plan.pipeline.chunks.embed.as_ref();
     let dress = |chunk: &Chunk| format!("{prefix}{}", dressed(template, row, chunk));
     let dress: Option<&dyn Fn(&Chunk) -> String> =
         if template.is_some() || !prefix.is_empty() { Some(&dress) } else { None };
-    Ok(chunk::split(document, &deps.rules, &deps.tokenizer, dress)?)
+    Ok(chunk::split(document, &means.rules, &means.tokenizer, dress)?)
 }
 
 fn dressed(template: Option<&Template>, row: &LoadedRow, chunk: &Chunk) -> String {
@@ -144,6 +112,7 @@ type Texts = Vec<(String, Vec<f32>)>;
 /// Embeds what is not kept. A chunk in parts becomes the mean of its parts, which come along.
 async fn embed(
     deps: &Deps,
+    means: &Vectors,
     job: &ClaimedJob,
     row: &LoadedRow,
     plan: &ChunkPlan,
@@ -169,7 +138,7 @@ async fn embed(
         // A first try with `fresh` pays for all again; a later one finds what that paid for.
         tried: job.starts > 1 || (job.revision.0 > 1 && !job.fresh),
     };
-    let mut paid = deps.batcher.embed(&of, texts).await?;
+    let mut paid = means.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Vec<f32>, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
     for ((nth, part), vector) in owners.into_iter().zip(std::mem::take(&mut paid.vectors)) {
@@ -232,17 +201,10 @@ fn facts_of(
         pages: document.page_count(),
         words: Some(document.text.split_whitespace().count()),
         characters: Some(document.text.chars().count()),
-        text: uses_text(deps).then(|| document.text.clone()),
+        text: start::uses(deps, JobFact::Text).then(|| document.text.clone()),
         cost: price.map(|(_, usd)| usd * Decimal::from(paid.tokens)),
         ..JobFacts::default()
     }
-}
-
-/// Whether the whole text is written anywhere.
-fn uses_text(deps: &Deps) -> bool {
-    let fact = Name::Job(crate::config::JobFact::Text);
-    let written = deps.plan.write.iter().chain(deps.plan.target.columns()).any(|write| write.names().contains(&&fact));
-    written || deps.plan.effects.iter().any(|effect| effect.statement.names.contains(&fact))
 }
 
 fn timed(mut facts: JobFacts, trace: &Trace) -> JobFacts {

@@ -3,28 +3,28 @@
 mod content;
 mod embed;
 mod error;
+mod start;
+mod transcribe;
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use crate::batch::{Batcher, Committer, Loader};
+use crate::batch::{Batcher, Committer, Loader, SpeechLane};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
-use crate::extract::Extractor;
+use crate::extract::{Extractor, PartLimits};
 use crate::files::Files;
 
-pub use embed::{Attempted, run};
 pub use error::{JobError, Standing};
+pub use start::{Attempted, run};
 
 /// Everything an attempt of one pipeline works with. Cheap to clone.
 #[derive(Clone)]
 pub struct Deps {
     pub plan: Arc<Plan>,
-    pub rules: Arc<Rules>,
-    pub tokenizer: Tokenizer,
+    pub means: Means,
     pub loader: Loader,
-    pub batcher: Batcher,
     pub committer: Committer,
     pub files: Arc<Files>,
     pub extractor: Extractor,
@@ -32,6 +32,28 @@ pub struct Deps {
     pub memory: Arc<Semaphore>,
     /// All there are.
     pub memory_units: u32,
+}
+
+/// What a pipeline's kind of work is done with.
+#[derive(Clone)]
+pub enum Means {
+    Vectors(Vectors),
+    Speech(Speech),
+}
+
+/// How texts become vectors.
+#[derive(Clone)]
+pub struct Vectors {
+    pub rules: Arc<Rules>,
+    pub tokenizer: Tokenizer,
+    pub batcher: Batcher,
+}
+
+/// How recordings become texts.
+#[derive(Clone)]
+pub struct Speech {
+    pub lane: SpeechLane,
+    pub limits: PartLimits,
 }
 
 /// Files, texts and vectors are weighed in these many bytes.

@@ -119,6 +119,7 @@ pub async fn existing_chunks(
 ) -> sqlx::Result<Vec<Existing>> {
     let valid = |column: &str| plan.vector.valid(column, plan.model.dimensions);
     let (statement, columns) = match &plan.target {
+        TargetPlan::None => return Ok(Vec::new()),
         TargetPlan::Row { vector, .. } => {
             let vector = format!("source.{}", vector.sql());
             let statement = format!(

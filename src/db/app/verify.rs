@@ -102,6 +102,8 @@ fn counts(plan: &Plan) -> (String, String) {
             let bad = plan.vector.valid(&vector, plan.model.dimensions);
             (format!("({vector} is not null)::int"), format!("({vector} is not null and not {bad})::int"))
         }
+        // A completed transcript is as many chunks as it should be: none is missing.
+        TargetPlan::None => ("greatest(gm_wanted, 1)".to_owned(), "0".to_owned()),
         TargetPlan::Chunks { table, vector, .. } => {
             let parent = parent_of_source(plan);
             let valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions);
