@@ -1,28 +1,20 @@
 //! Parts of the language that are settled but not built yet: recognised, so that files can be written for them, and refused
 //! by name. Who builds one deletes its line.
 
-use super::template::{ChunkFact, JobFact, Name};
+use super::template::{ChunkFact, Name};
 
 /// Keys by the section they stand in.
 const KEYS: &[(&str, &[&str])] = &[
     ("providers.*", &["requests_per_minute", "tokens_per_minute"]),
-    ("models.*", &["sparse", "language", "options"]),
+    ("models.*", &["sparse"]),
     ("pipelines.*", &["signal"]),
 ];
 
 /// Words by the key they are given for.
-const WORDS: &[(&str, &[&str])] = &[
-    ("providers.*.kind", &["elevenlabs", "deepgram", "assemblyai", "whisper"]),
-    ("pipelines.*.kind", &["transcribe"]),
-];
+const WORDS: &[(&str, &[&str])] = &[("providers.*.kind", &["deepgram", "assemblyai", "whisper"])];
 
 /// Names in braces.
-const NAMES: &[Name] = &[
-    Name::Chunk(ChunkFact::Sparse),
-    Name::Job(JobFact::Seconds),
-    Name::Job(JobFact::Language),
-    Name::Job(JobFact::LanguageProbability),
-];
+const NAMES: &[Name] = &[Name::Chunk(ChunkFact::Sparse)];
 
 /// The keys of a section that only a later version knows what to do with.
 pub(super) fn keys(shape: &str) -> &'static [&'static str] {

@@ -16,6 +16,7 @@ pub mod operate;
 pub mod pipelines;
 pub mod prices;
 pub mod server;
+pub mod transcripts;
 pub mod usage;
 pub mod workers;
 

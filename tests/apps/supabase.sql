@@ -12,7 +12,7 @@ declare
 begin
     foreach role in array array['anon', 'authenticated', 'service_role'] loop
         begin
-            execute format('create role %I nologin', role);
+            execute format('create role %I nologin %s', role, case role when 'service_role' then 'bypassrls' end);
         exception when duplicate_object or unique_violation then null;
         end;
     end loop;

@@ -112,14 +112,7 @@ fn columns_of_the_row_are_set_once() {
 fn what_a_later_version_brings_is_recognised() {
     let later = r#"
 
-providers.speech = { kind = "elevenlabs", key = "${KEY}" }
-models.scribe = { provider = "speech", name = "scribe_v1", language = "eng", options = { diarize = false } }
-prices = [{ model = "scribe", meter = "audio_minutes", usd = "0.0037", from = 2026-01-01 }]
-[pipelines.transcripts]
-kind = "transcribe"
-model = "scribe"
-source = { table = "public.dreams", key = ["id"], needs = "status = 'pending'", changes = "ignore" }
-write = { words = "{job.text}", language = "{job.language}" }
+providers.speech = { kind = "deepgram", key = "${KEY}" }
 [pipelines.notes]
 model = "small"
 
@@ -142,13 +135,10 @@ sparse = true
 "#;
     let no = |place: &str, what: &str| format!("{place}: `{what}` is not supported by this version; leave it out");
     let expected = [
-        no("3: providers.speech.kind", "elevenlabs"),
-        no("4: models.scribe.language", "language"),
-        no("4: models.scribe.options", "options"),
-        no("7: pipelines.transcripts.kind", "transcribe"),
-        no("19: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
-        no("21: pipelines.notes.signal", "signal"),
-        no("29: models.small.sparse", "sparse"),
+        no("3: providers.speech.kind", "deepgram"),
+        no("12: pipelines.notes.target.columns.\"sparse?\"", "{chunk.sparse}"),
+        no("14: pipelines.notes.signal", "signal"),
+        no("22: models.small.sparse", "sparse"),
     ];
     assert_eq!(misfits(later), expected);
 }

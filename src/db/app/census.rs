@@ -105,6 +105,7 @@ fn valid_chunks(plan: &Plan) -> String {
             let vector = format!("source.{}", vector.sql());
             format!("(case when {} then 1 else 0 end)", plan.vector.valid(&vector, plan.model.dimensions))
         }
+        TargetPlan::None => "0".to_owned(),
         TargetPlan::Chunks { table, vector, .. } => format!(
             "(select case when coalesce(bool_and({valid}), false) then count(*) else 0 end from {table} as chunk where {parent})",
             valid = plan.vector.valid(&format!("chunk.{}", vector.sql()), plan.model.dimensions),

@@ -374,6 +374,7 @@ pub async fn clear(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKe
             );
             (statement, by_column(&parents.iter().collect::<Vec<_>>(), parent.len()))
         }
+        TargetPlan::None => return Ok(()),
         TargetPlan::Row { vector, .. } => {
             let statement = format!(
                 "update {} as source set {} = null from {} where {} and source.{} is not null",

@@ -9,6 +9,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use crate::domain::BadVector;
 use crate::providers::ProviderError;
+use crate::providers::http::not_an_answer;
 
 #[derive(Deserialize)]
 struct EmbedResponse {
@@ -35,7 +36,8 @@ type Vector = Result<Vec<f32>, BadVector>;
 
 /// The vectors in the order of the texts, and the tokens the service counted.
 pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vector>, Option<u64>), ProviderError> {
-    let response: EmbedResponse = serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error))?;
+    let response: EmbedResponse =
+        serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "list of embeddings"))?;
     let tokens = response.usage.and_then(|usage| usage.prompt_tokens);
     Ok((in_order(response.data, texts)?, tokens))
 }
@@ -55,19 +57,6 @@ fn in_order(items: Vec<Item>, texts: usize) -> Result<Vec<Vector>, ProviderError
     }
     // As many vectors as texts and none twice: none is missing.
     Ok(vectors.into_iter().flatten().collect())
-}
-
-/// Says where the JSON ends to be an answer, never what stands there.
-fn not_an_answer(body: &[u8], error: &serde_json::Error) -> ProviderError {
-    let body = body.trim_ascii();
-    ProviderError::NoAnswer(match body.first() {
-        None => "its body is empty".to_owned(),
-        Some(b'<') => "it sent a web page, not JSON; is the url right?".to_owned(),
-        Some(_) if error.is_eof() => "its JSON is cut off".to_owned(),
-        Some(_) => {
-            format!("it sent no list of embeddings in JSON (line {}, column {})", error.line(), error.column())
-        }
-    })
 }
 
 fn garbled(why: String) -> ProviderError {

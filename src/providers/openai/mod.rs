@@ -1,27 +1,24 @@
-//! OpenAI's embeddings API and what speaks it: vLLM, llama.cpp, LM Studio, Ollama, Infinity, Azure's `/openai/v1`.
+//! OpenAI's API of embeddings (here) and transcriptions, and what speaks it: vLLM, llama.cpp, LM Studio, Ollama, Infinity, Azure's `/openai/v1`.
 
 mod answer;
-mod refusal;
-mod waits;
+mod transcribe;
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
-use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::{Embedded, Embedder, ProviderError};
+use super::http::{self, BYTES_AROUND};
+use super::{Embedded, Embedder, ProviderError, refusal, waits};
 use crate::config::Secret;
 use crate::domain::check_vector;
 
+pub use transcribe::OpenAiSpeech;
+
 /// The most a number of a vector takes in JSON, with its comma and blanks.
 const BYTES_PER_NUMBER: usize = 32;
-/// The most of an answer that is not numbers.
-const BYTES_AROUND: usize = 64 * 1024;
 /// A list of models is short; some services have thousands.
 const LONGEST_LIST: usize = 8 << 20;
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -77,10 +74,7 @@ struct EmbedRequest<'a> {
 impl OpenAi {
     /// `timeout` is for a whole request, its answer included.
     pub fn new(client: reqwest::Client, endpoint: OpenAiEndpoint, model: OpenAiModel, timeout: Duration) -> Self {
-        let mut url = endpoint.url;
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().push("embeddings");
-        }
+        let url = below(endpoint.url, &["embeddings"]);
         Self { client, url, key: endpoint.key, model, timeout }
     }
 
@@ -98,12 +92,12 @@ impl OpenAi {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        let response = request.send().await.map_err(|error| away(&error))?;
+        let response = request.send().await.map_err(|error| http::away(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
             return Ok(None);
         }
-        let body = read(response, LONGEST_LIST).await?;
+        let body = http::read(response, LONGEST_LIST).await?;
         if status != StatusCode::OK {
             let secrets: Vec<&str> = self.key.iter().map(Secret::expose).collect();
             return Err(refusal::error(status, &headers, &body, &secrets));
@@ -122,13 +116,21 @@ impl OpenAi {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        request.send().await.map_err(|error| away(&error))
+        request.send().await.map_err(|error| http::away(&error))
     }
 
     /// No honest answer is longer.
     fn longest_answer(&self, texts: usize) -> usize {
         texts * (self.model.dimensions * BYTES_PER_NUMBER) + BYTES_AROUND
     }
+}
+
+/// An address below another, whose query is kept.
+pub(super) fn below(mut url: Url, path: &[&str]) -> Url {
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(path);
+    }
+    url
 }
 
 #[async_trait]
@@ -142,49 +144,14 @@ impl Embedder for OpenAi {
         let (status, headers) = (response.status(), response.headers().clone());
         if status != StatusCode::OK {
             // What came of the body is enough: the status alone says most.
-            let body = read(response, BYTES_AROUND).await.unwrap_or_default();
+            let body = http::read(response, BYTES_AROUND).await.unwrap_or_default();
             let secrets = texts.iter().map(String::as_str).chain(self.key.as_ref().map(Secret::expose));
             return Err(refusal::error(status, &headers, &body, &secrets.collect::<Vec<_>>()));
         }
-        let body = read(response, self.longest_answer(texts.len())).await?;
+        let body = http::read(response, self.longest_answer(texts.len())).await?;
         let (vectors, input_tokens) = answer::read(&body, texts.len())?;
         let check = |vector: Vec<f32>| check_vector(&vector, self.model.dimensions).map(|()| vector);
         let vectors = vectors.into_iter().map(|vector| vector.and_then(check)).collect();
-        Ok(Embedded { vectors, input_tokens, request_id: request_id(&headers), limits: waits::limits(&headers) })
+        Ok(Embedded { vectors, input_tokens, request_id: http::request_id(&headers), limits: waits::limits(&headers) })
     }
-}
-
-fn request_id(headers: &HeaderMap) -> Option<String> {
-    headers.get("x-request-id")?.to_str().ok().map(str::to_owned)
-}
-
-/// Reads a body while it streams, and stops where it gets longer than `longest` bytes.
-async fn read(mut response: Response, longest: usize) -> Result<BytesMut, ProviderError> {
-    let mut body = BytesMut::new();
-    while let Some(part) = response.chunk().await.map_err(|error| away(&error))? {
-        if body.len() + part.len() > longest {
-            return Err(ProviderError::Garbled(format!("the answer is longer than {longest} bytes")));
-        }
-        body.extend_from_slice(&part);
-    }
-    Ok(body)
-}
-
-/// A request that got no whole answer.
-fn away(error: &reqwest::Error) -> ProviderError {
-    if error.is_builder() {
-        return ProviderError::Misconfigured("its url or key cannot be sent over HTTP".to_owned());
-    }
-    let what = match error {
-        error if error.is_timeout() => "no answer in time",
-        error if error.is_connect() => "cannot connect",
-        error if error.is_body() || error.is_decode() => "the answer broke off",
-        _ => "the connection failed",
-    };
-    // The root says what a person can act on; the layers above it repeat the address.
-    let mut root = error.source();
-    while let Some(cause) = root.and_then(std::error::Error::source) {
-        root = Some(cause);
-    }
-    ProviderError::Unavailable(root.map_or(what.to_owned(), |root| format!("{what}: {root}")))
 }
