@@ -69,7 +69,7 @@ async fn world_of(vendor: &FakeSpeech, more: &str) -> World {
 const RATE: u32 = 16_000;
 
 /// A WAV file of tones and silences: seconds, and whether there is a tone.
-fn wav(stretches: &[(f64, bool)]) -> Vec<u8> {
+pub fn wav(stretches: &[(f64, bool)]) -> Vec<u8> {
     let mut data = Vec::new();
     for &(seconds, loud) in stretches {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds")]
