@@ -1,25 +1,23 @@
 //! Floor 6: the only place that wires things together, and the order of shutdown.
 
 mod bill;
+mod lanes;
 mod late;
 mod models;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rust_decimal::Decimal;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Batcher, Committer, Fit, LaneSettings, LaneStatus, Loader, Memory, Vital};
-use crate::chunk::{Rules, Tokenizer};
-use crate::config::{Config, Existing, Meter, Model, ProviderKind};
+use crate::batch::{Batcher, Committer, Fit, LaneStatus, Loader, Memory, SpeechLane, Vital};
+use crate::config::{Config, Existing};
 use crate::console::Watched;
 use crate::db;
 use crate::db::app::{Misfit, Plan};
 use crate::db::migrate::{self, Set};
 use crate::db::pipelines::Registration;
-use crate::db::prices::Dated;
 use crate::domain::{OwnerId, SourceKey};
 use crate::embedded::{self, Artifact};
 use crate::extract::Extractor;
@@ -31,9 +29,9 @@ use crate::telemetry::Metrics;
 use crate::worker::{Deliverer, Engine};
 
 pub use bill::{Estimate, estimate};
+use lanes::Lanes;
 pub use late::late_words;
-use models::embedder;
-pub use models::{Asked, ask, open_model, token_price};
+pub use models::{Asked, ask, open_model, unit_price};
 
 /// Why nothing can start.
 #[derive(Debug, thiserror::Error)]
@@ -243,6 +241,8 @@ async fn has_rows(pool: &PgPool, plan: &Plan) -> sqlx::Result<bool> {
 pub struct Running {
     pub engine: Arc<Engine>,
     pub lanes: Vec<Batcher>,
+    /// The lanes of models that transcribe.
+    pub speech: Vec<SpeechLane>,
     /// What makes the vectors, by the model's label: a search asks the same model.
     pub embedders: BTreeMap<String, Arc<dyn Embedder>>,
     pub refused: Vec<(String, String)>,
@@ -251,12 +251,12 @@ pub struct Running {
 impl Running {
     /// How each lane is.
     pub fn lane_status(&self) -> Vec<LaneStatus> {
-        self.lanes.iter().map(Batcher::status).collect()
+        status(&self.lanes, &self.speech)
     }
 
     /// What the console shows of it.
     pub fn watched(&self, metrics: Metrics) -> Watched {
-        let (lanes, engine) = (self.lanes.clone(), Arc::clone(&self.engine));
+        let (lanes, speech, engine) = (self.lanes.clone(), self.speech.clone(), Arc::clone(&self.engine));
         let watched = Arc::clone(&self.engine);
         let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
         Watched {
@@ -266,11 +266,15 @@ impl Running {
             misfits: Box::new(move || watched.misfits()),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
             webhooks: self.engine.deliverers.iter().map(|one| one.pipeline().to_owned()).collect(),
-            lanes: Box::new(move || lanes.iter().map(Batcher::status).collect()),
+            lanes: Box::new(move || status(&lanes, &speech)),
             stopping: self.engine.stop.clone(),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
         }
     }
+}
+
+fn status(lanes: &[Batcher], speech: &[SpeechLane]) -> Vec<LaneStatus> {
+    lanes.iter().map(Batcher::status).chain(speech.iter().map(SpeechLane::status)).collect()
 }
 
 /// Checks, registers and wires everything up to an engine that is ready to run.
@@ -356,30 +360,18 @@ async fn wire(
     let memory = Memory::new(config.worker.memory);
     let vital = Vital::default();
     let shared_config = Arc::new(config.clone());
-    let prices = set_prices(config, pool).await?;
-    let mut lanes: BTreeMap<String, (Batcher, Tokenizer)> = BTreeMap::new();
-    let mut embedders = BTreeMap::new();
+    let mut lanes = Lanes::open(config, pool, owner, &vital).await?;
     let mut pipelines = Vec::new();
     let mut deliverers = Vec::new();
     for plan in plans {
         if let Some(webhook) = &plan.pipeline.signal.webhook {
             deliverers.push(Deliverer::new(plan.pipeline.name.clone(), webhook.clone())?);
         }
-        let model = &plan.model;
-        if !lanes.contains_key(&model.label) {
-            let dated = prices.get(&(model.provider.clone(), model.name.clone())).cloned().unwrap_or_default();
-            let (batcher, tokenizer, embedder) = lane(config, pool, owner, model, dated, &vital).await?;
-            lanes.insert(model.label.clone(), (batcher, tokenizer));
-            embedders.insert(model.label.clone(), embedder);
-        }
-        let Some((batcher, tokenizer)) = lanes.get(&model.label) else { continue };
         let fit = Fit::new(pool.clone(), Arc::clone(&shared_config), Arc::clone(&plan));
         pipelines.push(Deps {
             pool: pool.clone(),
-            rules: Arc::new(rules(&plan)),
-            tokenizer: tokenizer.clone(),
+            means: lanes.means(&plan).await?,
             loader: Loader::start(pool.clone(), fit.clone(), memory.clone(), &vital),
-            batcher: batcher.clone(),
             committer: Committer::start(pool.clone(), fit.clone(), &vital),
             files: Arc::clone(&files),
             extractor: extractor.clone(),
@@ -388,8 +380,10 @@ async fn wire(
             plan,
         });
     }
+    let (batchers, speech) = (lanes.batchers(), lanes.speech());
+    let embedders = lanes.embedders;
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, deliverers, vital, stop);
-    Ok(Running { engine, lanes: lanes.into_values().map(|(batcher, _)| batcher).collect(), embedders, refused })
+    Ok(Running { engine, lanes: batchers, speech, embedders, refused })
 }
 
 /// The parser's settings with libpdfium found: configured, cached, or none (then unpdf reads PDF).
@@ -399,73 +393,4 @@ pub fn parser_settings(config: &Config) -> crate::config::Parser {
         settings.pdfium = embedded::cached(Artifact::Pdfium);
     }
     settings
-}
-
-fn rules(plan: &Plan) -> Rules {
-    let chunks = &plan.pipeline.chunks;
-    Rules {
-        size: chunks.size,
-        overlap: chunks.overlap,
-        whole: chunks.whole,
-        whole_up_to: chunks.whole_up_to,
-        longer: chunks.longer,
-        longest: plan.model.longest,
-    }
-}
-
-/// Writes the configured prices and returns all there are, per provider and model. What runs here costs nothing.
-async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<HashMap<(String, String), Vec<Dated>>> {
-    for price in &config.prices {
-        let Some(model) = config.models.get(&price.model) else { continue };
-        db::prices::set(pool, &model.provider, &model.name, price.meter.word(), price.usd, price.from).await?;
-    }
-    for model in config.models.values() {
-        let here = config
-            .providers
-            .get(&model.provider)
-            .is_some_and(|provider| !matches!(provider.kind, ProviderKind::OpenAi { .. }));
-        if here {
-            let always = time::OffsetDateTime::UNIX_EPOCH;
-            db::prices::set(pool, &model.provider, &model.name, Meter::Tokens.word(), Decimal::ZERO, always).await?;
-        }
-    }
-    let mut prices: HashMap<_, Vec<Dated>> = HashMap::new();
-    for price in db::prices::all(pool).await?.into_iter().filter(|price| price.meter == Meter::Tokens.word()) {
-        prices.entry((price.provider.clone(), price.model.clone())).or_default().push(price);
-    }
-    Ok(prices)
-}
-
-async fn lane(
-    config: &Config,
-    pool: &PgPool,
-    owner: OwnerId,
-    model: &Model,
-    prices: Vec<Dated>,
-    vital: &Vital,
-) -> Result<(Batcher, Tokenizer, Arc<dyn Embedder>), StartError> {
-    let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
-    let provider =
-        config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
-    let (embedder, tokenizer) = embedder(provider, model).await.map_err(refuse)?;
-    let settings = LaneSettings {
-        provider: model.provider.clone(),
-        model: model.name.clone(),
-        dimensions: model.dimensions,
-        sparse: model.sparse,
-        inputs: model.inputs,
-        tokens: model.tokens,
-        concurrency: provider.concurrency,
-        linger: config.worker.linger,
-        prices,
-    };
-    if settings.price().is_none() {
-        tracing::error!(
-            model = model.name,
-            provider = model.provider,
-            "no price is known: usage is booked without a cost; add it under [[prices]]"
-        );
-        crate::telemetry::unknown_price(&model.provider, &model.name);
-    }
-    Ok((Batcher::start(pool.clone(), owner, settings, Arc::clone(&embedder), vital), tokenizer, embedder))
 }

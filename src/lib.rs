@@ -18,7 +18,7 @@
 //! A row is inserted or changed; a trigger, the sweep or a direct `gristmill.enqueue` opens its job in
 //! `gristmill.embedding_jobs`. [`worker`] claims it under a fresh lease and gives it to [`jobs`], which loads the row
 //! ([`batch`]'s loader), fetches and parses its file ([`files`], [`extract`]), cuts the text ([`chunk`]), embeds what is new
-//! ([`batch`]'s batcher over [`providers`]) and hands everything to the committer, whose one transaction locks the source row,
+//! ([`batch`]'s batcher over [`providers`]; of a recording a lane of speech makes a transcript instead) and hands everything to the committer, whose one transaction locks the source row,
 //! asks lease, revision and fingerprint again, and writes chunks, status, usage and the job's end.
 
 pub mod app;

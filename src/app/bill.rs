@@ -10,8 +10,8 @@ use crate::domain::SourceKey;
 use crate::embedded::{self, Artifact};
 use crate::jobs;
 
+use super::lanes::rules;
 use super::models::tokenizer;
-use super::rules;
 
 /// Rows that are cut and counted, and how many of them are in memory at once.
 const SAMPLE: i64 = 500;
@@ -78,7 +78,7 @@ async fn load(connection: &mut sqlx::PgConnection, plan: &Plan, keys: &[SourceKe
 fn counting(config: &Config, plan: &Plan) -> Tokenizer {
     let folder = match config.providers.get(&plan.model.provider).map(|provider| &provider.kind) {
         Some(ProviderKind::Local { folder, .. }) => folder.clone().or_else(|| embedded::cached(Artifact::MiniLm)),
-        Some(ProviderKind::OpenAi { .. } | ProviderKind::Hash) | None => None,
+        Some(ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } | ProviderKind::Hash) | None => None,
     };
     tokenizer(&plan.model, folder).unwrap_or_else(|_| Tokenizer::cl100k())
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rust_decimal::Decimal;
 use url::Url;
@@ -10,9 +11,15 @@ use crate::chunk::Tokenizer;
 use crate::config::{Config, Meter, Model, Provider, ProviderKind, Secret, TokenizerKind};
 use crate::embedded::{self, Artifact};
 use crate::net::{self, Patience};
-use crate::providers::{Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel};
+use crate::providers::{
+    ElevenLabs, Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel, OpenAiSpeech, Transcriber,
+};
 
 use super::StartError;
+
+/// How long a request may take where the configuration does not say: one of texts, and one of a recording, which is heard.
+const TEXTS: Duration = Duration::from_mins(1);
+const SOUND: Duration = Duration::from_mins(10);
 
 /// What makes vectors of a model, without its lane: for a search, or to see whether it loads.
 ///
@@ -25,17 +32,14 @@ pub async fn open_model(config: &Config, model: &Model) -> Result<Arc<dyn Embedd
     embedder(provider, model).await.map(|(embedder, _)| embedder).map_err(refuse)
 }
 
-/// The price of one token of a model, as configured for today. What runs here costs nothing; none: nobody knows.
-pub fn token_price(config: &Config, model: &Model) -> Option<Decimal> {
+/// The price of one token of a model, as configured for today, or of one minute of what it hears. What runs here costs nothing;
+/// none: nobody knows.
+pub fn unit_price(config: &Config, model: &Model) -> Option<Decimal> {
+    let meter = if model.speech.is_some() { Meter::AudioMinutes } else { Meter::Tokens };
     let now = time::OffsetDateTime::now_utc();
-    let of_model = config
-        .prices
-        .iter()
-        .filter(|price| price.model == model.label && price.meter == Meter::Tokens && price.from <= now);
-    let here = config
-        .providers
-        .get(&model.provider)
-        .is_some_and(|provider| !matches!(provider.kind, ProviderKind::OpenAi { .. }));
+    let of_model =
+        config.prices.iter().filter(|price| price.model == model.label && price.meter == meter && price.from <= now);
+    let here = config.providers.get(&model.provider).is_some_and(|provider| provider.kind.runs_here());
     of_model.max_by_key(|price| price.from).map(|price| price.usd).or(here.then_some(Decimal::ZERO))
 }
 
@@ -44,6 +48,7 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
         ProviderKind::OpenAi { url, key } => {
             Ok((Arc::new(open_ai(provider, url, key.as_ref(), model)?), tokenizer(model, None)?))
         }
+        ProviderKind::ElevenLabs { .. } => Err("its provider makes no vectors".to_owned()),
         ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
         ProviderKind::Local { folder, threads } => {
             let folder = model_folder(folder.clone()).await?;
@@ -59,7 +64,8 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
 }
 
 fn open_ai(provider: &Provider, url: &Url, key: Option<&Secret>, model: &Model) -> Result<OpenAi, String> {
-    let client = net::trusted(Patience::Whole(provider.timeout)).map_err(|error| error.to_string())?;
+    let timeout = provider.timeout.unwrap_or(TEXTS);
+    let client = net::trusted(Patience::Whole(timeout)).map_err(|error| error.to_string())?;
     let endpoint = OpenAiEndpoint { url: url.clone(), key: key.cloned() };
     let settings = OpenAiModel {
         name: model.name.clone(),
@@ -67,7 +73,7 @@ fn open_ai(provider: &Provider, url: &Url, key: Option<&Secret>, model: &Model) 
         send_dimensions: model.send_dimensions,
         sparse: model.sparse,
     };
-    Ok(OpenAi::new(client, endpoint, settings, provider.timeout))
+    Ok(OpenAi::new(client, endpoint, settings, timeout))
 }
 
 /// What a provider that was asked without paying said of one of its models.
@@ -96,6 +102,23 @@ pub async fn ask(config: &Config, model: &Model) -> Result<Option<Asked>, String
         Some(models) if models.iter().any(is_it) => Asked::Listed,
         Some(_) => Asked::NotListed,
     }))
+}
+
+pub(super) fn transcriber(provider: &Provider, model: &Model) -> Result<Arc<dyn Transcriber>, String> {
+    let Some(speech) = model.speech.clone() else { return Err("it makes vectors".to_owned()) };
+    let timeout = provider.timeout.unwrap_or(SOUND);
+    let client = net::trusted(Patience::Whole(timeout)).map_err(|error| error.to_string())?;
+    let name = model.name.clone();
+    match &provider.kind {
+        ProviderKind::OpenAi { url, key } => {
+            let endpoint = OpenAiEndpoint { url: url.clone(), key: key.clone() };
+            Ok(Arc::new(OpenAiSpeech::new(client, endpoint, name, speech, timeout)))
+        }
+        ProviderKind::ElevenLabs { url, key } => {
+            Ok(Arc::new(ElevenLabs::new(client, url.clone(), key.clone(), name, speech, timeout)))
+        }
+        ProviderKind::Local { .. } | ProviderKind::Hash => Err("its provider transcribes nothing".to_owned()),
+    }
 }
 
 /// The configured folder, or MiniLM as `gristmill fetch` brings it.

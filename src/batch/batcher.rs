@@ -15,10 +15,9 @@ use crate::db::{self, cache};
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
+use super::gate::LaneStatus;
 use super::lane::{Item, JobCall, Lane};
 use super::vital::Vital;
-
-pub use super::lane::LaneStatus;
 
 /// A text to embed and its tokens.
 #[derive(Debug, Clone)]
@@ -48,11 +47,13 @@ pub struct Paid {
     pub parked: Vec<cache::TextHash>,
 }
 
-/// Why a job's texts were not embedded.
+/// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EmbedFailure {
     #[error("the provider refused the text: {0}")]
     Refused(String),
+    #[error("the provider refused the recording: {0}")]
+    RefusedAudio(String),
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
     #[error("the provider limits the rate")]
@@ -90,8 +91,7 @@ pub struct LaneSettings {
 impl LaneSettings {
     /// The price that holds now, and its id: a worker may run through the day on which it changes.
     pub fn price(&self) -> Option<(i64, Decimal)> {
-        let now = OffsetDateTime::now_utc();
-        self.prices.iter().rev().find(|price| price.valid_from <= now).map(|price| (price.id, price.usd))
+        price_now(&self.prices)
     }
 
     /// What `vector_cache` calls this model.
@@ -99,6 +99,12 @@ impl LaneSettings {
         let sparse = if self.sparse { "/sparse" } else { "" };
         format!("{}/{}/{}{sparse}", self.provider, self.model, self.dimensions)
     }
+}
+
+/// The price that holds now, of prices with the oldest date first.
+pub(super) fn price_now(prices: &[Dated]) -> Option<(i64, Decimal)> {
+    let now = OffsetDateTime::now_utc();
+    prices.iter().rev().find(|price| price.valid_from <= now).map(|price| (price.id, price.usd))
 }
 
 /// Embeds texts through one lane. Cheap to clone.
@@ -129,7 +135,7 @@ impl Batcher {
 
     /// How the lane is: open, or paused and why.
     pub fn status(&self) -> LaneStatus {
-        self.lane.status()
+        self.lane.gate.status(&self.lane.settings.provider, &self.lane.settings.model)
     }
 
     /// Embeds a job's texts. Waits with thousands of others until a full request is worth sending.

@@ -8,6 +8,7 @@ use rust_decimal::Decimal;
 use sqlx::PgPool;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::config::Meter;
 use crate::db;
 use crate::db::app::LoadedRow;
 use crate::domain::{Chunk, ClaimedJob, Embedding, ErrorKind, Reason};
@@ -71,11 +72,19 @@ pub struct DoneWork {
     pub chunks: Vec<Chunk>,
     /// A new vector for each chunk, or none where the one in the target is kept.
     pub vectors: Vec<Option<Embedding>>,
-    /// Tokens paid for in this revision, and what they cost; no cost where the price is not known.
-    pub tokens: u64,
-    pub cost: Option<Decimal>,
-    pub price: Option<i64>,
+    /// What was paid for in this revision; none: nothing was.
+    pub charge: Option<Charge>,
     pub reader: Option<String>,
+}
+
+/// What a job's customer is charged for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Charge {
+    pub meter: Meter,
+    pub quantity: Decimal,
+    pub price: Option<i64>,
+    /// None where the price is not known.
+    pub cost: Option<Decimal>,
 }
 
 /// What became of a job's commit.

@@ -19,6 +19,12 @@ pub struct JobFacts {
     pub words: Option<usize>,
     pub characters: Option<usize>,
     pub text: Option<String>,
+    /// Of a transcript only, as are its language and segments.
+    pub seconds: Option<Decimal>,
+    pub language: Option<String>,
+    pub language_probability: Option<f64>,
+    /// JSON: what was said when.
+    pub segments: Option<String>,
     pub cost: Option<Decimal>,
     pub ms: u64,
     /// The transaction's time and the attempt's start, as the database writes them.
@@ -73,8 +79,10 @@ impl Names<'_> {
             JobFact::Finished => finished.then(|| facts.finished.as_ref().unwrap_or(&facts.now).clone()),
             JobFact::Now => Some(facts.now.clone()),
             JobFact::Key => serde_json::to_string(&self.job.key).ok(),
-            // Only transcription knows these.
-            JobFact::Seconds | JobFact::Language | JobFact::LanguageProbability => None,
+            JobFact::Seconds => facts.seconds.map(|seconds| seconds.normalize().to_string()),
+            JobFact::Segments => facts.segments.clone(),
+            JobFact::Language => facts.language.clone(),
+            JobFact::LanguageProbability => facts.language_probability.map(|probability| probability.to_string()),
         }
     }
 
@@ -132,6 +140,9 @@ impl Names<'_> {
                     | JobFact::Characters
                     | JobFact::Ms
                     | JobFact::Cost
+                    | JobFact::Seconds
+                    | JobFact::LanguageProbability
+                    | JobFact::Segments
                     | JobFact::Key
             ),
             Some(Name::Tenant) | None => false,

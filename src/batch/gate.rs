@@ -1,4 +1,4 @@
-//! A lane's gate: its breaker and its pauses, and what they are for.
+//! A lane's gate: its breaker and its pauses, and what they are for. Lanes of texts and of recordings have the same.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,6 +9,10 @@ use crate::domain::JobId;
 
 use super::batcher::EmbedFailure;
 
+/// The longest a request waits in the lane for its provider; beyond, its jobs give their slots back and snooze.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// A provider's word on how long to wait is believed up to here.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_mins(15);
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 5;
 pub(super) const BREAKER_FIRST: Duration = Duration::from_secs(10);
@@ -17,8 +21,17 @@ const BREAKER_LONGEST: Duration = Duration::from_mins(5);
 pub(super) const PERSONS_PAUSE: Duration = Duration::from_mins(5);
 /// Answers that are of no use are paid for, so the pause after them grows up to here.
 const LONGEST_PERSONS_PAUSE: Duration = Duration::from_hours(1);
-/// So many jobs in a row that get nothing but bad vectors tell of the provider, not of their texts.
+/// So many jobs in a row that get nothing but bad answers tell of the provider, not of what they sent.
 const SUSPECTS: usize = 3;
+
+/// How a lane is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LaneStatus {
+    pub provider: String,
+    pub model: String,
+    /// Why no request goes out, and for how many seconds more.
+    pub paused: Option<(String, u64)>,
+}
 
 /// Open, or shut for a while and why.
 #[derive(Default)]
@@ -30,14 +43,14 @@ struct State {
     failure: Option<EmbedFailure>,
     failures: u32,
     opened: u32,
-    /// Jobs that got bad vectors only, since the last good vector of any job; no more than [`SUSPECTS`].
+    /// Jobs that got bad answers only, since the last good one of any job; no more than [`SUSPECTS`].
     suspects: Vec<JobId>,
     /// How often that many have shut the lane since then.
     suspected: u32,
 }
 
 impl State {
-    /// Shut because no job gets a good vector, not because the provider said so.
+    /// Shut because no job gets a good answer, not because the provider said so.
     fn is_suspicious(&self) -> bool {
         self.suspects.len() >= SUSPECTS && matches!(self.failure, Some(EmbedFailure::Misconfigured { .. }))
     }
@@ -53,8 +66,24 @@ impl Gate {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long it is shut, if it is, and what that means for a text.
-    pub fn shut_for(&self) -> Option<(Duration, EmbedFailure)> {
+    /// Waits out a short pause; a longer one is the jobs' to wait for.
+    pub async fn pass(&self) -> Result<(), EmbedFailure> {
+        loop {
+            let Some((left, failure)) = self.shut_for() else { return Ok(()) };
+            if left > PATIENCE {
+                return Err(failure);
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    pub fn status(&self, provider: &str, model: &str) -> LaneStatus {
+        let paused = self.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs()));
+        LaneStatus { provider: provider.to_owned(), model: model.to_owned(), paused }
+    }
+
+    /// For how long it is shut, if it is, and what that means for a request.
+    fn shut_for(&self) -> Option<(Duration, EmbedFailure)> {
         let gate = self.state();
         let left = gate.left()?;
         Some((left, gate.failure.clone()?.waiting(left)))
@@ -89,7 +118,7 @@ impl Gate {
         Some(pause)
     }
 
-    /// Counts jobs that got nothing but bad vectors; too many in a row shut the lane, or find it shut, and that is then what
+    /// Counts jobs that got nothing but bad answers; too many in a row shut the lane, or find it shut, and that is then what
     /// becomes of them.
     pub fn suspect(&self, jobs: impl Iterator<Item = JobId>, text: &str) -> Option<EmbedFailure> {
         let mut gate = self.state();
@@ -114,7 +143,7 @@ impl Gate {
     }
 
     /// Closes the breaker. A pause that the vendor asked for, or a refused credential, outlives the answers that were under way;
-    /// the suspicion that no text gets a good vector does not.
+    /// the suspicion that nobody gets a good one does not.
     pub fn succeeded(&self) {
         let mut gate = self.state();
         let away = matches!(gate.failure, Some(EmbedFailure::Unavailable { .. }));
@@ -135,7 +164,7 @@ impl EmbedFailure {
             Self::Unavailable { text, .. } => Self::Unavailable { after, text },
             Self::Credential { text, .. } => Self::Credential { after, text },
             Self::Misconfigured { text, .. } => Self::Misconfigured { after, text },
-            Self::Refused(_) | Self::Garbled(_) | Self::Database(_) => self,
+            Self::Refused(_) | Self::RefusedAudio(_) | Self::Garbled(_) | Self::Database(_) => self,
         }
     }
 }

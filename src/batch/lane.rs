@@ -16,12 +16,8 @@ use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
-use super::gate::{BREAKER_FIRST, Gate, PERSONS_PAUSE};
+use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, PATIENCE, PERSONS_PAUSE};
 
-/// The longest a request waits in the lane for its provider; beyond, its jobs give their slots back and snooze.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A provider's word on how long to wait is believed up to here.
-const LONGEST_PAUSE: Duration = Duration::from_mins(15);
 /// Tries of one request within the lane.
 const TRIES: u32 = 3;
 
@@ -63,21 +59,12 @@ impl Item {
     }
 }
 
-/// How a lane is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct LaneStatus {
-    pub provider: String,
-    pub model: String,
-    /// Why no request goes out, and for how many seconds more.
-    pub paused: Option<(String, u64)>,
-}
-
 pub(super) struct Lane {
     pub pool: PgPool,
     pub settings: LaneSettings,
     owner: OwnerId,
     embedder: Arc<dyn Embedder>,
-    gate: Gate,
+    pub gate: Gate,
     slots: Arc<Semaphore>,
 }
 
@@ -130,7 +117,7 @@ impl Lane {
             if batch.is_empty() {
                 continue;
             }
-            if let Err(failure) = self.pass_gate().await {
+            if let Err(failure) = self.gate.pass().await {
                 fail(batch, &failure);
                 continue;
             }
@@ -254,6 +241,7 @@ impl Lane {
             id: Uuid::new_v4(),
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
+            seconds: None,
             shares,
         }
     }
@@ -267,14 +255,7 @@ impl Lane {
         let (outcome, error_kind) = match answer {
             Ok(embedded) if embedded.vectors.iter().any(Result::is_err) => ("paid", Some("garbled")),
             Ok(_) => ("paid", None),
-            Err(ProviderError::Refused(_) | ProviderError::TooLarge) => ("refused", Some("refused")),
-            Err(ProviderError::Credential(_)) => ("refused", Some("credential")),
-            Err(ProviderError::Misconfigured(_)) => ("refused", Some("misconfigured")),
-            Err(ProviderError::RateLimited { .. }) => ("refused", Some("rate_limited")),
-            // An answer came, so it is paid, even if it is of no use.
-            Err(ProviderError::Garbled(_)) => ("paid", Some("garbled")),
-            Err(ProviderError::Unavailable(_)) => ("failed", Some("unavailable")),
-            Err(ProviderError::NoAnswer(_)) => ("unknown", Some("garbled")),
+            Err(error) => error.on_the_books(),
         };
         let paid = outcome == "paid";
         let estimated: u64 = batch.iter().map(|item| widen(item.tokens)).sum();
@@ -345,25 +326,6 @@ impl Lane {
         }
         if let Err(error) = cache::park(&self.pool, &self.settings.cache_name(), parked).await {
             tracing::warn!(vectors = parked.len(), error = db::describe(&error), "paid vectors could not be parked");
-        }
-    }
-
-    /// Waits out a short pause; a longer one is the jobs' to wait for.
-    async fn pass_gate(&self) -> Result<(), EmbedFailure> {
-        loop {
-            let Some((left, failure)) = self.gate.shut_for() else { return Ok(()) };
-            if left > PATIENCE {
-                return Err(failure);
-            }
-            tokio::time::sleep(left).await;
-        }
-    }
-
-    pub fn status(&self) -> LaneStatus {
-        LaneStatus {
-            provider: self.settings.provider.clone(),
-            model: self.settings.model.clone(),
-            paused: self.gate.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs())),
         }
     }
 }

@@ -6,15 +6,15 @@ use std::collections::HashMap;
 use rust_decimal::Decimal;
 use sqlx::{Acquire as _, PgConnection, PgPool};
 
-use crate::config::{Meter, OnLeave};
+use crate::config::{Meter, OnLeave, PipelineKind};
 use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, TargetPlan, WriteKind};
 use crate::db::jobs;
-use crate::db::pipelines;
 use crate::db::usage::{self, Booked, Event};
-use crate::domain::{Reason, SourceKey};
+use crate::db::{pipelines, transcripts};
+use crate::domain::{JobId, Reason, SourceKey};
 
 use super::asking;
-use super::committer::{Committed, DoneWork, End, Verdict, Work};
+use super::committer::{Charge, Committed, DoneWork, End, Verdict, Work};
 use super::effects;
 use super::ending;
 use super::facts::{JobFacts, Names};
@@ -108,6 +108,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
         asking::answer(&mut transaction, plan, &going).await?;
         effects::run(&mut transaction, plan, &going).await?;
         book(&mut transaction, plan, &going).await?;
+        forget_parts(&mut transaction, plan, &going).await?;
         ending::finish(&mut transaction, plan, &going, &unsaid).await?;
     }
     transaction.commit().await?;
@@ -252,6 +253,7 @@ async fn write_target(
             app::insert_chunks(connection, plan, &inserts).await
         }
         TargetPlan::Row { columns, .. } => write_rows(connection, plan, going, columns).await,
+        TargetPlan::None => Ok(()),
     }
 }
 
@@ -373,28 +375,27 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
     let mut events = Vec::new();
     for ready in going {
         let End::Done(done) = &ready.work.end else { continue };
-        let event = |meter: Meter, unit, quantity: u64, price, cost| Event {
+        let Some(charge) = &done.charge else { continue };
+        let event = |charge: &Charge| Event {
             job: ready.work.job.id,
             revision: ready.work.job.revision,
             tenant: done.row.tenant.clone(),
-            meter: meter.word(),
-            unit,
-            quantity: Decimal::from(quantity),
-            price,
-            cost,
+            meter: charge.meter.word(),
+            unit: charge.meter.unit(),
+            quantity: charge.quantity,
+            price: charge.price,
+            cost: charge.cost,
         };
-        if done.tokens > 0 {
-            events.push(event(Meter::Tokens, "token", done.tokens, done.price, done.cost));
-        }
+        events.push(event(charge));
         let reused = ready.kept.iter().flatten().count();
-        if reused > 0 && done.tokens > 0 {
-            events.push(event(
-                Meter::ReusedVectors,
-                "vector",
-                u64::try_from(reused).unwrap_or(u64::MAX),
-                None,
-                Some(Decimal::ZERO),
-            ));
+        if reused > 0 {
+            let quantity = Decimal::from(reused);
+            events.push(event(&Charge {
+                meter: Meter::ReusedVectors,
+                quantity,
+                price: None,
+                cost: Some(Decimal::ZERO),
+            }));
         }
     }
     if events.is_empty() {
@@ -402,4 +403,15 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
     }
     let common = Booked { pipeline: &plan.pipeline.name, provider: &plan.provider, model: &plan.model.name };
     usage::book(connection, common, &events).await
+}
+
+/// Parts of transcripts that are written now, or that nobody waits for any more.
+async fn forget_parts(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+    if plan.pipeline.kind != PipelineKind::Transcribe {
+        return Ok(());
+    }
+    // A person may retry what failed: what was paid for it stays, until it is too old.
+    let over = going.iter().filter(|ready| !matches!(ready.work.end, End::Fail { .. }));
+    let jobs: Vec<JobId> = over.map(|ready| ready.work.job.id).collect();
+    transcripts::forget(connection, &jobs).await
 }

@@ -188,12 +188,15 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
     let about = format!("model {}", model.label);
     let provider = config.providers.get(&model.provider)?;
     let finding = match &provider.kind {
-        ProviderKind::OpenAi { .. } if app::token_price(config, model).is_none() => {
+        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } if app::unit_price(config, model).is_none() => {
             let message = "no price is known: usage is booked without a cost; add it under [[prices]]";
             Finding::new(Level::Warning, about, message)
         }
         // What the provider says of it follows.
         ProviderKind::OpenAi { .. } => return None,
+        ProviderKind::ElevenLabs { url, .. } => {
+            Finding::new(Level::Ok, about, format!("{} at {}", model.name, url.host_str().unwrap_or_default()))
+        }
         ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
         ProviderKind::Local { folder, .. } => {
             let place = folder.clone().or_else(|| embedded::cached(Artifact::MiniLm));
@@ -301,20 +304,19 @@ async fn of_versions(pool: &PgPool) -> sqlx::Result<Finding> {
 
 /// Every choice that the database decided: a typo among several candidates must not go unseen.
 fn choices(plan: &Plan) -> String {
-    let target = match &plan.target {
-        TargetPlan::Chunks { table, .. } => table.clone(),
-        TargetPlan::Row { .. } => format!("{} itself", plan.source),
-    };
     let names = |columns: &[db::app::ColumnWrite]| {
         columns.iter().map(|write| write.column.name.as_str()).collect::<Vec<_>>().join(", ")
     };
-    let mut text = format!(
-        "{} to {target} by model {} ({} dimensions); columns {}",
-        plan.source,
-        plan.model.label,
-        plan.model.dimensions,
-        names(plan.target.columns())
-    );
+    let (source, model) = (&plan.source, &plan.model.label);
+    let into = |target: &str| {
+        let columns = names(plan.target.columns());
+        format!("{source} to {target} by model {model} ({} dimensions); columns {columns}", plan.model.dimensions)
+    };
+    let mut text = match &plan.target {
+        TargetPlan::Chunks { table, .. } => into(table),
+        TargetPlan::Row { .. } => into(&format!("{source} itself")),
+        TargetPlan::None => format!("recordings of {source} transcribed by model {model}"),
+    };
     if !plan.write.is_empty() {
         text = format!("{text}; on the row {}", names(&plan.write));
     }

@@ -12,7 +12,9 @@ use super::show;
 
 /// The cost of so many tokens of a model; none where its price is not known.
 pub(super) fn of_tokens(config: &Config, model: &Model, tokens: i64) -> Option<Decimal> {
-    app::token_price(config, model).map(|price| price * Decimal::from(tokens))
+    // How long a recording is, is known when it was heard.
+    let price = app::unit_price(config, model).filter(|_| model.speech.is_none());
+    price.map(|price| price * Decimal::from(tokens))
 }
 
 /// What opening the jobs of one pipeline again would cost.

@@ -41,6 +41,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     };
     known(&config, &name)?;
     let (config, pool, plan) = session.plan(&name).await?;
+    if plan.model.speech.is_some() {
+        return Err(Failure::Usage(format!("pipeline {name} transcribes; name one that makes vectors")));
+    }
     let model = app::open_model(&config, &plan.model).await?;
     let hits = nearest(&pool, &plan, model.as_ref(), &args.text, args.limit).await?;
     session.print(&Found { text: &args.text, hits: &hits }, |found| list(found.hits, &|hit| hit.key.to_string()))

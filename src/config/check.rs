@@ -30,7 +30,7 @@ pub(super) fn sections(file: &str, mut root: Section) -> Option<Config> {
     let stores = named(&mut root, "stores", |_, section| stores::store(section));
     let providers = named(&mut root, "providers", models::provider);
     let models = named(&mut root, "models", |name, section| models::model(name, section, &providers));
-    let prices = models::prices(root.repeated_sections("prices"), &models.keys().cloned().collect());
+    let prices = models::prices(root.repeated_sections("prices"), &models);
 
     let limits = named(&mut root, "limits", limits::limit);
 

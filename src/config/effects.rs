@@ -77,6 +77,7 @@ fn is_kept(fact: JobFact) -> bool {
         | JobFact::Characters
         | JobFact::Cost
         | JobFact::Seconds
+        | JobFact::Segments
         | JobFact::Language
         | JobFact::LanguageProbability
         | JobFact::Text => false,

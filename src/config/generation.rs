@@ -34,6 +34,16 @@ struct Shape<'p> {
     sparse: bool,
 }
 
+/// What two transcripts of one recording must have in common to be the same. How it is cut into parts is no part of it.
+#[derive(Serialize)]
+struct Heard<'p> {
+    version: u32,
+    provider: &'static str,
+    model: &'p str,
+    language: Option<&'p str>,
+    options: &'p BTreeMap<String, Vec<String>>,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Cut {
@@ -61,6 +71,15 @@ impl Pipeline {
     /// # Panics
     /// Never: what is described is always JSON.
     pub fn generation(&self, model: &Model, provider: &Provider) -> String {
+        if let Some(speech) = &model.speech {
+            return fingerprint(&Heard {
+                version: VERSION,
+                provider: provider_word(&provider.kind),
+                model: &model.name,
+                language: speech.language.as_deref(),
+                options: &speech.options,
+            });
+        }
         let texts = self.source.text.as_ref().map(templates).unwrap_or_default();
         let used = texts.iter().map(|(_, template)| *template).chain(&self.chunks.embed).flat_map(Template::names);
         let by = match &self.source.text {
@@ -84,9 +103,13 @@ impl Pipeline {
             texts: texts.iter().map(|(word, template)| (*word, template.to_string())).collect(),
             sparse: self.target.sparse().is_some(),
         };
-        let json = serde_json::to_vec(&shape).expect("strings and numbers are always JSON");
-        format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(json)))
+        fingerprint(&shape)
     }
+}
+
+fn fingerprint(shape: &impl Serialize) -> String {
+    let json = serde_json::to_vec(shape).expect("strings and numbers are always JSON");
+    format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(json)))
 }
 
 fn templates(rule: &TextRule) -> Vec<(Option<&str>, &Template)> {
@@ -111,6 +134,7 @@ fn cut(chunks: &Chunking, model: &Model) -> Cut {
 fn provider_word(kind: &ProviderKind) -> &'static str {
     match kind {
         ProviderKind::OpenAi { .. } => "openai",
+        ProviderKind::ElevenLabs { .. } => "elevenlabs",
         ProviderKind::Local { .. } => "local",
         ProviderKind::Hash => "hash",
     }

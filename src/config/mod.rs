@@ -19,6 +19,7 @@ mod raw;
 mod settings;
 mod shape;
 mod signal;
+mod speech;
 mod statement;
 mod stores;
 mod targets;
@@ -42,8 +43,9 @@ use url::Url;
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
 pub use shape::{
-    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline, Queue,
-    Shared, Signal, Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value, Webhook,
+    Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline,
+    PipelineKind, Queue, Shared, Signal, Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
+    Webhook,
 };
 pub use statement::{Numbered, Statement};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
@@ -205,19 +207,31 @@ pub struct Provider {
     pub kind: ProviderKind,
     /// Requests under way at once, from this process.
     pub concurrency: usize,
-    /// The longest one request may take.
-    pub timeout: Duration,
+    /// The longest one request may take; none: what its kind of work is given.
+    pub timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
 pub enum ProviderKind {
-    /// OpenAI's embeddings API, and what speaks it. `url` ends before `/embeddings`.
+    /// OpenAI's API of embeddings and transcriptions, and what speaks it. `url` ends before `/embeddings`.
     OpenAi { url: Url, key: Option<Secret> },
+    /// Transcribes. `url` ends before `/v1`.
+    ElevenLabs { url: Url, key: Secret },
     /// Inside this process, on candle. `folder` holds the model's files; none: MiniLM as
     /// `gristmill fetch` brings it.
     Local { folder: Option<PathBuf>, threads: usize },
     /// Lexical: hashed words, no meaning, no network. For tests and applications' own CI.
     Hash,
+}
+
+impl ProviderKind {
+    /// Whether it works in this process, unpaid.
+    pub fn runs_here(&self) -> bool {
+        match self {
+            Self::Local { .. } | Self::Hash => true,
+            Self::OpenAi { .. } | Self::ElevenLabs { .. } => false,
+        }
+    }
 }
 
 /// `[models.x]`
@@ -228,6 +242,8 @@ pub struct Model {
     pub provider: String,
     /// What the provider calls it.
     pub name: String,
+    /// How it transcribes; none: it makes vectors. What follows is about vectors, and means nothing for a model that transcribes.
+    pub speech: Option<Speech>,
     pub dimensions: usize,
     /// Whether it gives weights of tokens beside each vector, as BGE-M3 does.
     pub sparse: bool,
@@ -241,6 +257,18 @@ pub struct Model {
     /// Whether to send `dimensions` with each request.
     pub send_dimensions: bool,
     pub tokenizer: TokenizerKind,
+}
+
+/// How a model transcribes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Speech {
+    /// The language that is spoken, in the provider's own code; none: the provider finds out.
+    pub language: Option<String>,
+    /// The provider's own options, sent as they are; a list is sent as a field for each of its values.
+    pub options: BTreeMap<String, Vec<String>>,
+    /// The longest recording of one request, and the largest in bytes. A longer one is cut into parts.
+    pub longest_part: Duration,
+    pub largest_part: u64,
 }
 
 /// Whose tokens a model counts.
@@ -279,6 +307,15 @@ impl Meter {
             Self::Tokens => "tokens",
             Self::ReusedVectors => "reused_vectors",
             Self::AudioMinutes => "audio_minutes",
+        }
+    }
+
+    /// One of what is counted.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Tokens => "token",
+            Self::ReusedVectors => "vector",
+            Self::AudioMinutes => "minute",
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
-use std::time::Duration;
 
 use url::Url;
 
@@ -10,24 +9,28 @@ use super::raw::{Item, Section};
 use super::values::{
     amount, at_least, boolean, moment, one_of, path, secret, some_time, text, text_or_empty, url, whole, word,
 };
-use super::{Meter, Model, Price, Provider, ProviderKind, TokenizerKind};
+use super::{Meter, Model, Price, Provider, ProviderKind, TokenizerKind, speech};
 
 const OPENAI: &str = "https://api.openai.com/v1";
+const ELEVENLABS: &str = "https://api.elevenlabs.io";
 
 #[derive(Clone, Copy)]
 enum Kind {
     OpenAi,
+    ElevenLabs,
     Local,
     Hash,
 }
 
 pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
     let concurrency = section.or("concurrency", whole(1..=10_000), 8_usize);
-    let timeout = section.or("timeout", some_time, Duration::from_mins(1));
-    let kinds = [("openai", Kind::OpenAi), ("local", Kind::Local), ("hash", Kind::Hash)];
+    let timeout = section.optional("timeout", some_time);
+    let kinds =
+        [("openai", Kind::OpenAi), ("elevenlabs", Kind::ElevenLabs), ("local", Kind::Local), ("hash", Kind::Hash)];
     // Without a kind nobody knows which keys belong here.
     let kind = match section.need("kind", word(&kinds), "\"openai\"")? {
         Kind::OpenAi => open_ai(&mut section),
+        Kind::ElevenLabs => eleven_labs(&mut section),
         Kind::Local => {
             let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
             let folder = section.optional("folder", path);
@@ -50,10 +53,19 @@ fn open_ai(section: &mut Section) -> Option<ProviderKind> {
     Some(ProviderKind::OpenAi { url: url?, key })
 }
 
+fn eleven_labs(section: &mut Section) -> Option<ProviderKind> {
+    section.assume("url", ELEVENLABS);
+    let url = section.read("url", base_url);
+    let key = section.need("key", secret, "\"${ELEVENLABS_API_KEY}\"");
+    Some(ProviderKind::ElevenLabs { url: url?, key: key? })
+}
+
 fn base_url(item: &Item) -> Result<Url, String> {
     let url = url(item)?;
-    if url.path().trim_end_matches('/').ends_with("/embeddings") {
-        return Err("ends in /embeddings; leave that off, it is added".to_owned());
+    for added in ["/embeddings", "/audio/transcriptions", "/v1/speech-to-text"] {
+        if url.path().trim_end_matches('/').ends_with(added) {
+            return Err(format!("ends in {added}; leave that off, it is added"));
+        }
     }
     Ok(url)
 }
@@ -69,7 +81,7 @@ struct Defaults {
 impl Defaults {
     fn of(kind: &ProviderKind) -> Self {
         match kind {
-            ProviderKind::OpenAi { .. } | ProviderKind::Hash => {
+            ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } | ProviderKind::Hash => {
                 Self { inputs: 2_048, tokens: 300_000, longest: 8_191, tokenizer: TokenizerKind::Cl100k }
             }
             ProviderKind::Local { .. } => {
@@ -88,11 +100,14 @@ pub(super) fn model(
     let names: BTreeSet<String> = providers.keys().cloned().collect();
     let provider = section.need("provider", one_of(&names, "providers"), "\"openai\"")?;
     let kind = &providers[&provider].as_ref()?.kind;
+    if speech::is_speech(kind, &section) {
+        return model_of_speech(label, provider, section, kind);
+    }
     let defaults = Defaults::of(kind);
 
     let name = match kind {
         ProviderKind::Hash => Some(section.or("name", text, "hash")),
-        ProviderKind::OpenAi { .. } | ProviderKind::Local { .. } => {
+        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } | ProviderKind::Local { .. } => {
             section.need("name", text, "\"text-embedding-3-small\"")
         }
     };
@@ -120,7 +135,7 @@ pub(super) fn model(
         (ProviderKind::Local { .. }, TokenizerKind::Cl100k | TokenizerKind::O200k) => {
             section.misfit_at("tokenizer", "must be \"model\": a local model counts with its own tokenizer");
         }
-        (ProviderKind::OpenAi { .. } | ProviderKind::Hash, TokenizerKind::Model) => {
+        (ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } | ProviderKind::Hash, TokenizerKind::Model) => {
             section.misfit_at("tokenizer", "must be \"cl100k\" or \"o200k\": only a local model brings its own");
         }
         _ => {}
@@ -130,6 +145,7 @@ pub(super) fn model(
         label,
         provider,
         name: name?,
+        speech: None,
         dimensions: dimensions?,
         sparse,
         longest,
@@ -141,10 +157,30 @@ pub(super) fn model(
     })
 }
 
+fn model_of_speech(label: String, provider: String, mut section: Section, kind: &ProviderKind) -> Option<Model> {
+    let name = section.need("name", text, "\"scribe_v1\"");
+    let speech = speech::speech(&mut section, kind, name.as_deref().unwrap_or_default());
+    section.finish();
+    Some(Model {
+        label,
+        provider,
+        name: name?,
+        speech: Some(speech),
+        dimensions: 0,
+        sparse: false,
+        longest: 0,
+        inputs: 1,
+        tokens: 0,
+        prefix: String::new(),
+        send_dimensions: false,
+        tokenizer: TokenizerKind::Cl100k,
+    })
+}
+
 const TOKENIZERS: [(&str, TokenizerKind); 3] =
     [("cl100k", TokenizerKind::Cl100k), ("o200k", TokenizerKind::O200k), ("model", TokenizerKind::Model)];
 
-pub(super) fn prices(sections: Vec<Section>, models: &BTreeSet<String>) -> Vec<Price> {
+pub(super) fn prices(sections: Vec<Section>, models: &BTreeMap<String, Option<Model>>) -> Vec<Price> {
     let mut prices: Vec<Price> = Vec::new();
     for mut section in sections {
         let place = section.place();
@@ -162,10 +198,21 @@ pub(super) fn prices(sections: Vec<Section>, models: &BTreeSet<String>) -> Vec<P
     prices
 }
 
-fn price(section: &mut Section, models: &BTreeSet<String>) -> Option<Price> {
+fn price(section: &mut Section, models: &BTreeMap<String, Option<Model>>) -> Option<Price> {
+    let labels: BTreeSet<String> = models.keys().cloned().collect();
     let meters = [Meter::Tokens, Meter::ReusedVectors, Meter::AudioMinutes].map(|meter| (meter.word(), meter));
-    let model = section.need("model", one_of(models, "models"), "\"small\"");
-    let meter = section.or("meter", word(&meters), Meter::Tokens);
+    let model = section.need("model", one_of(&labels, "models"), "\"small\"");
+    let speech = model.as_ref().and_then(|label| Some(models[label].as_ref()?.speech.is_some()));
+    let meter =
+        section.or("meter", word(&meters), if speech == Some(true) { Meter::AudioMinutes } else { Meter::Tokens });
+    if speech.is_some_and(|speech| speech != (meter == Meter::AudioMinutes)) {
+        let counts = if speech == Some(true) {
+            "transcribes, which is counted in audio_minutes"
+        } else {
+            "makes vectors, which are not counted in audio_minutes"
+        };
+        section.misfit_at("meter", format!("is {}, but the model {counts}", meter.word()));
+    }
     let usd = section.need("usd", amount, "\"0.00000002\"");
     let from = section.need("from", moment, "2026-01-01");
     Some(Price { model: model?, meter, usd: usd?, from: from? })

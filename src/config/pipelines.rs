@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::check::Named;
 use super::columns::is_name;
 use super::raw::{Item, Section};
-use super::template::{ChunkFact, Name};
+use super::template::{ChunkFact, Name, Piece};
 use super::values::{Scope, at_least, boolean, column, duration, list, one_of, sql, table, template, template_of_row};
 use super::values::{text, text_or_empty, whole, word};
-use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, Signal, Skip, Source, Sql};
-use super::{Template, TenantRule, TextRule, effects, queue, signal, targets};
+use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, PipelineKind, Signal, Skip};
+use super::{Source, Sql, Target, Template, TenantRule, TextRule, effects, queue, signal, targets};
 
 /// Triggers are named after their pipeline, and Postgres names have 63 bytes.
 const LONGEST_NAME: usize = 40;
@@ -19,9 +19,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let place = section.place();
     check_name(&name, &section);
     // Of a kind that is not known here the other keys are not known either.
-    if section.has("kind") {
-        section.read("kind", word(&[("embed", ())]))?;
-    }
+    let kind = if section.has("kind") { section.read("kind", word(&KINDS))? } else { PipelineKind::Embed };
     let labels: BTreeSet<String> = named.models.keys().cloned().collect();
     let models = section.need("model", list(one_of(&labels, "models")), "\"small\"");
     let existing = section.optional("existing", word(&EXISTING));
@@ -32,12 +30,25 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let notify = section.or("notify", boolean, true);
 
     let has_file = section.has("file");
-    let source = needed_section(&mut section, "source").and_then(|part| source(part, has_file));
-    let file = section.section("file").map(|part| file(part, &named.stores));
-    let skip = skip(section.section_or_empty("skip"));
+    let source = needed_section(&mut section, "source").and_then(|part| source(part, kind, has_file));
+    let owner = source.as_ref().and_then(|source| source.tenant.clone());
+    let file = section.section("file").map(|part| file(part, &named.stores, owner.as_ref()));
+    let skip = skip(section.section_or_empty("skip"), kind);
     let used: Vec<&Model> = models.iter().flatten().filter_map(|label| named.models[label].as_ref()).collect();
-    let chunks = chunks(section.section_or_empty("chunks"), &used);
-    let target = needed_section(&mut section, "target").and_then(|part| targets::target(part, chunks.whole));
+    check_models(&section, kind, &used);
+    let chunks = match kind {
+        PipelineKind::Embed => chunks(section.section_or_empty("chunks"), &used),
+        PipelineKind::Transcribe => Chunking::default(),
+    };
+    let target = match kind {
+        PipelineKind::Embed => {
+            needed_section(&mut section, "target").and_then(|part| targets::target(part, chunks.whole))
+        }
+        PipelineKind::Transcribe => Some(Target::none(place.clone())),
+    };
+    if kind == PipelineKind::Transcribe {
+        check_transcribing(&mut section, existing);
+    }
     let write = targets::assignments(&mut section, "write", Scope::Job);
     let status = section.section("status").map(targets::status);
     let queue = section.section("queue").map(queue::queue);
@@ -51,6 +62,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     section.finish();
     Some(Pipeline {
         name,
+        kind,
         place,
         names_used,
         models: models?,
@@ -74,6 +86,8 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     })
 }
 
+const KINDS: [(&str, PipelineKind); 2] = [("embed", PipelineKind::Embed), ("transcribe", PipelineKind::Transcribe)];
+
 const EXISTING: [(&str, Existing); 3] =
     [("adopt", Existing::Adopt), ("backfill", Existing::Backfill), ("ignore", Existing::Ignore)];
 
@@ -95,18 +109,61 @@ fn needed_section<'a>(section: &mut Section<'a>, key: &'static str) -> Option<Se
     section.section(key)
 }
 
-fn source(mut section: Section, has_file: bool) -> Option<Source> {
+/// A pipeline's models do what the pipeline does.
+fn check_models(section: &Section, kind: PipelineKind, models: &[&Model]) {
+    for model in models {
+        let label = &model.label;
+        match (kind, &model.speech) {
+            (PipelineKind::Embed, Some(_)) => {
+                let message = format!(
+                    "{label} has no dimensions, so it transcribes; write dimensions under [models.{label}], or kind = \"transcribe\""
+                );
+                section.misfit_at("model", message);
+            }
+            (PipelineKind::Transcribe, None) => {
+                let message = format!("{label} makes vectors; name a model that transcribes, which has no dimensions");
+                section.misfit_at("model", message);
+            }
+            (PipelineKind::Embed, None) | (PipelineKind::Transcribe, Some(_)) => {}
+        }
+    }
+}
+
+/// A transcript goes where `write` says; there are neither chunks nor vectors.
+fn check_transcribing(section: &mut Section, existing: Option<Existing>) {
+    for key in ["chunks", "target"] {
+        if section.take(key).is_some() {
+            section.misfit_at(key, "means nothing with kind = \"transcribe\": the transcript goes where `write` says");
+        }
+    }
+    if !section.has("file") {
+        section.misfit_at("file", "is missing: it says where the recording is");
+    }
+    if !section.has("write") && !section.has("effects") {
+        section.misfit_at("write", "is missing; write for example write = { transcript = \"{job.text}\" }");
+    }
+    if existing == Some(Existing::Adopt) {
+        let message = "asks for vectors, of which a transcript has none; write \"backfill\" or \"ignore\"";
+        section.misfit_at("existing", message);
+    }
+}
+
+fn source(mut section: Section, kind: PipelineKind, has_file: bool) -> Option<Source> {
     let place = section.place();
     let table = section.need("table", table, "\"public.documents\"");
     let key = section.need("key", list(column), "[\"id\"]");
     let text = text_rule(&mut section);
     match (section.has("text"), has_file, section.has("text_by")) {
+        (false, false, _) if kind == PipelineKind::Transcribe => {}
         (false, false, _) => {
             let message = "is missing, and there is no [file] either; write for example text = \"{content}\"";
             section.misfit_at("text", message);
         }
         (false, true, true) => {
             section.misfit_at("text_by", "picks a variant of source.text, but there is no such table");
+        }
+        (true, _, _) if kind == PipelineKind::Transcribe => {
+            section.misfit_at("text", "means nothing with kind = \"transcribe\": what is read is the file");
         }
         (true, _, _) | (false, true, false) => {}
     }
@@ -178,14 +235,15 @@ fn values(section: &mut Section) -> BTreeMap<String, Sql> {
     entries.filter_map(value).collect()
 }
 
-fn file(mut section: Section, stores: &BTreeSet<String>) -> Option<FileRule> {
+fn file(mut section: Section, stores: &BTreeSet<String>, owner: Option<&TenantRule>) -> Option<FileRule> {
     let store = section.need("store", one_of(stores, "stores"), "\"documents\"");
     let path = section.need("path", template_of_row, "\"{storage_path}\"");
     let missing = [("fail", false), ("wait", true)];
+    let within = within(&mut section, path.as_ref(), owner);
     let rule = FileRule {
         store: store?,
         path: path?,
-        within: within(&mut section),
+        within,
         when: section.optional("when", sql),
         media_type: section.optional("type", template(Scope::Row)),
         name: section.optional("name", template(Scope::Row)),
@@ -195,9 +253,13 @@ fn file(mut section: Section, stores: &BTreeSet<String>) -> Option<FileRule> {
     Some(rule)
 }
 
-/// What ties a path to its owner has to be said, if only to say that nothing does.
-fn within(section: &mut Section) -> Option<Template> {
+/// What ties a path to its owner has to be said, if only to say that nothing does; a path that begins with the tenant's own folder
+/// says it.
+fn within(section: &mut Section, path: Option<&Template>, owner: Option<&TenantRule>) -> Option<Template> {
     if !section.has("within") {
+        if let Some(folder) = path.and_then(|path| owners_folder(path, owner)) {
+            return Some(folder);
+        }
         let message = "is missing: the path comes from a row, whose owner may write what he likes; say what it must lie \
                        below, like \"{user_id}/\", or within = \"\" if every path is trusted";
         section.misfit_at("within", message);
@@ -213,7 +275,24 @@ fn within(section: &mut Section) -> Option<Template> {
     })?
 }
 
-fn skip(mut section: Section) -> Skip {
+/// The folder that a path begins with, where it is the tenant's.
+fn owners_folder(path: &Template, owner: Option<&TenantRule>) -> Option<Template> {
+    let [Piece::Name(name), Piece::Text(after), ..] = path.0.as_slice() else { return None };
+    let owned = match (name, owner) {
+        (Name::Tenant, Some(_)) => true,
+        (Name::Row(name), Some(TenantRule::Name(owner))) => name == owner,
+        _ => false,
+    };
+    (owned && after.starts_with('/')).then(|| Template(vec![Piece::Name(name.clone()), Piece::Text("/".to_owned())]))
+}
+
+fn skip(mut section: Section, kind: PipelineKind) -> Skip {
+    if kind == PipelineKind::Transcribe && section.has("shorter_than") {
+        section.misfit_at(
+            "shorter_than",
+            "means nothing with kind = \"transcribe\": how long the text is, is known when it is paid",
+        );
+    }
     let skip =
         Skip { shorter_than: section.or("shorter_than", at_least(0), 1_usize), when: section.optional("when", sql) };
     section.finish();

@@ -11,10 +11,11 @@ use super::{ColumnChoice, Place, Secret, Sql, Statement, TableName, Template};
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     pub name: String,
+    pub kind: PipelineKind,
     pub place: Place,
     /// The columns and values of the source row that it names, each with the first place that does.
     pub names_used: BTreeMap<String, Place>,
-    /// Labels of models; the first whose dimensions fit the target is taken.
+    /// Labels of models; the first whose dimensions fit the target is taken, of models that transcribe the first.
     pub models: Vec<String>,
     pub existing: Option<Existing>,
     pub on_leave: OnLeave,
@@ -29,6 +30,7 @@ pub struct Pipeline {
     pub file: Option<FileRule>,
     pub skip: Skip,
     pub chunks: Chunking,
+    /// Nothing at all, for a pipeline that transcribes.
     pub target: Target,
     /// Columns of the source row set with the commit.
     pub write: Vec<Assignment>,
@@ -38,6 +40,15 @@ pub struct Pipeline {
     /// Statements of the configuration that run in the job's transaction, in this order.
     pub effects: Vec<Effect>,
     pub signal: Signal,
+}
+
+/// What a pipeline does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PipelineKind {
+    /// Texts and files become vectors in the target.
+    Embed,
+    /// Recordings become text, which `write` puts on the source row.
+    Transcribe,
 }
 
 /// What happens with rows that were there before the pipeline.
@@ -153,6 +164,20 @@ pub struct Chunking {
     pub embed: Option<Template>,
 }
 
+impl Default for Chunking {
+    /// Of a pipeline that cuts nothing.
+    fn default() -> Self {
+        Self {
+            size: ChunkSize::Tokens(400),
+            overlap: 0,
+            whole: false,
+            whole_up_to: 0,
+            longer: Longer::Fail,
+            embed: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChunkSize {
     Tokens(usize),
@@ -183,6 +208,13 @@ pub struct Target {
     /// A column that tells versions of vectors apart, with this pipeline's word.
     pub version: Option<(String, String)>,
     pub columns: Vec<Assignment>,
+}
+
+impl Target {
+    /// Of a pipeline that makes no vectors.
+    pub fn none(place: Place) -> Self {
+        Self { place, table: None, create: false, policy: None, parent: Vec::new(), version: None, columns: Vec::new() }
+    }
 }
 
 /// One entry of a column map: `column = "{value}"`, or a nested table that merges into a jsonb column.

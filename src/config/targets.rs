@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::raw::{Item, Section};
 use super::template::{ChunkFact, Name};
 use super::values::{Scope, boolean, column_choice, sql, table, template, text, text_or_empty};
-use super::{Assignment, ColumnChoice, Model, Pipeline, Place, Source, Status, StatusWords, Target, Template, Value};
+use super::{
+    Assignment, ColumnChoice, Model, Pipeline, PipelineKind, Place, Source, Status, StatusWords, Target, Template,
+    Value,
+};
 
 const VECTOR: Name = Name::Chunk(ChunkFact::Vector);
 const SPARSE: Name = Name::Chunk(ChunkFact::Sparse);
@@ -238,7 +241,7 @@ fn check_once(section: &Section, assignments: &[&Assignment], taken: &BTreeMap<S
 /// What a pipeline owns in its target is said by parent and version; two pipelines must not own the same rows.
 pub(super) fn check_owners(root: &Section, pipelines: &[Pipeline]) {
     let mut owners: BTreeMap<_, &str> = BTreeMap::new();
-    for pipeline in pipelines {
+    for pipeline in pipelines.iter().filter(|pipeline| pipeline.kind == PipelineKind::Embed) {
         let (owned, place): (_, &Place) = (owned_by(pipeline), &pipeline.target.place);
         if let Some(other) = owners.get(&owned) {
             let message = format!("owns the same vectors as pipeline {other}; give each a target.version of its own");

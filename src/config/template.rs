@@ -48,8 +48,8 @@ facts! {
     JobFact {
         Id = "id", Revision = "revision", Tokens = "tokens", TokensOfText = "tokens_of_text", Attempts = "attempts",
         Chunks = "chunks", Pages = "pages", Words = "words", Characters = "characters", Ms = "ms", Cost = "cost",
-        Seconds = "seconds", LanguageProbability = "language_probability", Pipeline = "pipeline", Model = "model",
-        Provider = "provider", Language = "language", Text = "text", Error = "error", State = "state", Cause = "cause",
+        Seconds = "seconds", Segments = "segments", LanguageProbability = "language_probability", Pipeline = "pipeline",
+        Model = "model", Provider = "provider", Language = "language", Text = "text", Error = "error", State = "state", Cause = "cause",
         Started = "started", Finished = "finished", Now = "now", Key = "key",
     }
 }

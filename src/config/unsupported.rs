@@ -1,21 +1,11 @@
 //! Parts of the language that are settled but not built yet: recognised, so that files can be written for them, and refused
 //! by name. Who builds one deletes its line.
 
-use super::template::{JobFact, Name};
-
 /// Keys by the section they stand in.
-const KEYS: &[(&str, &[&str])] =
-    &[("providers.*", &["requests_per_minute", "tokens_per_minute"]), ("models.*", &["language", "options"])];
+const KEYS: &[(&str, &[&str])] = &[("providers.*", &["requests_per_minute", "tokens_per_minute"])];
 
 /// Words by the key they are given for.
-const WORDS: &[(&str, &[&str])] = &[
-    ("providers.*.kind", &["elevenlabs", "deepgram", "assemblyai", "whisper"]),
-    ("pipelines.*.kind", &["transcribe"]),
-];
-
-/// Names in braces.
-const NAMES: &[Name] =
-    &[Name::Job(JobFact::Seconds), Name::Job(JobFact::Language), Name::Job(JobFact::LanguageProbability)];
+const WORDS: &[(&str, &[&str])] = &[("providers.*.kind", &["deepgram", "assemblyai", "whisper"])];
 
 /// The keys of a section that only a later version knows what to do with.
 pub(super) fn keys(shape: &str) -> &'static [&'static str] {
@@ -24,10 +14,6 @@ pub(super) fn keys(shape: &str) -> &'static [&'static str] {
 
 pub(super) fn is_word(shape: &str, word: &str) -> bool {
     WORDS.iter().any(|(key, words)| *key == shape && words.contains(&word))
-}
-
-pub(super) fn is_name(name: &Name) -> bool {
-    NAMES.contains(name)
 }
 
 pub(super) fn message(what: &str) -> String {

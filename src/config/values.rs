@@ -15,7 +15,7 @@ use super::columns::is_name;
 use super::raw::{Given, Item};
 use super::template::{ChunkFact, Name, Template};
 use super::units::{self, suggestion};
-use super::{ColumnChoice, Secret, Sql, TableName, unsupported};
+use super::{ColumnChoice, Secret, Sql, TableName};
 
 type Parsed<T> = Result<T, String>;
 
@@ -262,11 +262,7 @@ impl Scope {
             (Self::Job, Name::Chunk(_)) => (false, "only the row and {job.…} can be named: a job has many chunks"),
             (Self::Embed, Name::Job(_)) => (false, "only the row and {chunk.…} can be named: the job is not done yet"),
         };
-        match (fits, unsupported::is_name(name)) {
-            (true, false) => Ok(()),
-            (true, true) => Err(unsupported::message(&name.to_string())),
-            (false, _) => Err(format!("`{name}` means nothing here; {instead}")),
-        }
+        if fits { Ok(()) } else { Err(format!("`{name}` means nothing here; {instead}")) }
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Intent {
     pub id: Uuid,
     pub provider: String,
     pub model: String,
+    /// Of sound, as measured; none where texts are sent.
+    pub seconds: Option<Decimal>,
     pub shares: Vec<Share>,
 }
 
@@ -36,8 +38,8 @@ pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Inte
     let tokens: Vec<i64> = intent.shares.iter().map(|share| share.tokens).collect();
     sqlx::query!(
         r#"with call as (
-               insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated)
-               values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing
+               insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, seconds)
+               values ($1, $2, $3, $4, $5, $6, $12) on conflict (id) do nothing
            )
            insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens)
            select $1, job_id, revision, tenant, inputs, tokens
@@ -54,6 +56,7 @@ pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Inte
         &tenants,
         &inputs,
         &tokens,
+        intent.seconds,
     )
     .execute(connection)
     .await?;

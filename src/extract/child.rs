@@ -4,11 +4,9 @@ use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::process::exit;
 use std::thread;
 
-use pdfium_render::prelude::Pdfium;
-
 use super::probe::probe;
 use super::wire::{Answer, MISASKED, ORPHANED, PROBE, Request};
-use super::{kind, pdf, read, sandbox};
+use super::{audio, kind, pdf, read, sandbox};
 use crate::config::PdfReader;
 
 /// Deep nesting is read on this stack; what nests deeper ends the child, and the parent calls it a limit.
@@ -36,7 +34,10 @@ pub fn main() -> ! {
     let answer = if probing {
         Answer::Report(probe(&request, closed, pdfium.map(|bound| bound.is_some())))
     } else {
-        read_on_a_deep_stack(&bytes, &request, pdfium.flatten().as_ref())
+        on_a_deep_stack(|| match request.listen {
+            Some(listen) => audio::listen(bytes, listen),
+            None => read::read(&bytes, &request, pdfium.flatten().as_ref()),
+        })
     };
     exit(say(&answer).map_or(ORPHANED, |()| 0))
 }
@@ -65,10 +66,10 @@ fn end_with_the_parent() {
     drop(thread::Builder::new().stack_size(64 << 10).spawn(watch));
 }
 
-fn read_on_a_deep_stack(bytes: &[u8], request: &Request, pdfium: Option<&Pdfium>) -> Answer {
+fn on_a_deep_stack(read: impl FnOnce() -> Answer + Send) -> Answer {
     thread::scope(|scope| {
         let reader = thread::Builder::new().stack_size(STACK);
-        let reading = reader.spawn_scoped(scope, || read::read(bytes, request, pdfium));
+        let reading = reader.spawn_scoped(scope, read);
         reading.map_or(Answer::Panicked, |reading| reading.join().unwrap_or(Answer::Panicked))
     })
 }

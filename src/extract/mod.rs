@@ -4,6 +4,7 @@
 //! takes one answer back. [`child`] is the other side: it closes itself off (`sandbox`), tells the type (`kind`) and has one
 //! reader make a document. What comes back is checked like any stranger's word.
 
+mod audio;
 mod builder;
 #[expect(unsafe_code, reason = "limits, signals and probes of a process have no safe interface")]
 pub mod child;
@@ -23,10 +24,12 @@ mod pdf_extract;
 mod probe;
 mod process;
 mod read;
+mod recording;
 #[expect(unsafe_code, reason = "limits, signals and probes of a process have no safe interface")]
 mod sandbox;
 mod text;
 mod unpdf;
+mod wave;
 mod wire;
 
 use std::io;
@@ -34,11 +37,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::{DocxReader, Parser, PdfReader};
 use crate::domain::Document;
 pub use probe::{Attempt, SandboxReport};
+pub use recording::{Container, PartLimits, Recording, Span};
 use wire::{Answer, ReadError, Request};
 
 /// Reads files in child processes.
@@ -119,7 +123,7 @@ impl Extractor {
         if input.bytes.is_empty() {
             return Ok(Document { reader: "empty".to_owned(), ..Document::default() });
         }
-        let _slot = self.slots.acquire().await.map_err(|closed| ExtractError::Start(io::Error::other(closed)))?;
+        let _slot = self.slot().await?;
         let first = self.read_with(&input, self.settings.pdf).await;
         if !self.has_second_reader(&input) {
             return first.map(Read::document);
@@ -160,6 +164,11 @@ impl Extractor {
         self.settings.pdf == PdfReader::Pdfium && self.settings.pdfium.is_some() && kind::is_pdf(&input.bytes)
     }
 
+    /// Room for one child.
+    async fn slot(&self) -> Result<SemaphorePermit<'_>, ExtractError> {
+        self.slots.acquire().await.map_err(|closed| ExtractError::Start(io::Error::other(closed)))
+    }
+
     async fn read_with(&self, input: &Input, pdf: PdfReader) -> Result<Read, ExtractError> {
         let request = Request::new(&self.settings, input, pdf);
         match process::ask(&self.program, &self.settings, &request, &input.bytes, false).await? {
@@ -167,7 +176,9 @@ impl Extractor {
             Answer::Poor(document) => process::checked(document, &request).map(Read::Poorly),
             Answer::Failed(error) => Err(error.into()),
             Answer::Panicked => Err(ExtractError::Crashed("its reader panicked".to_owned())),
-            Answer::Report(_) => Err(ExtractError::Crashed("it gave another answer than asked for".to_owned())),
+            Answer::Report(_) | Answer::Recording(_) | Answer::Part(_) => {
+                Err(ExtractError::Crashed("it gave another answer than asked for".to_owned()))
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use super::wire::{Answer, CHILD, PROBE, Request};
 use crate::config::Parser;
 use crate::domain::Document;
 
-/// JSON around a text and its headings; a text itself may double by escapes.
+/// JSON around a text and its headings.
 const ANSWER_EXTRA: u64 = 8 << 20;
 
 /// This program's file. On Linux by the name that follows the running file even when a newer one took its place.
@@ -31,7 +31,7 @@ pub(super) async fn ask(
     probe: bool,
 ) -> Result<Answer, ExtractError> {
     let mut child = spawn(program, probe).map_err(ExtractError::Start)?;
-    let most = 2 * settings.largest_text + ANSWER_EXTRA;
+    let most = request.longest_answer().saturating_add(ANSWER_EXTRA);
     let Ok(talk) = timeout(settings.time, converse(&mut child, request, file, most)).await else {
         drop(child.kill().await);
         return Err(ExtractError::Limit(format!("{} s", settings.time.as_secs())));

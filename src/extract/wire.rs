@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::recording::{PartLimits, Recording, Span};
 use super::{Input, SandboxReport};
 use crate::config::{DocxReader, Parser, PdfReader};
 use crate::domain::Document;
@@ -33,6 +34,18 @@ pub(super) struct Request {
     pub docx: DocxReader,
     pub pdfium: Option<PathBuf>,
     pub fonts: Vec<PathBuf>,
+    /// The file is a recording, and this is asked of it; none: it is to be read.
+    pub listen: Option<Listen>,
+}
+
+/// What is asked of a recording.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Listen {
+    /// How long it is, and into which parts it is to be cut.
+    Measure(PartLimits),
+    /// One of these parts.
+    Cut { span: Span, limits: PartLimits },
 }
 
 impl Request {
@@ -49,6 +62,18 @@ impl Request {
             docx: settings.docx,
             pdfium: settings.pdfium.clone(),
             fonts: settings.fonts.clone(),
+            listen: None,
+        }
+    }
+
+    /// The longest honest answer, without the JSON around it.
+    pub fn longest_answer(&self) -> u64 {
+        match self.listen {
+            // In base64.
+            Some(Listen::Cut { limits, .. }) => limits.largest.saturating_mul(4) / 3,
+            Some(Listen::Measure(_)) => 0,
+            // A text may double by escapes.
+            None => 2 * self.largest_text as u64,
         }
     }
 }
@@ -67,6 +92,9 @@ pub(super) enum Answer {
     Document(Document),
     /// Read, but so little of what is on the pages that another reader should have a try.
     Poor(Document),
+    Recording(Recording),
+    /// A part of a recording, in base64.
+    Part(String),
     Failed(ReadError),
     /// The reader panicked; what it said may hold the file's text and is not repeated.
     Panicked,

@@ -41,19 +41,30 @@ fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
 }
 
 async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<(Document, Weight), JobError> {
-    let asked = asked_of(rule, row)?;
-    // Weighed with the most it may be until it is known.
-    let mut weight = deps.memory.take(deps.files.largest(&rule.store)).await;
-    let file = match fetch(deps, rule, &asked).await {
-        Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
-        other => other?,
-    };
+    let (file, mut weight) = fetch(deps, rule, row, 0).await?;
     // What it will be as a text is guessed until that is known.
     weight.lighten(weight_of_text(&deps.plan, file.size));
     let input = input_of(rule, row, file);
     let document = deps.extractor.extract(input).await?;
     weight.lighten(weight_of_text(&deps.plan, u64::try_from(document.text.len()).unwrap_or(u64::MAX)));
     Ok((document, weight))
+}
+
+/// The row's file, weighed with the most it and what is made of it, `besides`, may be until that is known.
+pub(super) async fn fetch(
+    deps: &Deps,
+    rule: &FileRule,
+    row: &LoadedRow,
+    besides: u64,
+) -> Result<(FileBytes, Weight), JobError> {
+    let asked = asked_of(rule, row)?;
+    // Weighed with the most it may be until it is known.
+    let weight = deps.memory.take(deps.files.largest(&rule.store).saturating_add(besides)).await;
+    let file = match find(deps, rule, &asked).await {
+        Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
+        other => other?,
+    };
+    Ok((file, weight))
 }
 
 /// What a row asks for, and what it must lie below.
@@ -78,7 +89,7 @@ fn asked_of(rule: &FileRule, row: &LoadedRow) -> Result<Asked, JobError> {
 }
 
 /// By path, by the pattern of the configuration, or by address: the store and the rule decide.
-async fn fetch(deps: &Deps, rule: &FileRule, asked: &Asked) -> Result<FileBytes, FileError> {
+async fn find(deps: &Deps, rule: &FileRule, asked: &Asked) -> Result<FileBytes, FileError> {
     let within = asked.within.as_deref();
     if deps.files.takes_addresses(&rule.store) {
         return deps.files.fetch(&rule.store, &asked.path, within).await;

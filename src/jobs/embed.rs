@@ -1,83 +1,29 @@
 //! The story of an embedding job.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use rust_decimal::Decimal;
 use tokio::sync::Semaphore;
 
-use crate::batch::{Committed, DoneWork, End, JobFacts, OfJob, Paid, Text, Weight, Work, keep};
+use crate::batch::{Charge, DoneWork, End, JobFacts, OfJob, Paid, Text, keep};
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
-use crate::config::{ChunkFact, Name, Template};
-use crate::db::app::{Existing, LoadedRow, Plan};
+use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
+use crate::db::app::{Existing, LoadedRow, Plan, Spending};
 use crate::domain::{BadVector, Chunk, ClaimedJob, Digest, Document, Embedding, check_vector};
 
-use super::content;
-use super::limit;
-use super::{Deps, JobError, Trace};
+use super::start::{InWork, Texts};
+use super::{Deps, JobError, Vectors, content, limit, start};
 
-/// So many workers that died with nothing but this job in hand are no accident.
-const CRASHES_ALONE: i16 = 2;
-
-/// What an attempt has in hand, and leaves behind however it ends: one that is cut short has a row, and may have paid, all the same.
-pub struct InWork {
-    pub trace: Trace,
-    pub row: Option<Arc<LoadedRow>>,
-    weight: Option<Weight>,
-    /// Vectors that are paid for and not written, with their texts.
-    unwritten: Texts,
-    committing: Arc<AtomicBool>,
-}
-
-impl InWork {
-    /// Starts the clock.
-    pub fn start() -> Self {
-        Self { trace: Trace::start(), row: None, weight: None, unwritten: Vec::new(), committing: Arc::default() }
-    }
-
-    /// Whether it is with the committer, which asks for the lease itself: until its word is there, nobody else knows it better.
-    pub fn committing(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.committing)
-    }
-
-    /// Keeps what was paid for and not written, for the next attempt.
-    pub async fn park(&mut self, deps: &Deps) {
-        let unwritten = std::mem::take(&mut self.unwritten);
-        if let Some(row) = self.row.as_ref().filter(|_| !unwritten.is_empty()) {
-            deps.batcher.park(&row.tenant, &unwritten).await;
-        }
-    }
-}
-
-/// One attempt at a job, from the row to the commit. Running it twice is harmless.
-///
-/// # Errors
-/// See [`JobError`].
-pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(), JobError> {
-    if job.crashes_alone >= CRASHES_ALONE {
-        return Err(JobError::Crashed);
-    }
-
-    // Read together with the rows of every job claimed in the same breath.
+/// From the row to the commit.
+pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &mut InWork) -> Result<(), JobError> {
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
-    let loaded = deps.loader.load(&job.key, known || job.need_ended).await?;
-    let row = loaded.row.ok_or(JobError::SourceGone)?;
-    if row.key != job.key {
-        return Err(JobError::OtherKey(row.key.clone()));
+    let (row, existing, weight) = start::load(job, deps, known || job.need_ended, work).await?;
+    if is_served(job, &row, &existing) {
+        return start::commit(job, deps, End::Stands { row }, JobFacts::default(), work).await;
     }
-    work.row = Some(Arc::clone(&row));
-    work.trace.stage("load");
-    if !row.in_set {
-        return Err(JobError::OutOfSet);
-    }
-    if is_served(job, &row, &loaded.chunks) {
-        return stand(job, deps, row, work).await;
-    }
-    if row.skip {
-        return Err(JobError::Skipped("skip.when holds for the row".to_owned()));
-    }
+    start::wanted(&row)?;
 
-    let (document, weight) = content::read(deps, &row, loaded.weight).await?;
+    let (document, weight) = content::read(deps, &row, weight).await?;
     work.weight = Some(weight);
     work.trace.stage("read");
     let bytes = document.text.len();
@@ -92,52 +38,47 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
     }
 
     let (document, plan) = {
-        let (deps, row) = (deps.clone(), Arc::clone(&row));
-        let cut = move || cut(&deps.plan, &deps.rules, &deps.tokenizer, &row, &document).map(|plan| (document, plan));
+        let (of, means, row) = (Arc::clone(&deps.plan), means.clone(), Arc::clone(&row));
+        let cut = move || cut(&of, &means.rules, &means.tokenizer, &row, &document).map(|plan| (document, plan));
         beside(bytes, cut).await?
     };
     work.trace.stage("chunk");
     if plan.chunks.is_empty() {
         return Err(JobError::Skipped("there is no text".to_owned()));
     }
-    let kept = kept_chunks(known, &plan.chunks, &loaded.chunks, &job.digests);
+    let kept = kept_chunks(known, &plan.chunks, &existing, &job.digests);
 
-    limit::ask(deps, job, &row.tenant, tokens_to_pay(&plan, &kept)).await?;
+    let tokens = tokens_to_pay(&plan, &kept);
+    if tokens > 0 {
+        let usd = means.batcher.settings().price().map(|(_, usd)| usd * Decimal::from(tokens));
+        let spending = Spending { tokens: i64::try_from(tokens).unwrap_or(i64::MAX), usd };
+        limit::ask(deps, job, &row.tenant, spending).await?;
+    }
 
     // Waits with thousands of others until a full request is worth sending.
-    let (vectors, paid, parts) = embed(deps, job, &row, &plan, &kept).await?;
+    let (vectors, paid, parts) = embed(deps, means, job, &row, &plan, &kept).await?;
     work.trace.stage("embed");
 
-    // The row may have changed and the lease may be gone by now; the transaction that writes asks both again.
     work.unwritten = parkable(&plan, &vectors).into_iter().chain(parts).collect();
-    let price = deps.batcher.settings().price();
+    let price = means.batcher.settings().price();
     let facts = facts_of(&document, &plan, &paid, price, deps);
-    let cost = facts.cost;
-    let done = DoneWork {
-        tokens: paid.tokens,
-        cost,
+    let charge = Charge {
+        meter: Meter::Tokens,
+        quantity: Decimal::from(paid.tokens),
         price: price.map(|(id, _)| id),
+        cost: facts.cost,
+    };
+    let done = DoneWork {
+        charge: (paid.tokens > 0).then_some(charge),
         reader: (document.reader != "column").then(|| document.reader.clone()),
         chunks: plan.chunks,
         vectors,
-        row,
+        row: Arc::clone(&row),
     };
-    let tenant = done.row.tenant.clone();
-    let trace = &mut work.trace;
-    let end = End::Done(Box::new(done));
-    let done = Work { job: job.clone(), end, facts: timed(facts, trace), stages: trace.json() };
-    work.committing.store(true, Ordering::Release);
-    let committed = deps.committer.commit(done).await;
-    trace.stage("commit");
-    match committed? {
-        Committed::Written => {
-            work.unwritten.clear();
-            deps.batcher.forget(&tenant, &paid.parked).await;
-            Ok(())
-        }
-        Committed::Stale => Err(JobError::Stale),
-        Committed::Lost => Err(JobError::LeaseLost),
-    }
+    start::commit(job, deps, End::Done(Box::new(done)), facts, work).await?;
+    work.unwritten.clear();
+    means.batcher.forget(&row.tenant, &paid.parked).await;
+    Ok(())
 }
 
 /// Whether somebody else served a row that asked for itself: it asks no more, nothing else changed, and every vector is there.
@@ -145,21 +86,6 @@ fn is_served(job: &ClaimedJob, row: &LoadedRow, chunks: &[Existing]) -> bool {
     let unmoved = job.fingerprint.as_ref().is_none_or(|known| *known == row.fingerprint);
     let stands = !chunks.is_empty() && chunks.iter().all(|chunk| chunk.valid);
     job.need_ended && !job.fresh && unmoved && stands
-}
-
-/// Ends the job of a row that was served, unpaid.
-async fn stand(job: &ClaimedJob, deps: &Deps, row: Arc<LoadedRow>, work: &mut InWork) -> Result<(), JobError> {
-    let end = End::Stands { row };
-    let done =
-        Work { job: job.clone(), end, facts: timed(JobFacts::default(), &work.trace), stages: work.trace.json() };
-    work.committing.store(true, Ordering::Release);
-    let committed = deps.committer.commit(done).await;
-    work.trace.stage("commit");
-    match committed? {
-        Committed::Written => Ok(()),
-        Committed::Stale => Err(JobError::Stale),
-        Committed::Lost => Err(JobError::LeaseLost),
-    }
 }
 
 /// From so many bytes on a text is cut beside the runtime: a thread that cuts for a second renews no lease.
@@ -245,12 +171,10 @@ fn tokens_to_pay(plan: &ChunkPlan, kept: &[bool]) -> usize {
     plan.chunks.iter().zip(kept).filter(|(_, kept)| !**kept).map(|(chunk, _)| chunk.tokens).sum()
 }
 
-/// Texts with their vectors.
-type Texts = Vec<(String, Embedding)>;
-
 /// Embeds what is not kept. A chunk in parts becomes the mean of its parts, which come along.
 async fn embed(
     deps: &Deps,
+    means: &Vectors,
     job: &ClaimedJob,
     row: &LoadedRow,
     plan: &ChunkPlan,
@@ -277,7 +201,7 @@ async fn embed(
         // With `fresh` all is paid for again, but once: a later try finds what an earlier one has parked.
         parked_since: job.fresh.then_some(job.opened_at),
     };
-    let mut paid = deps.batcher.embed(&of, texts).await?;
+    let mut paid = means.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Embedding, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
     for ((nth, part), vector) in owners.into_iter().zip(std::mem::take(&mut paid.vectors)) {
@@ -350,22 +274,10 @@ fn facts_of(
         pages: document.page_count(),
         words: Some(document.text.split_whitespace().count()),
         characters: Some(document.text.chars().count()),
-        text: uses_text(deps).then(|| document.text.clone()),
+        text: start::uses(deps, JobFact::Text).then(|| document.text.clone()),
         cost: price.map(|(_, usd)| usd * Decimal::from(paid.tokens)),
         ..JobFacts::default()
     }
-}
-
-/// Whether the whole text is written anywhere.
-fn uses_text(deps: &Deps) -> bool {
-    let fact = Name::Job(crate::config::JobFact::Text);
-    let written = deps.plan.write.iter().chain(deps.plan.target.columns()).any(|write| write.names().contains(&&fact));
-    written || deps.plan.effects.iter().any(|effect| effect.statement.names.contains(&fact))
-}
-
-fn timed(mut facts: JobFacts, trace: &Trace) -> JobFacts {
-    facts.ms = trace.total_ms();
-    facts
 }
 
 #[cfg(test)]

@@ -100,7 +100,9 @@ impl JobError {
             // A child may die for the machine's reasons: once more, then it is the file.
             Self::Extract(ExtractError::Crashed(_)) if standing.attempt >= 1 => fail(ErrorKind::Parser),
             Self::Extract(ExtractError::Crashed(_) | ExtractError::Start(_)) => retry(ErrorKind::Parser),
-            Self::TooLong(_) | Self::Embed(EmbedFailure::Refused(_)) => fail(ErrorKind::Refused),
+            Self::TooLong(_) | Self::Embed(EmbedFailure::Refused(_) | EmbedFailure::RefusedAudio(_)) => {
+                fail(ErrorKind::Refused)
+            }
             Self::Embed(EmbedFailure::Garbled(_)) => retry(ErrorKind::Garbled),
             Self::Embed(EmbedFailure::RateLimited { after }) => snooze(ErrorKind::RateLimited, *after),
             Self::Embed(EmbedFailure::Unavailable { after, .. }) => snooze(ErrorKind::Unavailable, *after),

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use rust_decimal::Decimal;
-
 use crate::batch::LoadError;
 use crate::db;
 use crate::db::app::{Allowance, Spending, reserve};
@@ -15,13 +13,9 @@ use super::{Deps, JobError};
 const UNSAID: Duration = Duration::from_hours(1);
 
 /// Reserves what the job is about to pay for, or says why it may not.
-pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, tokens: usize) -> Result<(), JobError> {
+pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, spending: Spending) -> Result<(), JobError> {
     let plan = deps.fit.plan();
-    let Some(limit) = plan.limit.as_ref().filter(|_| tokens > 0) else { return Ok(()) };
-    let spending = Spending {
-        tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
-        usd: deps.batcher.settings().price().map(|(_, usd)| usd * Decimal::from(tokens)),
-    };
+    let Some(limit) = plan.limit.as_ref() else { return Ok(()) };
     let asked = async {
         let mut connection = deps.pool.acquire().await?;
         reserve(&mut connection, limit, job, tenant, spending).await

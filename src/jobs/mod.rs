@@ -4,19 +4,22 @@ mod content;
 mod embed;
 mod error;
 mod limit;
+mod start;
+mod transcribe;
 
 use std::sync::Arc;
 
 use sqlx::PgPool;
 
-use crate::batch::{Batcher, Committer, Fit, Loader, Memory};
+use crate::batch::{Batcher, Committer, Fit, Loader, Memory, SpeechLane};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
-use crate::extract::Extractor;
+use crate::extract::{Extractor, PartLimits};
 use crate::files::Files;
 
-pub use embed::{InWork, run, tokens_of};
+pub use embed::tokens_of;
 pub use error::{JobError, Standing};
+pub use start::{InWork, run};
 
 /// Everything an attempt of one pipeline works with. Cheap to clone.
 #[derive(Clone)]
@@ -27,15 +30,35 @@ pub struct Deps {
     pub plan: Arc<Plan>,
     /// The plan as the tables are now.
     pub fit: Fit,
-    pub rules: Arc<Rules>,
-    pub tokenizer: Tokenizer,
+    pub means: Means,
     pub loader: Loader,
-    pub batcher: Batcher,
     pub committer: Committer,
     pub files: Arc<Files>,
     pub extractor: Extractor,
     /// Bytes in flight.
     pub memory: Memory,
+}
+
+/// What a pipeline's kind of work is done with.
+#[derive(Clone)]
+pub enum Means {
+    Vectors(Vectors),
+    Speech(Speech),
+}
+
+/// How texts become vectors.
+#[derive(Clone)]
+pub struct Vectors {
+    pub rules: Arc<Rules>,
+    pub tokenizer: Tokenizer,
+    pub batcher: Batcher,
+}
+
+/// How recordings become texts.
+#[derive(Clone)]
+pub struct Speech {
+    pub lane: SpeechLane,
+    pub limits: PartLimits,
 }
 
 /// What an attempt keeps for its log line and the timeline.

@@ -11,30 +11,31 @@ const SHORTEST: usize = 3;
 /// Longer numbers are somebody's, not a limit.
 const LONGEST_NUMBER: usize = 7;
 
-/// What providers say of requests, inputs, models, keys and limits, and the small words between.
+/// What providers say of requests, inputs, recordings, models, keys and limits, and the small words between.
 const KNOWN: &str = "\
     a about above access account active after again all allow allowed already also an and another any api are \
-    argument array at attempt authentication authorized available bad balance base64 batch be because been before \
-    below between billing blocked body busy but by can cannot capacity change character characters chars check client \
-    code completion config configured contact contain contains content context could count credential credentials \
-    credits current currently deployment deprecated detail details did dimension dimensions disabled do document does \
-    due during each element elements embed embedding embeddings empty enabled encoding engine entity error errors \
-    exceed exceeded exceeds exist existing exists expected expects expired extra failed failure field fields filter \
-    filtered find first float following for forbidden format found free from gateway get given greater had has have \
-    header hour however if in incorrect increase index input inputs installed instead integer internal invalid \
-    ioprocessor is issue it item items its json key large larger least length less limit limited limits list load \
-    loaded loading long longer management many match max maximum may message messages method million min minimum \
-    minute missing model models more most must name need new no non none not null number object of off on one only \
-    open or org organization our out output over overloaded parameter parameters parse payment per permission \
-    permitted physical plan platform please plugin policy pooler pooling positive processed processing project prompt \
-    prompts property provide provided pulling quota range rate reach reached received reduce reference refused reject \
-    rejected remove request requested requests require required requires resource response result resulted retry \
-    return returned s safety schema second seconds see sent server service set shorter should size slow small \
-    specified specify specifying split start status string strings such support supported switching system t task \
-    temporarily term text texts than that the their them then there these they this time timed times to token \
-    tokenization tokens too total tpm triggering try trying type types unable unauthorized unavailable unexpected \
-    unknown unprocessable unsupported up upgrade upstream url usage use used user using valid validate validation \
-    value values vector version violates violation was we were when which while with within words wrong you your zero";
+    argument array at attempt audio authentication authorized available bad balance base64 batch be because been \
+    before below between billing blocked body busy but by can cannot capacity change character characters chars check \
+    client code completion config configured contact contain contains content context corrupt corrupted could count \
+    credential credentials credits current currently decode decoded deployment deprecated detail details did \
+    dimension dimensions disabled do document does due duration during each element elements embed embedding \
+    embeddings empty enabled encoding engine entity error errors exceed exceeded exceeds exist existing exists \
+    expected expects expired extra failed failure field fields file files filter filtered find first float following \
+    for forbidden format found free from gateway get given greater had has have header hour however if in incorrect \
+    increase index input inputs installed instead integer internal invalid ioprocessor is issue it item items its \
+    json key large larger least length less limit limited limits list load loaded loading long longer management many \
+    match max maximum may message messages method million min minimum minute minutes missing model models more most \
+    must name need new no non none not null number object of off on one only open or org organization our out output \
+    over overloaded parameter parameters parse payment per permission permitted physical plan platform please plugin \
+    policy pooler pooling positive processed processing project prompt prompts property provide provided pulling \
+    quota range rate reach reached received recording reduce reference refused reject rejected remove request \
+    requested requests require required requires resource response result resulted retry return returned s safety \
+    schema second seconds see sent server service set shorter should size slow small sound specified specify \
+    specifying split start status string strings such support supported switching system t task temporarily term text \
+    texts than that the their them then there these they this time timed times to token tokenization tokens too total \
+    tpm transcription triggering try trying type types unable unauthorized unavailable unexpected unknown \
+    unprocessable unsupported up upgrade upstream url usage use used user using valid validate validation value \
+    values vector version violates violation was we were when which while with within words wrong you your zero";
 
 /// The known words of the message up to where it begins to quote, no longer than a line.
 pub(super) fn without_echo(message: &str, secrets: &[&str]) -> String {

@@ -2,19 +2,26 @@
 //! live above.
 
 mod clean;
+mod elevenlabs;
 mod hash;
+mod http;
 mod local;
 mod openai;
+mod refusal;
+mod waits;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
+use crate::config::Speech;
 use crate::domain::{BadVector, Embedding, check_vector};
 
+pub use elevenlabs::ElevenLabs;
 pub use hash::Hash;
 pub use local::{Local, LocalError, LocalModel};
-pub use openai::{OpenAi, OpenAiEndpoint, OpenAiModel};
+pub use openai::{OpenAi, OpenAiEndpoint, OpenAiModel, OpenAiSpeech};
 
 /// Makes vectors of texts.
 #[async_trait]
@@ -72,6 +79,66 @@ pub struct RateLimits {
     pub reset_tokens: Option<Duration>,
 }
 
+/// Makes text of recordings.
+#[async_trait]
+pub trait Transcriber: Send + Sync {
+    /// One request.
+    ///
+    /// # Errors
+    /// See [`ProviderError`].
+    async fn transcribe(&self, audio: &Audio) -> Result<Transcribed, ProviderError>;
+}
+
+/// A recording as it is sent.
+#[derive(Debug, Clone)]
+pub struct Audio {
+    pub bytes: Bytes,
+    /// What its bytes are; services go by the name of a file.
+    pub extension: &'static str,
+    pub media_type: &'static str,
+}
+
+/// A transcript as a provider gives it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Transcribed {
+    pub text: String,
+    /// In the provider's own code.
+    pub language: Option<String>,
+    pub language_probability: Option<f64>,
+    /// What was said when, as finely as the provider says it: words or sentences.
+    pub segments: Vec<Segment>,
+    /// The provider's own name for the request, for disputes.
+    pub request_id: Option<String>,
+}
+
+/// A stretch of a transcript, in seconds from the beginning.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Segment {
+    pub start: f64,
+    pub end: f64,
+    pub text: String,
+}
+
+impl Segment {
+    fn new(start: f64, end: f64, text: String) -> Self {
+        Self { start, end, text }
+    }
+
+    /// The same stretch of a whole of which this was a part that began so many milliseconds in.
+    #[must_use]
+    pub fn later(self, ms: u64) -> Self {
+        // To whole milliseconds: sums of fractions would end in noise.
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a recording are far below 2^52")]
+        let later = |seconds: f64| ((seconds * 1000.0).round() + ms as f64) / 1000.0;
+        Self { start: later(self.start), end: later(self.end), text: self.text }
+    }
+}
+
+/// The options of a model as the fields of a form.
+fn options(speech: &Speech) -> impl Iterator<Item = (&str, &str)> {
+    speech.options.iter().flat_map(|(name, values)| values.iter().map(move |value| (name.as_str(), value.as_str())))
+}
+
 /// What a caller would do differently.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
@@ -99,6 +166,22 @@ pub enum ProviderError {
     /// The answer broke the contract, and which vector belongs to which text cannot be told.
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
+}
+
+impl ProviderError {
+    /// The call's outcome and kind of error as `provider_calls` has them.
+    pub fn on_the_books(&self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::Refused(_) | Self::TooLarge => ("refused", Some("refused")),
+            Self::Credential(_) => ("refused", Some("credential")),
+            Self::Misconfigured(_) => ("refused", Some("misconfigured")),
+            Self::RateLimited { .. } => ("refused", Some("rate_limited")),
+            // An answer came, so it is paid, even if it is of no use.
+            Self::Garbled(_) => ("paid", Some("garbled")),
+            Self::Unavailable(_) => ("failed", Some("unavailable")),
+            Self::NoAnswer(_) => ("unknown", Some("garbled")),
+        }
+    }
 }
 
 fn checked(embedding: Embedding, dimensions: usize) -> Result<Embedding, BadVector> {

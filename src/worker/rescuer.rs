@@ -78,6 +78,7 @@ async fn tidy(engine: &Engine) -> sqlx::Result<()> {
     db::calls::prune(&engine.pool, settings.keep_history, PRUNE).await?;
     db::outbox::prune(&engine.pool, settings.keep_history, PRUNE).await?;
     db::cache::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
+    db::transcripts::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
     db::workers::prune(&engine.pool, settings.keep_history).await?;
     Ok(())
 }

@@ -448,17 +448,17 @@ async fn a_database_without_a_free_connection_does_not_keep_an_idle_worker() {
 }
 
 /// A worker of its own process.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
-    fn start(world: &World, arguments: &[&str]) -> Self {
+    pub fn start(world: &World, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
         command.arg("--config").arg(world.config_file()).arg("run").args(arguments);
         Self(command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts"))
     }
 
     /// `kill -9`: nothing is cleaned up.
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.0.kill().expect("it runs");
         self.0.wait().expect("it is ours");
     }

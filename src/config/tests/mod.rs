@@ -5,6 +5,7 @@ mod generation;
 mod pipelines;
 mod settings;
 mod shipped;
+mod speech;
 mod targets;
 
 use super::*;

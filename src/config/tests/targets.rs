@@ -159,22 +159,11 @@ fn columns_of_the_row_are_set_once() {
 #[test]
 fn what_a_later_version_brings_is_recognised() {
     let later = r#"
-
-providers.speech = { kind = "elevenlabs", key = "${KEY}" }
-models.scribe = { provider = "speech", name = "scribe_v1", language = "eng", options = { diarize = false } }
-prices = [{ model = "scribe", meter = "audio_minutes", usd = "0.0037", from = 2026-01-01 }]
-[pipelines.transcripts]
-kind = "transcribe"
-model = "scribe"
-source = { table = "public.dreams", key = ["id"], needs = "status = 'pending'", changes = "ignore" }
-write = { words = "{job.text}", language = "{job.language}" }
+providers.speech = { kind = "deepgram", key = "${KEY}" }
 [pipelines.notes]
 model = "small"
-
 source = { table = "notes", key = ["id"], text = "{body}" }
 target.table = "note_vectors"
-
-
 target.parent = { note_id = "{id}" }
 target.columns = { place = "{chunk.index}", embedding = "{chunk.vector}" }
 
@@ -187,12 +176,7 @@ name = "text-embedding-3-small"
 dimensions = 1536
 "#;
     let no = |place: &str, what: &str| format!("{place}: `{what}` is not supported by this version; leave it out");
-    let expected = [
-        no("3: providers.speech.kind", "elevenlabs"),
-        no("4: models.scribe.language", "language"),
-        no("4: models.scribe.options", "options"),
-        no("7: pipelines.transcripts.kind", "transcribe"),
-    ];
+    let expected = [no("2: providers.speech.kind", "deepgram")];
     assert_eq!(misfits(later), expected);
 }
 

@@ -102,6 +102,7 @@ pub async fn has_rows(connection: &mut PgConnection, plan: &Plan) -> sqlx::Resul
 fn valid_chunks(plan: &Plan) -> String {
     match &plan.target {
         TargetPlan::Row { .. } => format!("(case when {} then 1 else 0 end)", plan.valid("source")),
+        TargetPlan::None => "0".to_owned(),
         TargetPlan::Chunks { table, .. } => format!(
             "(select case when coalesce(bool_and({valid}), false) then count(*) else 0 end from {table} as chunk where {parent})",
             valid = plan.valid("chunk"),

@@ -157,7 +157,7 @@ fn fact_type(fact: JobFact) -> &'static str {
         | JobFact::State
         | JobFact::Cause => "text",
         JobFact::Started | JobFact::Finished | JobFact::Now => "timestamptz",
-        JobFact::Key => "jsonb",
+        JobFact::Key | JobFact::Segments => "jsonb",
     }
 }
 

@@ -143,7 +143,8 @@ pub async fn reserve(
     if row.try_get::<i64, _>("rows")? == 0 {
         return over("nothing");
     }
-    if left.0.is_some_and(|left| left < Decimal::from(spending.tokens)) {
+    // Sound has no tokens: a tenant that has used up its own may still be heard.
+    if left.0.is_some_and(|left| spending.tokens > 0 && left < Decimal::from(spending.tokens)) {
         return over("tokens");
     }
     match (left.1, spending.usd) {

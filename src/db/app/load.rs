@@ -177,6 +177,7 @@ pub async fn existing_chunks(
     keys: &[&SourceKey],
 ) -> sqlx::Result<Vec<Existing>> {
     let (statement, columns) = match &plan.target {
+        TargetPlan::None => return Ok(Vec::new()),
         TargetPlan::Row { vector, .. } => {
             let vector = format!("source.{}", vector.sql());
             let statement = format!(

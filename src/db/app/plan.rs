@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
 
-use crate::config::{ChunkFact, Config, Model, Name, Pipeline, Place, TenantRule};
+use crate::config::{ChunkFact, Config, Model, Name, Pipeline, PipelineKind, Place, TenantRule};
 use crate::domain::SourceKey;
 
 use super::assign::{self, ColumnWrite, WriteKind};
@@ -77,12 +77,15 @@ pub enum TargetPlan {
     },
     /// Columns of the source row.
     Row { columns: Vec<ColumnWrite>, vector: Column },
+    /// Nowhere: the pipeline makes none.
+    None,
 }
 
 impl TargetPlan {
-    pub fn vector(&self) -> &Column {
+    pub fn vector(&self) -> Option<&Column> {
         match self {
-            Self::Chunks { vector, .. } | Self::Row { vector, .. } => vector,
+            Self::Chunks { vector, .. } | Self::Row { vector, .. } => Some(vector),
+            Self::None => None,
         }
     }
 
@@ -97,6 +100,7 @@ impl TargetPlan {
     pub fn columns(&self) -> &[ColumnWrite] {
         match self {
             Self::Chunks { columns, .. } | Self::Row { columns, .. } => columns,
+            Self::None => &[],
         }
     }
 }
@@ -129,7 +133,8 @@ impl Plan {
 
     /// An SQL condition: what `row` holds may stay, its weights of tokens included.
     pub(super) fn valid(&self, row: &str) -> String {
-        let vector = format!("{row}.{}", self.target.vector().sql());
+        let Some(vector) = self.target.vector() else { return "true".to_owned() };
+        let vector = format!("{row}.{}", vector.sql());
         let valid = self.vector.valid(&vector, self.model.dimensions);
         match self.target.sparse() {
             Some((column, kind)) => format!("({valid} and {})", kind.valid(&format!("{row}.{}", column.sql()))),
@@ -256,7 +261,10 @@ async fn resolve_now(
     }
     let target = target_plan(connection, &table, target_table.as_ref(), pipeline, &mut misfits).await?;
     let Some(target) = target else { return Ok(Err(misfits)) };
-    let vector = vector_type(target.vector(), schema, &pipeline.target.place, &mut misfits);
+    let vector = match target.vector() {
+        Some(column) => vector_type(column, schema, &pipeline.target.place, &mut misfits),
+        None => Some(VectorType::none()),
+    };
     let model = fitting_model(config, pipeline, target.vector(), &mut misfits);
     let (Some(vector), Some(model)) = (vector, model) else { return Ok(Err(misfits)) };
     let provider_kind = config.providers.get(&model.provider);
@@ -365,6 +373,9 @@ async fn target_plan(
     misfits: &mut Vec<Misfit>,
 ) -> sqlx::Result<Option<TargetPlan>> {
     let rule = &pipeline.target;
+    if pipeline.kind == PipelineKind::Transcribe {
+        return Ok(Some(TargetPlan::None));
+    }
     let Some(table) = target else {
         let columns = assign::resolve(source, &rule.columns, misfits);
         let vector = vector_column(&columns, &rule.place, misfits);
@@ -464,9 +475,15 @@ fn vector_type(
     Some(VectorType { kind, schema, oid: column.type_oid, array_oid: column.array_oid })
 }
 
-/// The first of the pipeline's models whose dimensions fit the column.
-fn fitting_model(config: &Config, pipeline: &Pipeline, column: &Column, misfits: &mut Vec<Misfit>) -> Option<Model> {
+/// The first of the pipeline's models whose dimensions fit the column; where there is none, the first.
+fn fitting_model(
+    config: &Config,
+    pipeline: &Pipeline,
+    column: Option<&Column>,
+    misfits: &mut Vec<Misfit>,
+) -> Option<Model> {
     let models: Vec<&Model> = pipeline.models.iter().filter_map(|label| config.models.get(label)).collect();
+    let Some(column) = column else { return models.first().copied().cloned() };
     let fits = |model: &&&Model| column.modifier < 0 || usize::try_from(column.modifier) == Ok(model.dimensions);
     let found = models.iter().find(fits);
     if found.is_none() {

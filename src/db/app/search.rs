@@ -7,6 +7,7 @@ use crate::config::ChunkFact;
 use crate::domain::SourceKey;
 
 use super::assign::ColumnWrite;
+use super::catalog::Column;
 use super::census::parent_of_source;
 use super::plan::{Plan, TargetPlan};
 use super::{literal, quote};
@@ -45,12 +46,13 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
                 text = or_null(chosen(ChunkFact::Text)),
                 page = or_null(chosen(ChunkFact::Page)),
                 section = or_null(chosen(ChunkFact::Section)),
-                distance = distance(plan, &format!("chunk.{}", column.sql())),
+                distance = distance(plan, "chunk", column),
                 from = plan.relation(&plan.source),
                 parent = parent_of_source(plan),
                 when = plan.when,
             )
         }
+        TargetPlan::None => return Ok(Vec::new()),
         TargetPlan::Row { columns, vector: column } => {
             let chosen = |fact| said_by(columns, fact).map(|name| format!("source.{name}"));
             format!(
@@ -58,7 +60,7 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
                  from {from} where {when} and source.{column} is not null and $3::bigint > 0 order by {distance} limit $2",
                 key = plan.key_json("source"),
                 text = or_null(chosen(ChunkFact::Text)),
-                distance = distance(plan, &format!("source.{}", column.sql())),
+                distance = distance(plan, "source", column),
                 column = column.sql(),
                 from = plan.relation(&plan.source),
                 when = plan.when,
@@ -91,7 +93,7 @@ fn or_null(column: Option<String>) -> String {
 }
 
 /// The cosine distance of a column to the vector asked for.
-fn distance(plan: &Plan, column: &str) -> String {
+fn distance(plan: &Plan, row: &str, column: &Column) -> String {
     let schema = quote(&plan.vector.schema);
-    format!("{column} operator({schema}.<=>) ($1::text)::{}", plan.target.vector().type_sql())
+    format!("{row}.{} operator({schema}.<=>) ($1::text)::{}", column.sql(), column.type_sql())
 }

@@ -25,6 +25,11 @@ pub struct VectorType {
 }
 
 impl VectorType {
+    /// Of a pipeline that makes no vectors: nobody asks for it.
+    pub fn none() -> Self {
+        Self { kind: VectorKind::Vector, schema: String::new(), oid: 0, array_oid: 0 }
+    }
+
     /// An SQL condition: `expression` is a vector of that many dimensions and not all zeros. pgvector itself refuses values that
     /// are not finite.
     pub fn valid(&self, expression: &str, dimensions: usize) -> String {

@@ -102,7 +102,7 @@ pub async fn verify(
 fn kind(plan: &Plan, generation: usize) -> String {
     // A row of the application that never had a job may have a vector of its own.
     let orphaned = match (&plan.target, plan.pipeline.on_leave) {
-        (_, OnLeave::Keep) => "false",
+        (_, OnLeave::Keep) | (TargetPlan::None, OnLeave::Delete) => "false",
         (TargetPlan::Chunks { .. }, OnLeave::Delete) => {
             "gm_chunks > 0 and coalesce(gm_state not in ('pending', 'processing'), true)"
         }
@@ -183,6 +183,8 @@ fn counts(plan: &Plan) -> String {
             let valid = plan.valid("source");
             format!("({vector} is not null)::int as gm_chunks, ({vector} is not null and not {valid})::int as gm_bad")
         }
+        // Nobody counts what is nowhere: none is missing, and none too many.
+        TargetPlan::None => "null::bigint as gm_chunks, null::bigint as gm_bad".to_owned(),
         TargetPlan::Chunks { table, .. } => {
             let parent = parent_of_source(plan);
             let valid = plan.valid("chunk");

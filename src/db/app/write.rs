@@ -381,6 +381,7 @@ pub async fn clear(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKe
             );
             (statement, by_column(&parents.iter().collect::<Vec<_>>(), parent.len()))
         }
+        TargetPlan::None => return Ok(()),
         TargetPlan::Row { vector, .. } => {
             let columns = [Some(vector), plan.target.sparse().map(|(column, _)| column)].into_iter().flatten();
             let emptied: Vec<String> = columns.clone().map(|column| format!("{} = null", column.sql())).collect();

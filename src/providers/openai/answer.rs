@@ -9,6 +9,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use crate::domain::BadVector;
 use crate::providers::ProviderError;
+use crate::providers::http::not_an_answer;
 
 #[derive(Deserialize)]
 struct EmbedResponse {
@@ -35,7 +36,8 @@ type Vector = Result<Vec<f32>, BadVector>;
 
 /// The vectors in the order of the texts, and the tokens the service counted.
 pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vector>, Option<u64>), ProviderError> {
-    let response: EmbedResponse = serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error))?;
+    let response: EmbedResponse =
+        serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "list of embeddings"))?;
     let tokens = response.usage.and_then(|usage| usage.prompt_tokens);
     let items = response.data.into_iter().map(|item| (item.index, item.embedding.0)).collect();
     Ok((in_order(items, texts)?, tokens))
@@ -56,19 +58,6 @@ pub(super) fn in_order<T>(items: Vec<(usize, T)>, texts: usize) -> Result<Vec<T>
     }
     // As many vectors as texts and none twice: none is missing.
     Ok(vectors.into_iter().flatten().collect())
-}
-
-/// Says where the JSON ends to be an answer, never what stands there.
-pub(super) fn not_an_answer(body: &[u8], error: &serde_json::Error) -> ProviderError {
-    let body = body.trim_ascii();
-    ProviderError::NoAnswer(match body.first() {
-        None => "its body is empty".to_owned(),
-        Some(b'<') => "it sent a web page, not JSON; is the url right?".to_owned(),
-        Some(_) if error.is_eof() => "its JSON is cut off".to_owned(),
-        Some(_) => {
-            format!("it sent no list of embeddings in JSON (line {}, column {})", error.line(), error.column())
-        }
-    })
 }
 
 fn garbled(why: String) -> ProviderError {

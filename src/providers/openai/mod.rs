@@ -1,29 +1,26 @@
-//! OpenAI's embeddings API and what speaks it: vLLM, llama.cpp, LM Studio, Ollama, Infinity, Azure's `/openai/v1`.
+//! OpenAI's API of embeddings (here) and transcriptions, and what speaks it: vLLM, llama.cpp, LM Studio, Ollama, Infinity, Azure's `/openai/v1`.
 
 mod answer;
 mod pooling;
-mod refusal;
-mod waits;
+mod transcribe;
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
-use reqwest::header::HeaderMap;
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::{Embedded, Embedder, ProviderError, checked};
+use super::http::{self, BYTES_AROUND};
+use super::{Embedded, Embedder, ProviderError, checked, refusal, waits};
 use crate::config::Secret;
 use crate::domain::{BadVector, Embedding};
 use pooling::PoolingRequest;
 
+pub use transcribe::OpenAiSpeech;
+
 /// The most a number of a vector takes in JSON, with its comma and blanks.
 const BYTES_PER_NUMBER: usize = 32;
-/// The most of an answer that is not numbers.
-const BYTES_AROUND: usize = 64 * 1024;
 /// A list of models is short; some services have thousands.
 const LONGEST_LIST: usize = 8 << 20;
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -84,13 +81,10 @@ impl OpenAi {
         let mut url = endpoint.url;
         // vLLM's own addresses stand beside OpenAI's `/v1`, not below it.
         let beside = model.sparse && url.path().trim_end_matches('/').ends_with("/v1");
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty();
-            if beside {
-                path.pop();
-            }
-            path.push(if model.sparse { "pooling" } else { "embeddings" });
+        if beside && let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().pop();
         }
+        let url = below(url, &[if model.sparse { "pooling" } else { "embeddings" }]);
         Self { client, url, key: endpoint.key, model, timeout }
     }
 
@@ -108,12 +102,12 @@ impl OpenAi {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        let response = request.send().await.map_err(|error| away(&error))?;
+        let response = request.send().await.map_err(|error| http::away(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         if matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED) {
             return Ok(None);
         }
-        let body = read(response, LONGEST_LIST).await?;
+        let body = http::read(response, LONGEST_LIST).await?;
         if status != StatusCode::OK {
             let secrets: Vec<&str> = self.key.iter().map(Secret::expose).collect();
             return Err(refusal::error(status, &headers, &body, &secrets));
@@ -137,7 +131,7 @@ impl OpenAi {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        request.send().await.map_err(|error| away(&error))
+        request.send().await.map_err(|error| http::away(&error))
     }
 
     /// No honest answer is longer.
@@ -156,6 +150,14 @@ impl OpenAi {
     }
 }
 
+/// An address below another, whose query is kept.
+pub(super) fn below(mut url: Url, path: &[&str]) -> Url {
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(path);
+    }
+    url
+}
+
 #[async_trait]
 impl Embedder for OpenAi {
     async fn embed(&self, texts: &[String]) -> Result<Embedded, ProviderError> {
@@ -167,52 +169,17 @@ impl Embedder for OpenAi {
         let (status, headers) = (response.status(), response.headers().clone());
         if status != StatusCode::OK {
             // What came of the body is enough: the status alone says most.
-            let body = read(response, BYTES_AROUND).await.unwrap_or_default();
+            let body = http::read(response, BYTES_AROUND).await.unwrap_or_default();
             let secrets = texts.iter().map(String::as_str).chain(self.key.as_ref().map(Secret::expose));
             return Err(refusal::error(status, &headers, &body, &secrets.collect::<Vec<_>>()));
         }
-        let body = read(response, self.longest_answer(texts)).await?;
+        let body = http::read(response, self.longest_answer(texts)).await?;
         let (vectors, input_tokens) = self.read(&body, texts.len())?;
         let check = |embedding| checked(embedding, self.model.dimensions);
         let vectors = vectors.into_iter().map(|vector| vector.and_then(check)).collect();
-        Ok(Embedded { vectors, input_tokens, request_id: request_id(&headers), limits: waits::limits(&headers) })
+        Ok(Embedded { vectors, input_tokens, request_id: http::request_id(&headers), limits: waits::limits(&headers) })
     }
 }
 
 /// The embeddings in the order of the texts, and the tokens the service counted.
 type Answer = (Vec<Result<Embedding, BadVector>>, Option<u64>);
-
-fn request_id(headers: &HeaderMap) -> Option<String> {
-    headers.get("x-request-id")?.to_str().ok().map(str::to_owned)
-}
-
-/// Reads a body while it streams, and stops where it gets longer than `longest` bytes.
-async fn read(mut response: Response, longest: usize) -> Result<BytesMut, ProviderError> {
-    let mut body = BytesMut::new();
-    while let Some(part) = response.chunk().await.map_err(|error| away(&error))? {
-        if body.len() + part.len() > longest {
-            return Err(ProviderError::Garbled(format!("the answer is longer than {longest} bytes")));
-        }
-        body.extend_from_slice(&part);
-    }
-    Ok(body)
-}
-
-/// A request that got no whole answer.
-fn away(error: &reqwest::Error) -> ProviderError {
-    if error.is_builder() {
-        return ProviderError::Misconfigured("its url or key cannot be sent over HTTP".to_owned());
-    }
-    let what = match error {
-        error if error.is_timeout() => "no answer in time",
-        error if error.is_connect() => "cannot connect",
-        error if error.is_body() || error.is_decode() => "the answer broke off",
-        _ => "the connection failed",
-    };
-    // The root says what a person can act on; the layers above it repeat the address.
-    let mut root = error.source();
-    while let Some(cause) = root.and_then(std::error::Error::source) {
-        root = Some(cause);
-    }
-    ProviderError::Unavailable(root.map_or(what.to_owned(), |root| format!("{what}: {root}")))
-}

@@ -7,9 +7,10 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 
 use super::Answer;
-use super::answer::{Usage, in_order, not_an_answer, number};
+use super::answer::{Usage, in_order, number};
 use crate::domain::{BadVector, Embedding, Sparse};
 use crate::providers::ProviderError;
+use crate::providers::http::not_an_answer;
 
 /// The most a weight takes in JSON: token, number, and what stands around them.
 pub(super) const BYTES_PER_WEIGHT: usize = 128;
@@ -74,7 +75,8 @@ impl Item {
 
 /// The embeddings in the order of the texts, and the tokens the service counted.
 pub(super) fn read(body: &[u8], texts: usize) -> Result<Answer, ProviderError> {
-    let response: PoolingResponse = serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error))?;
+    let response: PoolingResponse =
+        serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "list of embeddings"))?;
     let PluginResponse { data, usage } = response.data;
     let items = data.into_iter().map(|item| (item.index, item.embedding())).collect();
     Ok((in_order(items, texts)?, usage.and_then(|usage| usage.prompt_tokens)))

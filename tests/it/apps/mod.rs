@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use crate::cli::{gristmill, offline};
 use crate::fake_openai::{FakeOpenAi, Options};
+use crate::fake_speech::FakeSpeech;
 use crate::postgres::fresh_database;
 use crate::stores::{KEY, Store};
 use crate::world::World;
@@ -28,6 +29,7 @@ use crate::world::World;
 struct App {
     world: World,
     vendor: FakeOpenAi,
+    speech: FakeSpeech,
     store: Store,
 }
 
@@ -62,6 +64,7 @@ impl App {
     async fn changed(app: &str, shape: &str, change: &str) -> Self {
         let database = fresh_database().await;
         let vendor = FakeOpenAi::start(Options { dimensions: 1024, ..Options::default() });
+        let speech = FakeSpeech::start();
         let store = Store::default();
         let read = |file: &str| {
             let path = format!("{}/tests/apps/{file}", env!("CARGO_MANIFEST_DIR"));
@@ -74,6 +77,8 @@ impl App {
         }
         let at_vendor = format!("kind = \"openai\"\nurl = \"{}\"\nkey", vendor.url());
         let toml = read(&format!("{app}/workers.toml")).replace("kind = \"openai\"\nkey", &at_vendor);
+        let at_speech = format!("kind = \"elevenlabs\"\nurl = \"{}\"\nkey", speech.url());
+        let toml = toml.replace("kind = \"elevenlabs\"\nkey", &at_speech);
         // The local model has tests of its own.
         let mut toml = toml.replace("kind = \"local\"", "kind = \"hash\"");
         for (name, value) in [
@@ -81,6 +86,7 @@ impl App {
             ("OPENAI_API_KEY", "sk-only-for-tests"),
             ("EMBEDDER_URL", vendor.url().as_str()),
             ("EMBEDDER_KEY", "sk-only-for-tests"),
+            ("ELEVENLABS_API_KEY", "xi-only-for-tests"),
             ("SUPABASE_URL", &store.supabase().await),
             ("SUPABASE_SECRET_KEY", KEY),
         ] {
@@ -89,7 +95,7 @@ impl App {
         let files = TempDir::new().unwrap();
         toml.push_str(WORKER);
         let pool = db::connect(&World::parse(&toml).database).await.unwrap();
-        Self { world: World { database, pool, files, toml }, vendor, store }
+        Self { world: World { database, pool, files, toml }, vendor, speech, store }
     }
 
     /// What `gristmill check` says about pipelines and the configuration, which must fit.

@@ -1,10 +1,12 @@
 //! Somni, a dream journal: dreams that its own job table asks for, and others that it forgets; chunks linked to themes.
 
 use insta::assert_snapshot;
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use super::{App, STANDING};
+use super::{App, LEDGER, STANDING};
 use crate::fake_openai::vector_of;
+use crate::transcripts::wav;
 
 const UMA: &str = "a0000000-0000-4000-8000-0000000000aa";
 const VIC: &str = "b0000000-0000-4000-8000-0000000000bb";
@@ -68,6 +70,7 @@ fn theme(code: &str, text: &str, cosine: f32) -> AssertSqlSafe<String> {
 #[tokio::test]
 async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
     let app = App::new("somni", "clean").await;
+    app.store.bucket("audio-messages");
     app.world.sql(PEOPLE).await;
     let mut owner = app.world.database.connect().await;
     for (code, cosine) in [
@@ -103,6 +106,7 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
         .await
         .unwrap();
     assert_snapshot!(app.check().await, @r#"
+    ok pipeline transcripts: recordings of "public"."dreams" transcribed by model scribe; on the row raw_transcript, transcription_metadata; status in transcription_status; effect usage (2 of 2 alternatives): insert public.transcription_usage
     ok pipeline themes: "public"."themes" to "public"."themes" itself by model bge-m3 (1024 dimensions); columns embedding
     ok pipeline dreams: "public"."dreams" to "public"."dream_embeddings" by model bge-m3 (1024 dimensions); columns chunk_index, chunk_text, token_count, embedding, processing_time_ms, metadata; status in embedding_status; asked by "public"."embedding_jobs"; effect themes: delete public.dream_themes, insert public.dream_themes
     ok pipeline fragments: "public"."knowledge_fragments" to "public"."knowledge_fragments" itself by model bge-m3 (1024 dimensions); columns embedding; effect themes: delete public.fragment_themes, insert public.fragment_themes
@@ -144,7 +148,7 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
         uma.execute(AssertSqlSafe(transcribed)).await.unwrap();
     }
     app.world.work().await;
-    assert_snapshot!(app.picture(&[DREAMS, QUEUE, THEMES, STANDING]).await, @"
+    assert_snapshot!(app.picture(&[DREAMS, QUEUE, THEMES, STANDING]).await, @r#"
     # dreams
     01 completed completed attempts=0 | 2 chunks tokens=2-2 v1024 bge-m3-v1 |
     02 completed completed attempts=1 at a time | 2 chunks tokens=2-16 v1024 bge-m3-v1 and minilm |
@@ -187,7 +191,10 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
     themes th completed
     themes er completed
     themes er completed
-    ");
+    transcripts 01 skipped skipped was there before, and existing = "ignore"
+    transcripts 02 skipped skipped was there before, and existing = "ignore"
+    transcripts 03 skipped skipped was there before, and existing = "ignore"
+    "#);
     assert_eq!(app.vendor.paid(FLYING), 1);
 
     // Somebody else asks for a dream that is done: nothing is paid. One is transcribed again, one is deleted, a theme is new and near.
@@ -245,10 +252,12 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
 #[tokio::test]
 async fn the_live_shape_has_older_words_other_dimensions_and_scheduled_jobs() {
     let app = App::new("somni", "live").await;
+    app.store.bucket("audio-messages");
     app.world.sql(PEOPLE).await;
     let mut owner = app.world.database.connect().await;
     owner.execute(theme("flight", FLYING, 0.9)).await.unwrap();
     assert_snapshot!(app.check().await, @r#"
+    ok pipeline transcripts: recordings of "public"."dreams" transcribed by model scribe; on the row raw_transcript, transcription_metadata; status in transcription_status; effect usage (1 of 2 alternatives): insert public.transcription_usage
     ok pipeline themes: "public"."themes" to "public"."themes" itself by model bge-m3 (1024 dimensions); columns embedding
     ok pipeline dreams: "public"."dreams" to "public"."dream_embeddings" by model bge-m3 (1024 dimensions); columns chunk_index, chunk_text, token_count, embedding, processing_time_ms, metadata; status in embedding_status; asked by "public"."embedding_jobs"; effect themes: delete public.dream_themes, insert public.dream_themes
     ok pipeline fragments: "public"."knowledge_fragments" to "public"."knowledge_fragments" itself by model bge-m3 (1024 dimensions); columns embedding; effect themes: delete public.fragment_themes, insert public.fragment_themes
@@ -312,6 +321,7 @@ async fn the_live_shape_has_older_words_other_dimensions_and_scheduled_jobs() {
 #[tokio::test]
 async fn a_dream_whose_worker_died_is_finished_however_often_others_tried() {
     let app = App::new("somni", "clean").await;
+    app.store.bucket("audio-messages");
     let app = App { world: app.world.change("lease = \"10s\"", "lease = \"1s\""), ..app };
     app.world.sql(PEOPLE).await;
     app.world.work().await;
@@ -342,4 +352,51 @@ async fn a_dream_whose_worker_died_is_finished_however_often_others_tried() {
     dreams 01 completed
     dreams 02 completed
     ");
+}
+
+#[tokio::test]
+async fn what_was_said_into_the_phone_becomes_a_dream_and_is_billed_by_the_minute() {
+    let mut pictures = Vec::new();
+    for shape in ["clean", "live"] {
+        let app = App::new("somni", shape).await;
+        app.store.bucket("audio-messages");
+        app.world.sql(PEOPLE).await;
+        app.world.work().await;
+        app.world.install_triggers().await;
+        let mut uma = app.user(UMA).await;
+        for number in 1..=2 {
+            uma.execute(dream(number, UMA, "pending", "", "")).await.unwrap();
+        }
+        let told = json!({ "text": FLYING, "language_code": "eng", "language_probability": 0.9, "words": [] });
+        app.speech.script([(200, None, told)]);
+        // The recording of the second is still on its way.
+        app.store.put("audio-messages", &format!("{UMA}/{}.m4a", id(1)), "audio/mp4", &wav(&[(90.5, true)]));
+        app.world.work().await;
+        app.world.work().await;
+
+        let heard = (
+            "heard",
+            "select concat_ws(' ', test.id(d.id), raw_transcript, transcription_metadata - 'processed_at', '|', u.duration_seconds, u.provider, \
+                 coalesce(to_jsonb(u)->>'language', to_jsonb(u)->>'language_code')) \
+             from public.dreams d left join public.transcription_usage u on u.dream_id = d.id order by d.id",
+        );
+        pictures.push(app.picture(&[DREAMS, heard, LEDGER, STANDING]).await);
+        assert_eq!(app.vendor.paid(FLYING), 1);
+    }
+    assert_eq!(pictures[0], pictures[1]);
+    assert_snapshot!(pictures[0], @r#"
+    # dreams
+    01 completed completed attempts=1 at a time | 1 chunks tokens=15-15 v1024 bge-m3-v1 |
+    02 pending pending attempts=0 | |
+    # heard
+    01 I was flying over a house beside the sea, and it was winter. {"duration": 90.5, "language": "eng", "model_id": "scribe_v1", "word_count": 13, "language_code": "eng", "character_count": 60, "language_probability": 0.9} | 91 elevenlabs eng
+    02 {"language": ""} |
+    # ledger
+    dreams 01 r1 tenant=aa 15 tokens $0
+    transcripts 01 r1 tenant=aa 1.508333 minutes $0.0055808321
+    # jobs
+    dreams 01 completed
+    transcripts 01 completed
+    transcripts 02 waiting file the file is not there yet
+    "#);
 }

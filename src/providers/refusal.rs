@@ -5,9 +5,8 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::waits;
-use crate::providers::ProviderError;
-use crate::providers::clean::{is_harmless, without_echo};
+use super::clean::{is_harmless, without_echo};
+use super::{ProviderError, waits};
 
 /// How services say that a request, or one of its texts, is too much. Matched in lower case.
 const TOO_LARGE: [&str; 12] = [
@@ -26,13 +25,14 @@ const TOO_LARGE: [&str; 12] = [
 ];
 
 /// Parameters that stand in `workers.toml`: a service that complains of one would take no text at all.
-const CONFIGURED: [&str; 3] = ["model", "dimensions", "encoding_format"];
+const CONFIGURED: [&str; 7] =
+    ["model", "model_id", "language", "language_code", "dimensions", "encoding_format", "response_format"];
 
 /// Complaints of that kind without a parameter: OpenAI's one, and vLLM's of a server that runs another task or lacks its plugin.
 const MISCONFIGURED: [&str; 4] =
     ["does not support specifying dimensions", "IOProcessor plugin", "Unsupported task", "pooling_task"];
 
-/// What the service says in the body, of which `error`'s fields are OpenAI's; others put them at the top or write `detail`.
+/// What the service says in the body, of which `error`'s fields are OpenAI's; others put them at the top or into `detail`.
 struct Complaint {
     code: String,
     kind: String,
@@ -66,19 +66,25 @@ pub(super) fn error(status: StatusCode, headers: &HeaderMap, body: &[u8], secret
 impl Complaint {
     fn read(body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        let error = body.get("error").filter(|error| error.is_object()).unwrap_or(&body);
+        let inner = ["error", "detail"].into_iter().find_map(|name| body.get(name).filter(|inner| inner.is_object()));
+        let error = inner.unwrap_or(&body);
         let field = |name: &str| error.get(name).map(text).unwrap_or_default();
+        let either =
+            |one: &str, other: &str| Some(field(one)).filter(|text| !text.is_empty()).unwrap_or_else(|| field(other));
         let message = ["message", "error", "detail"].into_iter().map(field).find(|message| !message.is_empty());
         Self {
-            code: field("code"),
+            // ElevenLabs says `status` for what others call a code.
+            code: either("code", "status"),
             kind: field("type"),
-            parameter: field("param"),
+            parameter: Some(field("param")).filter(|text| !text.is_empty()).unwrap_or_else(|| place(error)),
             message: message.unwrap_or_default(),
         }
     }
 
     fn is_about_money(&self) -> bool {
-        [&self.code, &self.kind].into_iter().any(|word| word == "insufficient_quota" || word.starts_with("billing_"))
+        let about =
+            |word: &str| ["insufficient_quota", "quota_exceeded"].contains(&word) || word.starts_with("billing_");
+        about(&self.code) || about(&self.kind)
     }
 
     fn is_too_large(&self) -> bool {
@@ -89,7 +95,7 @@ impl Complaint {
     fn is_about_configuration(&self, secrets: &[&str]) -> bool {
         // A text that is quoted must not speak for the service.
         let said = |words: &&str| self.message.contains(words) && !secrets.iter().any(|secret| secret.contains(words));
-        self.code == "model_not_found"
+        ["model_not_found", "invalid_model_id"].contains(&self.code.as_str())
             || CONFIGURED.contains(&self.parameter.as_str())
             || MISCONFIGURED.iter().any(said)
     }
@@ -116,6 +122,12 @@ impl Complaint {
 fn is_identifier(word: &str, secrets: &[&str]) -> bool {
     let of_the_trade = |letter: char| letter.is_ascii_alphanumeric() || "_-.[]$".contains(letter);
     (1..=64).contains(&word.len()) && word.chars().all(of_the_trade) && word != "null" && is_harmless(word, secrets)
+}
+
+/// The field that a validator's first complaint is about.
+fn place(error: &Value) -> String {
+    let place = error.get("detail").and_then(|complaints| complaints.get(0)?.get("loc")?.as_array()?.last());
+    place.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// A field's text. Validators answer with a list of complaints, each with the input beside it: of these only `msg` is read.

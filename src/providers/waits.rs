@@ -6,7 +6,7 @@ use reqwest::header::HeaderMap;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
-use crate::providers::RateLimits;
+use super::RateLimits;
 
 /// What is left of the budget, where the headers say so.
 pub(super) fn limits(headers: &HeaderMap) -> Option<RateLimits> {

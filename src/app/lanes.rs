@@ -1,0 +1,166 @@
+//! Lanes: one for each model that a pipeline uses, with its driver and its prices.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use rust_decimal::Decimal;
+use sqlx::PgPool;
+
+use crate::batch::{Batcher, LaneSettings, SpeechLane, SpeechSettings, Vital};
+use crate::chunk::{Rules, Tokenizer};
+use crate::config::{Config, Meter, Model, Provider};
+use crate::db;
+use crate::db::app::Plan;
+use crate::db::prices::Dated;
+use crate::domain::OwnerId;
+use crate::extract::PartLimits;
+use crate::jobs::{Means, Speech, Vectors};
+use crate::providers::Embedder;
+
+use super::StartError;
+use super::models::{embedder, transcriber};
+
+/// Dated prices by provider, model and meter.
+type Prices = HashMap<(String, String, String), Vec<Dated>>;
+
+/// The lanes of a worker; pipelines of one model share one.
+pub(super) struct Lanes<'a> {
+    config: &'a Config,
+    pool: &'a PgPool,
+    owner: OwnerId,
+    vital: &'a Vital,
+    prices: Prices,
+    vectors: BTreeMap<String, (Batcher, Tokenizer)>,
+    speech: BTreeMap<String, SpeechLane>,
+    /// What makes the vectors, by the model's label.
+    pub embedders: BTreeMap<String, Arc<dyn Embedder>>,
+}
+
+impl<'a> Lanes<'a> {
+    pub async fn open(config: &'a Config, pool: &'a PgPool, owner: OwnerId, vital: &'a Vital) -> sqlx::Result<Self> {
+        let prices = set_prices(config, pool).await?;
+        let (vectors, speech, embedders) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { config, pool, owner, vital, prices, vectors, speech, embedders })
+    }
+
+    /// What a pipeline works with; opens the lane of its model where nobody has.
+    pub async fn means(&mut self, plan: &Plan) -> Result<Means, StartError> {
+        let model = &plan.model;
+        if let Some(speech) = &model.speech {
+            let longest_ms = u64::try_from(speech.longest_part.as_millis()).unwrap_or(u64::MAX);
+            let limits = PartLimits { longest_ms, largest: speech.largest_part };
+            let lane = match self.speech.get(&model.label) {
+                Some(lane) => lane.clone(),
+                None => self.open_speech(model)?,
+            };
+            return Ok(Means::Speech(Speech { lane, limits }));
+        }
+        let (batcher, tokenizer) = match self.vectors.get(&model.label) {
+            Some(lane) => lane.clone(),
+            None => self.open_vectors(model).await?,
+        };
+        Ok(Means::Vectors(Vectors { rules: Arc::new(rules(plan)), tokenizer, batcher }))
+    }
+
+    pub fn batchers(&self) -> Vec<Batcher> {
+        self.vectors.values().map(|(batcher, _)| batcher.clone()).collect()
+    }
+
+    pub fn speech(&self) -> Vec<SpeechLane> {
+        self.speech.values().cloned().collect()
+    }
+
+    fn provider(&self, model: &Model) -> Result<&'a Provider, StartError> {
+        let found = self.config.providers.get(&model.provider);
+        found.ok_or_else(|| refuse(model, "its provider is not configured".to_owned()))
+    }
+
+    /// The prices of what a model counts; none that holds is an alarm.
+    fn prices(&self, model: &Model, meter: Meter) -> Vec<Dated> {
+        let known = (model.provider.clone(), model.name.clone(), meter.word().to_owned());
+        self.prices.get(&known).cloned().unwrap_or_default()
+    }
+
+    async fn open_vectors(&mut self, model: &Model) -> Result<(Batcher, Tokenizer), StartError> {
+        let provider = self.provider(model)?;
+        let (embedder, tokenizer) = embedder(provider, model).await.map_err(|reason| refuse(model, reason))?;
+        let settings = LaneSettings {
+            provider: model.provider.clone(),
+            model: model.name.clone(),
+            dimensions: model.dimensions,
+            sparse: model.sparse,
+            inputs: model.inputs,
+            tokens: model.tokens,
+            concurrency: provider.concurrency,
+            linger: self.config.worker.linger,
+            prices: self.prices(model, Meter::Tokens),
+        };
+        alarm(model, settings.price().is_none());
+        let batcher = Batcher::start(self.pool.clone(), self.owner, settings, Arc::clone(&embedder), self.vital);
+        self.embedders.insert(model.label.clone(), embedder);
+        self.vectors.insert(model.label.clone(), (batcher.clone(), tokenizer.clone()));
+        Ok((batcher, tokenizer))
+    }
+
+    fn open_speech(&mut self, model: &Model) -> Result<SpeechLane, StartError> {
+        let provider = self.provider(model)?;
+        let transcriber = transcriber(provider, model).map_err(|reason| refuse(model, reason))?;
+        let settings = SpeechSettings {
+            provider: model.provider.clone(),
+            model: model.name.clone(),
+            concurrency: provider.concurrency,
+            prices: self.prices(model, Meter::AudioMinutes),
+        };
+        let lane = SpeechLane::new(self.pool.clone(), self.owner, settings, transcriber);
+        alarm(model, lane.price().is_none());
+        self.speech.insert(model.label.clone(), lane.clone());
+        Ok(lane)
+    }
+}
+
+fn refuse(model: &Model, reason: String) -> StartError {
+    StartError::Model { model: model.label.clone(), reason }
+}
+
+fn alarm(model: &Model, unknown: bool) {
+    if unknown {
+        tracing::error!(
+            model = model.name,
+            provider = model.provider,
+            "no price is known: usage is booked without a cost; add it under [[prices]]"
+        );
+        crate::telemetry::unknown_price(&model.provider, &model.name);
+    }
+}
+
+pub(super) fn rules(plan: &Plan) -> Rules {
+    let chunks = &plan.pipeline.chunks;
+    Rules {
+        size: chunks.size,
+        overlap: chunks.overlap,
+        whole: chunks.whole,
+        whole_up_to: chunks.whole_up_to,
+        longer: chunks.longer,
+        longest: plan.model.longest,
+    }
+}
+
+/// Writes the configured prices and returns all there are. What runs here costs nothing.
+async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<Prices> {
+    for price in &config.prices {
+        let Some(model) = config.models.get(&price.model) else { continue };
+        db::prices::set(pool, &model.provider, &model.name, price.meter.word(), price.usd, price.from).await?;
+    }
+    for model in config.models.values() {
+        let provider = config.providers.get(&model.provider);
+        if provider.is_some_and(|provider| provider.kind.runs_here()) {
+            let always = time::OffsetDateTime::UNIX_EPOCH;
+            db::prices::set(pool, &model.provider, &model.name, Meter::Tokens.word(), Decimal::ZERO, always).await?;
+        }
+    }
+    let mut prices = Prices::new();
+    for price in db::prices::all(pool).await? {
+        prices.entry((price.provider.clone(), price.model.clone(), price.meter.clone())).or_default().push(price);
+    }
+    Ok(prices)
+}

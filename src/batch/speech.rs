@@ -1,0 +1,249 @@
+//! A lane of recordings: one provider and model that transcribes, one request for each part.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::db::prices::Dated;
+use crate::db::transcripts::{self, ContentHash, Part};
+use crate::db::{self, calls};
+use crate::domain::{JobId, OwnerId};
+use crate::providers::{Audio, ProviderError, Transcribed, Transcriber};
+use crate::telemetry;
+
+use super::batcher::{EmbedFailure, OfJob, price_now};
+use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
+
+/// Tries of one part within the lane, while its provider asks for short pauses.
+const TRIES: u32 = 3;
+
+/// How a lane of recordings behaves.
+#[derive(Debug, Clone)]
+pub struct SpeechSettings {
+    pub provider: String,
+    /// The provider's name of the model.
+    pub model: String,
+    /// Requests under way at once.
+    pub concurrency: usize,
+    /// The prices of a minute, oldest date first; none that holds is an alarm.
+    pub prices: Vec<Dated>,
+}
+
+/// A part on its way to its provider.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    pub content: ContentHash,
+    pub part: i32,
+    pub audio: Audio,
+    /// As measured.
+    pub ms: u64,
+}
+
+/// Transcribes through one lane. Cheap to clone.
+#[derive(Clone)]
+pub struct SpeechLane(Arc<Lane>);
+
+struct Lane {
+    pool: PgPool,
+    settings: SpeechSettings,
+    owner: OwnerId,
+    transcriber: Arc<dyn Transcriber>,
+    gate: Gate,
+    slots: Arc<Semaphore>,
+}
+
+/// Minutes of sound, to the tenth of a millisecond.
+pub fn minutes(ms: u64) -> Decimal {
+    (Decimal::from(ms) / Decimal::from(60_000)).round_dp(6)
+}
+
+impl SpeechLane {
+    pub fn new(pool: PgPool, owner: OwnerId, settings: SpeechSettings, transcriber: Arc<dyn Transcriber>) -> Self {
+        let slots = Arc::new(Semaphore::new(settings.concurrency));
+        Self(Arc::new(Lane { pool, settings, owner, transcriber, gate: Gate::default(), slots }))
+    }
+
+    /// The price of a minute that holds now, and its id.
+    pub fn price(&self) -> Option<(i64, Decimal)> {
+        price_now(&self.0.settings.prices)
+    }
+
+    /// How the lane is: open, or paused and why.
+    pub fn status(&self) -> LaneStatus {
+        self.0.gate.status(&self.0.settings.provider, &self.0.settings.model)
+    }
+
+    /// What was paid for a job's recording before.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn kept(&self, of: &OfJob, content: &ContentHash) -> Result<Vec<Part>, EmbedFailure> {
+        let found = db::patiently(|| transcripts::find(&self.0.pool, of.id, content, of.parked_since)).await;
+        found.map_err(|error| database(&error))
+    }
+
+    /// Transcribes a part and keeps what comes back. A job that gives up meanwhile loses nothing: a request that is under way is
+    /// waited for, booked and kept all the same.
+    ///
+    /// # Errors
+    /// See [`EmbedFailure`].
+    pub async fn transcribe(&self, of: &OfJob, piece: Piece) -> Result<Part, EmbedFailure> {
+        let gone = || EmbedFailure::Database("the lane has stopped".to_owned());
+        let mut tries = 0;
+        loop {
+            // Waiting ends with the job; what follows does not.
+            self.0.gate.pass().await?;
+            let slot = Arc::clone(&self.0.slots).acquire_owned().await.map_err(|_| gone())?;
+            // It may have shut while this waited.
+            self.0.gate.pass().await?;
+            let (lane, of, piece) = (Arc::clone(&self.0), of.clone(), piece.clone());
+            let task = tokio::spawn(async move {
+                let answer = lane.request(&of, &piece).await;
+                drop(slot);
+                answer
+            });
+            tries += 1;
+            match task.await.map_err(|_| gone())? {
+                Err(EmbedFailure::RateLimited { after }) if tries < TRIES && after <= PATIENCE => {}
+                answer => return answer,
+            }
+        }
+    }
+}
+
+fn database(error: &sqlx::Error) -> EmbedFailure {
+    EmbedFailure::Database(db::describe(error))
+}
+
+impl Lane {
+    /// One request on the books: intent, call, result, and the transcript kept.
+    async fn request(&self, of: &OfJob, piece: &Piece) -> Result<Part, EmbedFailure> {
+        let intent = calls::Intent {
+            id: Uuid::new_v4(),
+            provider: self.settings.provider.clone(),
+            model: self.settings.model.clone(),
+            seconds: Some(Decimal::new(i64::try_from(piece.ms).unwrap_or(i64::MAX), 3)),
+            shares: vec![calls::Share {
+                job: of.id,
+                revision: of.revision,
+                tenant: of.tenant.clone(),
+                inputs: 1,
+                tokens: 0,
+            }],
+        };
+        let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
+        db::patiently(intended).await.map_err(|error| database(&error))?;
+        let started = Instant::now();
+        let answer = self.transcriber.transcribe(&piece.audio).await;
+        let took = started.elapsed();
+        telemetry::provider_request(&self.settings.provider, &self.settings.model, 1, answer.is_ok(), took);
+        let result = self.result(&intent, piece.ms, &answer);
+        // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
+        let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
+        if let Err(error) = settled.await {
+            tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
+        }
+        match answer {
+            Ok(transcribed) => {
+                self.gate.succeeded();
+                let part = part(piece.part, transcribed);
+                let kept = db::patiently(|| transcripts::keep(&self.pool, of.id, &piece.content, &part));
+                if let Err(error) = kept.await {
+                    tracing::warn!(
+                        job.id = of.id.0,
+                        error = db::describe(&error),
+                        "a paid transcript could not be kept"
+                    );
+                }
+                Ok(part)
+            }
+            Err(error) => Err(self.failure(of.id, error)),
+        }
+    }
+
+    /// What an error means for the job, and for the lane.
+    fn failure(&self, job: JobId, error: ProviderError) -> EmbedFailure {
+        match error {
+            ProviderError::RateLimited { after } => {
+                let after = after.unwrap_or(Duration::from_secs(1)).min(LONGEST_PAUSE);
+                self.gate.shut(after, EmbedFailure::RateLimited { after });
+                EmbedFailure::RateLimited { after }
+            }
+            // Not tried again at once, as texts are: nobody knows whether it was paid, and a part is dear.
+            ProviderError::Unavailable(text) | ProviderError::NoAnswer(text) => {
+                EmbedFailure::Unavailable { after: self.gate.failed(&text).unwrap_or(BREAKER_FIRST), text }
+            }
+            ProviderError::Credential(text) => self.shut(EmbedFailure::Credential { after: PERSONS_PAUSE, text }),
+            ProviderError::Misconfigured(text) => self.shut(EmbedFailure::Misconfigured { after: PERSONS_PAUSE, text }),
+            ProviderError::TooLarge => EmbedFailure::RefusedAudio(
+                "it is larger than the provider takes; lower largest_part or longest_part of the model".to_owned(),
+            ),
+            ProviderError::Refused(text) => EmbedFailure::RefusedAudio(text),
+            ProviderError::Garbled(text) => {
+                self.gate.suspect(std::iter::once(job), &text).unwrap_or(EmbedFailure::Garbled(text))
+            }
+        }
+    }
+
+    fn shut(&self, failure: EmbedFailure) -> EmbedFailure {
+        self.gate.shut(PERSONS_PAUSE, failure.clone());
+        failure
+    }
+
+    fn result(
+        &self,
+        intent: &calls::Intent,
+        ms: u64,
+        answer: &Result<Transcribed, ProviderError>,
+    ) -> calls::CallResult {
+        let (outcome, error_kind) = match answer {
+            Ok(_) => ("paid", None),
+            Err(error) => error.on_the_books(),
+        };
+        let price = price_now(&self.settings.prices).filter(|_| outcome == "paid");
+        let cost = price.map(|(_, usd)| usd * minutes(ms));
+        let part = |share: &calls::Share| calls::Part { job: share.job, revision: share.revision, tokens: 0, cost };
+        calls::CallResult {
+            id: intent.id,
+            outcome,
+            error_kind,
+            request_id: answer.as_ref().ok().and_then(|transcribed| transcribed.request_id.clone()),
+            tokens: None,
+            price: price.map(|(id, _)| id),
+            cost,
+            parts: intent.shares.iter().map(part).collect(),
+        }
+    }
+}
+
+/// As it is kept. Postgres takes no NUL, which a provider has no reason to send.
+fn part(part: i32, transcribed: Transcribed) -> Part {
+    let clean = |text: &str| text.replace('\0', "");
+    let mut segments = transcribed.segments;
+    for segment in &mut segments {
+        segment.text = clean(segment.text.trim());
+    }
+    Part {
+        part,
+        text: clean(transcribed.text.trim()),
+        language: transcribed.language.as_deref().map(clean).filter(|language| !language.is_empty()),
+        language_probability: transcribed.language_probability.filter(|probability| probability.is_finite()),
+        segments: serde_json::to_value(segments).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_are_exact_where_they_can_be() {
+        let written = |ms| minutes(ms).normalize().to_string();
+        assert_eq!([written(90_000), written(100_000), written(1)], ["1.5", "1.666667", "0.000017"]);
+    }
+}
