@@ -232,7 +232,11 @@ fn word(existing: Existing) -> &'static str {
     }
 }
 
-async fn has_rows(pool: &PgPool, plan: &Plan) -> sqlx::Result<bool> {
+/// Whether any row is in the pipeline's set.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn has_rows(pool: &PgPool, plan: &Plan) -> sqlx::Result<bool> {
     let mut connection = pool.acquire().await?;
     db::app::has_rows(&mut connection, plan).await
 }

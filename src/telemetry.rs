@@ -85,7 +85,11 @@ pub fn init_logs(format: LogFormat, filter: &str) {
     let asked = ["GRISTMILL_LOG", "RUST_LOG"].into_iter().filter_map(|name| std::env::var(name).ok());
     let asked = asked.filter(|filter| !filter.is_empty()).find_map(|filter| EnvFilter::try_new(filter).ok());
     let filter = asked.unwrap_or_else(|| EnvFilter::new(filter));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // Whoever read the log may be gone: to say so where nobody reads would be a panic, and jobs in hand would be lost.
+        .log_internal_errors(false);
     // An error says that an embedding program has its own.
     let _ = match format {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),

@@ -260,7 +260,7 @@ impl Lane {
         let paid = outcome == "paid";
         let estimated: u64 = batch.iter().map(|item| widen(item.tokens)).sum();
         let total = match answer {
-            Ok(embedded) => embedded.input_tokens.unwrap_or(estimated),
+            Ok(embedded) => believed(embedded.input_tokens, &batch_tokens(batch)),
             Err(_) if paid => estimated,
             Err(_) => 0,
         };
@@ -289,7 +289,7 @@ impl Lane {
     /// Hands vectors to their jobs and parks those of jobs that still wait for other requests, or no longer wait at all.
     async fn deliver(&self, batch: Vec<Item>, embedded: Embedded) {
         let weights: Vec<u64> = batch.iter().map(|item| widen(item.tokens)).collect();
-        let total = embedded.input_tokens.unwrap_or_else(|| weights.iter().sum());
+        let total = believed(embedded.input_tokens, &weights);
         for (item, vector) in batch.iter().zip(&embedded.vectors) {
             item.call.open.fetch_sub(1, Ordering::AcqRel);
             if vector.is_err() {
@@ -340,6 +340,25 @@ fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
 
 fn widen(tokens: usize) -> u64 {
     u64::try_from(tokens).unwrap_or(u64::MAX)
+}
+
+fn batch_tokens(batch: &[Item]) -> Vec<u64> {
+    batch.iter().map(|item| widen(item.tokens)).collect()
+}
+
+/// The provider's count of tokens, or ours where it says none or one that the texts cannot have: tokenizers differ, but not by this much,
+/// and what is booked stays.
+fn believed(said: Option<u64>, texts: &[u64]) -> u64 {
+    let ours: u64 = texts.iter().sum();
+    let most = ours.saturating_mul(8).saturating_add(64 * widen(texts.len()));
+    match said {
+        Some(said) if said <= most => said,
+        Some(said) => {
+            tracing::error!(said, ours, "the provider's count of tokens is not possible: ours is booked");
+            ours
+        }
+        None => ours,
+    }
 }
 
 /// Splits a whole into parts by weight, so that the parts sum to the whole: each gets the difference of two rounded prefixes.

@@ -284,6 +284,11 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
         findings.push(Finding::new(Level::Ok, about(&plan.pipeline.name), choices(plan)));
     }
     let late = if known { app::late_words(pool, &resolved.plans).await? } else { Vec::new() };
+    if known {
+        for plan in &resolved.plans {
+            findings.extend(unaccepted(pool, plan).await?);
+        }
+    }
     let warnings = resolved.warnings.iter().chain(&late);
     findings.extend(warnings.map(|warning| Finding::of("configuration", warning, Level::Warning)));
     for (level, unfit) in [(Level::Error, &resolved.refused), (Level::Warning, &resolved.left_out)] {
@@ -296,6 +301,23 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
 
 fn about(pipeline: &str) -> String {
     format!("pipeline {pipeline}")
+}
+
+/// What a person has to say before this pipeline runs.
+async fn unaccepted(pool: &PgPool, plan: &Plan) -> sqlx::Result<Option<Finding>> {
+    let name = &plan.pipeline.name;
+    let readiness = match db::pipelines::find(pool, name).await? {
+        Some(registered) if registered.generation != plan.generation => {
+            Some(app::Readiness::NewGeneration { rows: db::pipelines::embedded(pool, name).await? })
+        }
+        Some(_) => None,
+        None if plan.pipeline.existing.is_none() && plan.create.is_none() && app::has_rows(pool, plan).await? => {
+            Some(app::Readiness::SayExisting)
+        }
+        None => None,
+    };
+    let readiness = readiness.filter(|readiness| *readiness != app::Readiness::NewGeneration { rows: 0 });
+    Ok(readiness.map(|readiness| Finding::new(Level::Error, about(name), app::say(name, &readiness))))
 }
 
 async fn of_versions(pool: &PgPool) -> sqlx::Result<Finding> {

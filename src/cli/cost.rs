@@ -26,7 +26,7 @@ pub(super) struct Share {
     pub tokens: i64,
     /// Jobs that were never embedded.
     pub jobs_of_unknown_tokens: i64,
-    /// None where the price is not known.
+    /// None where the price, or some job's tokens, are not known.
     pub usd: Option<Decimal>,
 }
 
@@ -46,6 +46,8 @@ pub(super) async fn of_retry(pool: &PgPool, config: &Config, filter: &Filter) ->
         let models = config.pipeline(&registered.name).map(|pipeline| pipeline.models.as_slice()).unwrap_or_default();
         let prices = models.iter().map(|label| of_tokens(config, config.models.get(label)?, found.tokens));
         let usd = prices.collect::<Option<Vec<_>>>().and_then(|prices| prices.into_iter().max());
+        // What was never embedded has no tokens yet: a sum without it would promise too little.
+        let usd = usd.filter(|_| found.unknown == 0);
         shares.push(Share {
             pipeline: registered.name,
             jobs: found.jobs,

@@ -12,6 +12,8 @@ use super::values::{text, text_or_empty, whole, word};
 use super::{ChunkSize, Chunking, Existing, FileRule, Longer, Model, OnLeave, Pipeline, PipelineKind, Signal, Skip};
 use super::{Source, Sql, Target, Template, TenantRule, TextRule, effects, queue, signal, targets};
 
+/// Most tokens of a chunk where nobody says, and the model takes so many.
+const TOKENS: usize = 400;
 /// Triggers are named after their pipeline, and Postgres names have 63 bytes.
 const LONGEST_NAME: usize = 40;
 
@@ -301,7 +303,7 @@ fn skip(mut section: Section, kind: PipelineKind) -> Skip {
 
 fn chunks(mut section: Section, models: &[&Model]) -> Chunking {
     let whole = section.or("whole", boolean, false);
-    let size = chunk_size(&mut section);
+    let size = chunk_size(&mut section, models);
     let (ChunkSize::Tokens(most) | ChunkSize::Characters(most)) = size;
     let chunks = Chunking {
         size,
@@ -329,12 +331,13 @@ fn chunks(mut section: Section, models: &[&Model]) -> Chunking {
 
 const LONGER: [(&str, Longer); 3] = [("fail", Longer::Fail), ("cut", Longer::Cut), ("mean", Longer::Mean)];
 
-fn chunk_size(section: &mut Section) -> ChunkSize {
+fn chunk_size(section: &mut Section, models: &[&Model]) -> ChunkSize {
+    let usual = models.iter().map(|model| model.longest).min().map_or(TOKENS, |longest| longest.min(TOKENS));
     let tokens = section.read("tokens", at_least(1));
     let characters = section.read("characters", at_least(1));
     match (tokens, characters) {
         (None, Some(characters)) => ChunkSize::Characters(characters),
-        (tokens, None) => ChunkSize::Tokens(tokens.unwrap_or(400)),
+        (tokens, None) => ChunkSize::Tokens(tokens.unwrap_or(usual)),
         (Some(tokens), Some(_)) => {
             section.misfit_at("characters", "is given beside chunks.tokens; remove one of them");
             ChunkSize::Tokens(tokens)

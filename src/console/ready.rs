@@ -79,7 +79,14 @@ async fn of_database(watched: &Watched) -> sqlx::Result<Vec<Problem>> {
         problems.push(problem("schema", "gristmill", why));
         return Ok(problems);
     }
-    for pipeline in db::pipelines::all(&watched.pool).await? {
+    let registered = db::pipelines::all(&watched.pool).await?;
+    for (name, _) in &watched.pipelines {
+        if registered.iter().all(|pipeline| pipeline.name != *name) {
+            let why = "is not registered any more, since the schema was made anew: start the worker again";
+            problems.push(problem("pipeline", name, why.to_owned()));
+        }
+    }
+    for pipeline in registered {
         let Some((_, generation)) = watched.pipelines.iter().find(|(name, _)| *name == pipeline.name) else { continue };
         if *generation != pipeline.generation {
             let why =

@@ -63,12 +63,16 @@ fn real_root(root: &Path) -> Result<PathBuf, Trouble> {
 /// a name after this check; rows cannot.
 fn inside(root: &Path, path: &str) -> Result<PathBuf, Trouble> {
     let root = real_root(root)?;
-    let real = root.join(path).canonicalize().map_err(|error| of_io(&error))?;
-    if real.starts_with(&root) {
-        Ok(real)
-    } else {
-        Err(Trouble::Denied("a link leads out of the store's folder".to_owned()))
+    let named = root.join(path);
+    let real = named.canonicalize().map_err(|error| of_io(&error))?;
+    if !real.starts_with(&root) {
+        return Err(Trouble::Denied("a link leads out of the store's folder".to_owned()));
     }
+    // Even inside, a link may lead to what belongs to somebody else.
+    if real != named {
+        return Err(Trouble::Denied("a link stands in its path".to_owned()));
+    }
+    Ok(real)
 }
 
 fn read(path: &Path, limit: u64) -> Result<Body, Trouble> {

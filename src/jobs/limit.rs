@@ -27,7 +27,11 @@ pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, spending: S
     let (reason, resets) = match allowance {
         Allowance::Granted => return Ok(()),
         Allowance::Over { what, resets } => {
-            (format!("limit {} leaves too little: {what}", limit.name), resets.unwrap_or(UNSAID))
+            let reason = match what {
+                "nothing" => format!("limit {} has no row for this tenant, so nothing may be spent", limit.name),
+                what => format!("limit {} leaves too little: {what}", limit.name),
+            };
+            (reason, resets.unwrap_or(UNSAID))
         }
         Allowance::Unpriced => {
             let reason = format!("limit {} is in usd, and the model has no price: add it under [[prices]]", limit.name);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use insta::assert_snapshot;
 
-use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of};
+use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of, vector_of};
 use crate::world::{DIMENSIONS, World};
 
 fn vendor() -> FakeOpenAi {
@@ -326,4 +326,21 @@ async fn a_lone_job_does_not_wait_for_company() {
     worker.stop().await;
 
     assert_snapshot!(world.state().await, @"note completed | completed attempt=1 chunks=1");
+}
+
+#[tokio::test]
+async fn a_count_of_tokens_that_the_texts_cannot_have_is_not_booked() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    let vector = vector_of("Two words.", DIMENSIONS);
+    vendor.always(Answer::body(&format!(
+        r#"{{"data": [{{"index": 0, "embedding": {vector:?}}}], "usage": {{"prompt_tokens": {0}, "total_tokens": {0}}}}}"#,
+        i64::MAX
+    )));
+    world.insert("note", "Two words.").await;
+    world.work().await;
+
+    let booked = world.value::<i64>("select sum(quantity)::bigint from gristmill.usage_events").await;
+    assert!((1..20).contains(&booked), "{booked}");
 }

@@ -613,6 +613,25 @@ async fn terminate(worker: tokio::process::Child) -> Ran {
 }
 
 #[tokio::test]
+async fn a_worker_whose_schema_was_made_anew_is_not_ready() {
+    let address = free_address();
+    let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    let worker = serve(&world);
+    wait_for_health(&world, &["--ready"], 0).await;
+
+    world.sql("drop schema gristmill cascade").await;
+    gristmill(&world, &["migrate"]).await.ok();
+    let said = async {
+        while !wait_for_health(&world, &["--ready"], 1).await.out.contains("not registered any more") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), said).await.expect("it is said");
+    terminate(worker).await;
+}
+
+#[tokio::test]
 async fn a_worker_that_stops_says_so_at_once() {
     let address = free_address();
     let vendor = FakeOpenAi::start(Options { dimensions: 384, ..Options::default() });

@@ -62,7 +62,7 @@ async fn jobs_in_hand_together_spend_no_more_than_the_limit_and_the_rest_waits_f
     let left = world.value::<i64>("select tokens_left from app.owners order by id limit 1").await;
     assert!((0..4).contains(&left), "{left}");
     assert_snapshot!(world.list(JOBS).await.join("\n"), @r#"
-    1  waiting limit limit daily leaves too little: nothing 1 h
+    1  waiting limit limit daily has no row for this tenant, so nothing may be spent 1 h
     1 0000000b completed 0 h
     42 0000000a waiting limit limit daily leaves too little: tokens 2 h
     8 0000000a completed 0 h
