@@ -332,7 +332,12 @@ fn chunks(mut section: Section, models: &[&Model]) -> Chunking {
 const LONGER: [(&str, Longer); 3] = [("fail", Longer::Fail), ("cut", Longer::Cut), ("mean", Longer::Mean)];
 
 fn chunk_size(section: &mut Section, models: &[&Model]) -> ChunkSize {
-    let usual = models.iter().map(|model| model.longest).min().map_or(TOKENS, |longest| longest.min(TOKENS));
+    let usual = models
+        .iter()
+        .map(|model| model.longest)
+        .filter(|longest| *longest > 0)
+        .min()
+        .map_or(TOKENS, |longest| longest.min(TOKENS));
     let tokens = section.read("tokens", at_least(1));
     let characters = section.read("characters", at_least(1));
     match (tokens, characters) {
