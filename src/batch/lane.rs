@@ -258,10 +258,10 @@ impl Lane {
             Err(error) => error.on_the_books(),
         };
         let paid = outcome == "paid";
-        let estimated: u64 = batch.iter().map(|item| widen(item.tokens)).sum();
+        let ours = batch_tokens(batch);
         let total = match answer {
-            Ok(embedded) => believed(embedded.input_tokens, &batch_tokens(batch)),
-            Err(_) if paid => estimated,
+            Ok(embedded) => believed(embedded.input_tokens, &ours),
+            Err(_) if paid => ours.iter().sum(),
             Err(_) => 0,
         };
         let weights: Vec<u64> =
@@ -288,7 +288,7 @@ impl Lane {
 
     /// Hands vectors to their jobs and parks those of jobs that still wait for other requests, or no longer wait at all.
     async fn deliver(&self, batch: Vec<Item>, embedded: Embedded) {
-        let weights: Vec<u64> = batch.iter().map(|item| widen(item.tokens)).collect();
+        let weights = batch_tokens(&batch);
         let total = believed(embedded.input_tokens, &weights);
         for (item, vector) in batch.iter().zip(&embedded.vectors) {
             item.call.open.fetch_sub(1, Ordering::AcqRel);

@@ -38,8 +38,8 @@ pub(super) fn away(error: &reqwest::Error) -> ProviderError {
         return ProviderError::Misconfigured("its url or key cannot be sent over HTTP".to_owned());
     }
     let what = match error {
-        error if error.is_timeout() => "no answer in time",
         error if error.is_connect() => "cannot connect",
+        error if error.is_timeout() => "no answer in time",
         error if error.is_body() || error.is_decode() => "the answer broke off",
         _ => "the connection failed",
     };
@@ -48,7 +48,9 @@ pub(super) fn away(error: &reqwest::Error) -> ProviderError {
     while let Some(cause) = root.and_then(std::error::Error::source) {
         root = Some(cause);
     }
-    ProviderError::Unavailable(root.map_or(what.to_owned(), |root| format!("{what}: {root}")))
+    let said = root.map_or(what.to_owned(), |root| format!("{what}: {root}"));
+    // Only what never reached the provider is certainly not paid.
+    if error.is_connect() { ProviderError::Unavailable(said) } else { ProviderError::NoAnswer(said) }
 }
 
 /// A form with the recording as `file`, and these fields before it: some services read a form as it comes in.

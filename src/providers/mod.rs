@@ -145,7 +145,7 @@ pub enum ProviderError {
     /// 429: wait this long, where the provider says how long.
     #[error("rate limited")]
     RateLimited { after: Option<Duration> },
-    /// Connection, timeout, 5xx: the provider is away.
+    /// No connection, 5xx: the provider is away, and nothing is paid.
     #[error("the provider is not available: {0}")]
     Unavailable(String),
     /// The request is larger than the provider takes: send less at once.
@@ -160,7 +160,8 @@ pub enum ProviderError {
     /// No text would be taken: the address, the model's name or its options are wrong. The lane pauses, as for a credential.
     #[error("the provider cannot be used as configured: {0}")]
     Misconfigured(String),
-    /// Status 200 and yet no answer to any of the texts: a proxy's page, an empty body, JSON that breaks off.
+    /// The request may have been taken, and paid, and yet there is no answer to any of it: none in time, one that breaks off, a proxy's
+    /// page, an empty body.
     #[error("the provider gave no answer: {0}")]
     NoAnswer(String),
     /// The answer broke the contract, and which vector belongs to which text cannot be told.
@@ -179,7 +180,8 @@ impl ProviderError {
             // An answer came, so it is paid, even if it is of no use.
             Self::Garbled(_) => ("paid", Some("garbled")),
             Self::Unavailable(_) => ("failed", Some("unavailable")),
-            Self::NoAnswer(_) => ("unknown", Some("garbled")),
+            // Nobody knows whether it is paid.
+            Self::NoAnswer(_) => ("unknown", Some("no_answer")),
         }
     }
 }

@@ -344,3 +344,24 @@ async fn a_count_of_tokens_that_the_texts_cannot_have_is_not_booked() {
     let booked = world.value::<i64>("select sum(quantity)::bigint from gristmill.usage_events").await;
     assert!((1..20).contains(&booked), "{booked}");
 }
+
+#[tokio::test]
+async fn a_call_whose_answer_never_came_is_unknown_to_the_books_and_one_that_was_refused_is_not() {
+    for (answer, booked) in [
+        (Answer::hang_up(), "unknown no_answer tokens=?"),
+        (Answer::cut_off(), "unknown no_answer tokens=?"),
+        (Answer::status(503), "failed unavailable tokens=0"),
+    ] {
+        let vendor = vendor();
+        let world = World::with_vendor(&vendor).await;
+        world.register().await;
+        vendor.script([answer]);
+        world.insert("note", "Two words.").await;
+        world.work().await;
+
+        let calls = "select concat_ws(' ', outcome, error_kind, 'tokens=' || coalesce(tokens::text, '?')) \
+            from gristmill.provider_calls order by started_at limit 1";
+        assert_eq!(world.value::<String>(calls).await, booked);
+        assert_eq!(world.states().await, "1 completed");
+    }
+}
