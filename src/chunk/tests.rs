@@ -438,6 +438,28 @@ fn tokens_of_tiktoken_start_where_they_stand() {
     assert_eq!(Tokenizer::o200k().encode("Hello, world").len(), 3);
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Two implementations of one tokenizer that share no code but a regex engine.
+    #[test]
+    fn tokens_are_those_of_openai(text in "(\\PC|[a-zA-Z' ]{1,12}|[0-9]{1,5}|[ \\t\\r\\n]{1,4}|[\u{300}-\u{36f}\u{600}-\u{6ff}\u{900}-\u{97f}\u{3040}-\u{30ff}\u{4e00}-\u{4fff}]|<\\|endoftext\\|>){0,40}") {
+        for (ours, theirs) in [
+            (Tokenizer::cl100k(), tiktoken_rs::cl100k_base_singleton()),
+            (Tokenizer::o200k(), tiktoken_rs::o200k_base_singleton()),
+        ] {
+            let mut starts = vec![0];
+            for rank in theirs.encode_ordinary(&text) {
+                let length = theirs.decode_bytes(&[rank]).unwrap().len();
+                starts.push(starts[starts.len() - 1] + length);
+            }
+            prop_assert_eq!(starts.pop(), Some(text.len()));
+            prop_assert_eq!(ours.count(&text), starts.len());
+            prop_assert_eq!(ours.encode(&text).iter().map(|span| span.start).collect::<Vec<_>>(), starts);
+        }
+    }
+}
+
 #[test]
 fn a_piece_of_a_long_text_ends_at_a_seam() {
     let text = Dice(31).paragraphs(400, 60, 120).join("\n\n");

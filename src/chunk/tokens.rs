@@ -1,6 +1,6 @@
 use std::sync::{Arc, LazyLock};
 
-use tiktoken_rs::CoreBPE;
+use tiktoken::CoreBpe;
 
 /// The longest piece an encoder is given at once: its buffers, and what backtracking and merging cost, stay bounded.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -23,7 +23,7 @@ enum Kind {
 }
 
 struct Tiktoken {
-    encoder: &'static CoreBPE,
+    encoder: &'static CoreBpe,
     /// Bytes of each token, by its rank.
     lengths: Vec<usize>,
 }
@@ -42,8 +42,8 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-static CL100K: LazyLock<Tiktoken> = LazyLock::new(|| Tiktoken::new(tiktoken_rs::cl100k_base_singleton()));
-static O200K: LazyLock<Tiktoken> = LazyLock::new(|| Tiktoken::new(tiktoken_rs::o200k_base_singleton()));
+static CL100K: LazyLock<Tiktoken> = LazyLock::new(|| Tiktoken::new("cl100k_base"));
+static O200K: LazyLock<Tiktoken> = LazyLock::new(|| Tiktoken::new("o200k_base"));
 
 impl Tokenizer {
     /// OpenAI's `cl100k_base`; its data is in the binary.
@@ -129,7 +129,7 @@ impl Tokenizer {
         match &self.0 {
             Kind::Tiktoken(tiktoken) => {
                 let mut start = offset;
-                for rank in tiktoken.encoder.encode_ordinary(piece) {
+                for rank in tiktoken.encoder.encode(piece) {
                     spans.push(TokenSpan { start });
                     start += tiktoken.length(rank);
                 }
@@ -142,7 +142,7 @@ impl Tokenizer {
         #[cfg(test)]
         tally::add(piece.len());
         match &self.0 {
-            Kind::Tiktoken(tiktoken) => tiktoken.encoder.encode_ordinary(piece).len(),
+            Kind::Tiktoken(tiktoken) => tiktoken.encoder.count(piece),
             Kind::Model(model) => model
                 .encoder
                 .encode_fast(piece, false)
@@ -152,9 +152,10 @@ impl Tokenizer {
 }
 
 impl Tiktoken {
-    fn new(encoder: &'static CoreBPE) -> Self {
-        let lengths = (0..).map_while(|rank| encoder.decode_bytes(&[rank]).ok()).map(|bytes| bytes.len()).collect();
-        Self { encoder, lengths }
+    fn new(name: &str) -> Self {
+        let encoder = tiktoken::get_encoding(name).expect("its data is compiled in, as Cargo.toml says");
+        let ranks = 0..u32::try_from(encoder.vocab_size()).unwrap_or(u32::MAX);
+        Self { encoder, lengths: ranks.map(|rank| encoder.decode(&[rank]).len()).collect() }
     }
 
     fn length(&self, rank: u32) -> usize {
