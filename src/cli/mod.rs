@@ -11,6 +11,7 @@ mod failure;
 mod fetch;
 mod forget;
 mod health;
+mod index;
 mod init;
 mod jobs;
 mod migrate;
@@ -96,6 +97,8 @@ enum Command {
     Verify(verify::Args),
     /// What was used and what it cost, from the ledger
     Usage(usage::Args),
+    /// The vector index: whether a back-fill should go without it, and how it is built beside readers and writers
+    Index(index::Args),
     /// Pause a pipeline: nothing more of it is claimed, by any worker
     Pause(pause::PauseArgs),
     /// Let a paused pipeline go on
@@ -161,6 +164,7 @@ impl Command {
             Self::Effects(args) => effects::run(session, &args).await,
             Self::Verify(args) => verify::run(session, &args).await,
             Self::Usage(args) => usage::run(session, &args).await,
+            Self::Index(args) => index::run(session, &args).await,
             Self::Pause(args) => pause::pause(session, &args).await,
             Self::Resume(args) => pause::resume(session, &args).await,
             Self::Forget(args) => forget::run(session, &args).await,

@@ -49,7 +49,7 @@ pub use shape::{
 };
 pub use statement::{Numbered, Statement};
 pub use template::{ChunkFact, JobFact, Name, Piece, Template};
-pub use units::{duration, moment, suggestion};
+pub use units::{duration, moment, size, suggestion};
 
 /// The embedded defaults: the repository's own `workers.toml`, which documents every key.
 pub const DEFAULT: &str = include_str!("../../workers.toml");

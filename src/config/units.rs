@@ -28,7 +28,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `"10 MB"` or `"512 MiB"`, in bytes.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     measure(text, &SIZES, "512 MiB")
 }
 

@@ -63,6 +63,30 @@ pub async fn is_busy(db: impl PgExecutor<'_>, pipelines: &[String], horizon: Dur
     .await
 }
 
+/// What a pipeline is still to write.
+#[derive(Debug)]
+pub struct Expected {
+    /// Unfinished jobs, those that wait for a person's word included.
+    pub jobs: i64,
+    /// Chunks of one, by a thousand of those that are done.
+    pub chunks_each: Option<f64>,
+}
+
+/// How much a pipeline is likely to write yet.
+pub async fn expected(db: impl PgExecutor<'_>, pipeline: &str) -> sqlx::Result<Expected> {
+    sqlx::query_as!(
+        Expected,
+        r#"select (select count(*) from gristmill.embedding_jobs where pipeline = $1 and state = 'pending')
+                + (select count(*) from gristmill.embedding_jobs where pipeline = $1 and state = 'processing')
+                + (select count(*) from gristmill.embedding_jobs where pipeline = $1 and state = 'waiting') as "jobs!",
+                  (select avg(chunks)::float8 from (select chunks from gristmill.embedding_jobs
+                   where pipeline = $1 and state = 'completed' limit 1000) as sample) as chunks_each"#,
+        pipeline,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Jobs of a pipeline that are neither finished nor in hand, for one reason.
 #[derive(Debug, serde::Serialize)]
 pub struct Left {

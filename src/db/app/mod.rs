@@ -20,6 +20,7 @@ mod survey;
 mod sweep;
 mod triggers;
 mod vector;
+mod vector_index;
 mod verify;
 mod views;
 mod words;
@@ -41,6 +42,10 @@ pub use survey::{Reference, Surveyed, buckets, commonest_word, has_function, sur
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{SparseKind, VectorKind, VectorType};
+pub use vector_index::{
+    Building, Distance, Indexed, Means as IndexMeans, VectorIndex, Wanted, building, create as create_index,
+    index_name, indexed, run_each as run_index,
+};
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_set};
 pub use write::{
