@@ -25,6 +25,7 @@ mod ledger;
 mod limits;
 mod memory;
 mod migrating;
+mod model;
 mod outcomes;
 mod postgres;
 mod providers;
