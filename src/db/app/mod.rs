@@ -8,6 +8,7 @@ mod check;
 mod create;
 mod effects;
 mod fragments;
+mod known;
 mod leave;
 mod limits;
 mod load;
