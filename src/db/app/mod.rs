@@ -36,7 +36,7 @@ pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
 pub use plan::{Plan, TargetPlan, resolve};
-pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked};
+pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked, open_unmet};
 pub use search::{Hit, search};
 pub use survey::{Reference, Surveyed, buckets, commonest_word, has_function, survey};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
