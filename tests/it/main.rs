@@ -24,6 +24,7 @@ mod ledger;
 mod limits;
 mod memory;
 mod migrating;
+mod operator;
 mod outcomes;
 mod postgres;
 mod providers;
