@@ -115,8 +115,12 @@ pub async fn resolve(pool: &PgPool, config: &Config) -> sqlx::Result<Resolved> {
                 );
                 resolved.plans.push(Arc::new(plan));
             }
-            Err(misfits) if pipeline.optional => resolved.left_out.push((pipeline.name.clone(), misfits)),
-            Err(misfits) => resolved.refused.push((pipeline.name.clone(), misfits)),
+            Err(mut misfits) => {
+                // Nobody knows yet whether these are true.
+                misfits.retain(|misfit| !misfit.warning);
+                let unfit = if pipeline.optional { &mut resolved.left_out } else { &mut resolved.refused };
+                unfit.push((pipeline.name.clone(), misfits));
+            }
         }
     }
     Ok(resolved)
