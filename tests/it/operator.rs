@@ -63,3 +63,55 @@ impl Said {
         String::from_utf8_lossy(&self.0.lock().expect("nobody panics")).into_owned()
     }
 }
+
+#[tokio::test]
+async fn triggers_of_a_pipeline_that_has_not_started_are_quiet_and_its_rows_are_not_lost() {
+    let world = World::new().await;
+    world.install_triggers().await;
+    let said = Said::default();
+    let writer = said.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let listening = tracing::subscriber::set_default(log);
+    let mut application = world.database.connect().await;
+    let insert = "insert into public.documents (user_id, name, content) values (gen_random_uuid(), 'early', 'One.')";
+
+    application.execute(insert).await.expect("it is inserted");
+    application.execute("update public.documents set content = 'Two.'").await.expect("it is changed");
+    assert_eq!(said.text(), "");
+    // A real fault is told.
+    application.execute("alter table gristmill.embedding_jobs rename to away").await.expect("it is renamed");
+    world.sql("insert into gristmill.pipelines (name, generation, source_table) values ('documents', '', '')").await;
+    application.execute("update public.documents set content = 'Three.'").await.expect("it is changed");
+    assert!(said.text().contains("gristmill could not announce rows of public.documents"), "{}", said.text());
+    drop(listening);
+    application
+        .execute("alter table gristmill.away rename to embedding_jobs; delete from gristmill.pipelines")
+        .await
+        .expect("it is as it was");
+
+    world.register().await;
+    assert_eq!(world.states().await, "1 waiting unaccepted");
+}
+
+#[tokio::test]
+async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(5).await;
+    world.work().await;
+    world
+        .sql(
+            "update gristmill.embedding_jobs set state = 'failed', reason = 'bad' where id = 1; \
+             update gristmill.embedding_jobs set state = 'waiting', starts = 1, opened_at = now() - interval '1 hour', \
+                 run_at = now() + interval '1 hour' where id = 2; \
+             update gristmill.embedding_jobs set state = 'waiting', error_kind = 'unaccepted', run_at = 'infinity', starts = 0 where id = 3; \
+             update gristmill.embedding_jobs set state = 'pending', starts = 0, run_at = now() - interval '2 hours' where id = 4",
+        )
+        .await;
+
+    let left = world
+        .list("select concat_ws(' ', state, jobs, round(extract(epoch from now() - oldest) / 3600)) from gristmill.backlog order by state")
+        .await;
+
+    assert_eq!(left, ["failed 1", "pending 1 2", "waiting 2 1"]);
+}
