@@ -94,6 +94,34 @@ async fn triggers_of_a_pipeline_that_has_not_started_are_quiet_and_its_rows_are_
 }
 
 #[tokio::test]
+async fn a_new_generation_is_priced_with_the_rows_that_are_open_already() {
+    let world = World::new().await;
+    world.register().await;
+    for nth in 0..3 {
+        world.insert(&format!("note {nth}"), "The same few words of a note.").await;
+    }
+    world.work().await;
+    let words = ["rows_of_old_generation", "rows_open", "tokens_estimated"];
+    let bill = async |world: &World| {
+        let bill = gristmill(world, &["accept", "documents", "--dry-run", "--json"]).await.ok().json();
+        words.map(|word| bill[word].as_i64().unwrap_or(-1))
+    };
+    world.insert("later", "The same few words of a note.").await;
+    world.sweep(None).await;
+    assert_eq!(bill(&world).await, [0, 0, 0], "nothing waits for a word");
+
+    let world = world.change("tokens = 200", "tokens = 100");
+    let [old, open, tokens] = bill(&world).await;
+    assert_eq!((old, open, tokens % 4), (3, 1, 0));
+    world.sql("select gristmill.retry(id) from gristmill.embedding_jobs").await;
+    assert_eq!(bill(&world).await, [0, 4, tokens]);
+    let people = gristmill(&world, &["accept", "documents", "--yes"]).await.ok().out;
+    assert!(people.contains("rows that are open already") && people.contains("accepted"), "{people}");
+    world.work().await;
+    assert_eq!(world.states().await, "4 completed");
+}
+
+#[tokio::test]
 async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
     let world = World::new().await;
     world.register().await;
