@@ -122,6 +122,35 @@ async fn a_new_generation_is_priced_with_the_rows_that_are_open_already() {
 }
 
 #[tokio::test]
+async fn a_retry_names_the_jobs_that_it_would_open() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(23).await;
+    world.work().await;
+    let all = ["jobs", "retry", "--pipeline", "documents", "--dry-run"];
+
+    let told = gristmill(&world, &[&all[..], &["--json"]].concat()).await.ok().json();
+    let people = gristmill(&world, &all).await.ok().out;
+
+    assert_eq!(told["would_open_jobs"], serde_json::json!((1..=23).collect::<Vec<_>>()));
+    assert!(people.contains("jobs: 1, 2, 3,") && people.contains(", 20, …") && !people.contains("21"), "{people}");
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_is_said_in_its_own_words_and_no_more() {
+    let world = World::new().await;
+    let name: String = world.value("select current_database()::text").await;
+    let nowhere = world.database.url.replace(&name, "nowhere");
+    let mut status = command(&["status"]);
+    status.env("DATABASE_URL", nowhere);
+
+    let ran = run(status).await;
+
+    assert_eq!(ran.code, 1);
+    assert_snapshot!(ran.err.lines().last().unwrap_or_default(), @r#"error: the database does not answer: database "nowhere" does not exist"#);
+}
+
+#[tokio::test]
 async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
     let world = World::new().await;
     world.register().await;
@@ -142,4 +171,21 @@ async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
         .await;
 
     assert_eq!(left, ["failed 1", "pending 1 2", "waiting 2 1"]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_fails_its_job_and_keeps_its_chunks() {
+    let world = World::new().await;
+    world.register().await;
+    world.upload("report.pdf", &pdf(&[&[(10.0, false, "The mill grinds what the farmers bring.")]], &[], "")).await;
+    world.work().await;
+    for (bytes, name) in [(pdf(&[], &[], ""), "without pages"), (pdf(&[&[]], &[], ""), "an empty page")] {
+        world.put(&format!("{USER}/report.pdf"), &bytes);
+        world.sql(&format!("update public.documents set name = '{name}'; select gristmill.retry(1)")).await;
+        world.work().await;
+        if name == "without pages" {
+            assert_snapshot!(world.state().await, @"without pages failed | failed attempt=1 chunks=1 unreadable the file cannot be read as PDF: it has no page that opens");
+        }
+    }
+    assert_snapshot!(world.state().await, @"an empty page skipped | skipped attempt=0 chunks=0 skipped there is no text");
 }
