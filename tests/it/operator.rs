@@ -151,6 +151,26 @@ async fn a_database_that_refuses_is_said_in_its_own_words_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_lane_that_pauses_is_shown_by_status() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"3s\"");
+    world.register().await;
+    world.insert("note", "Nobody embeds it.").await;
+    vendor.always(Answer::unauthorized("sk-canary-secret"));
+    let worker = world.start().await;
+    world.wait_for("select coalesce(bool_or(paused_lanes <> '[]'), false) from gristmill.workers").await;
+
+    let told = gristmill(&world, &["status", "--json"]).await.ok().json();
+    let people = gristmill(&world, &["status"]).await.ok().out;
+    worker.stop().await;
+
+    let lane = &told["workers"][0]["paused_lanes"][0];
+    assert_eq!((&lane["provider"], &lane["model"]), (&"vendor".into(), &"small".into()));
+    assert!(lane["seconds"].as_u64().is_some_and(|seconds| seconds > 200 && seconds <= 300), "{told}");
+    assert!(people.contains("lane vendor/small is paused: ") && !people.contains("canary"), "{people}");
+}
+
+#[tokio::test]
 async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
     let world = World::new().await;
     world.register().await;
