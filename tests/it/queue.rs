@@ -166,6 +166,20 @@ async fn a_row_that_asks_for_nothing_that_is_there_waits_a_while_and_is_told() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_the_key_of_a_row_holds_up_nobody_who_asks() {
+    let numbered = TABLES
+        .replace(" references app.dreams on delete cascade", "")
+        .replace("id uuid primary key default gen_random_uuid()", "id int generated always as identity primary key")
+        .replace("dream_id uuid", "dream_id bigint");
+    let world = dreams(&numbered).await;
+    world.sql("insert into app.jobs (dream_id) values (77), (77000000000)").await;
+    world.work().await;
+    let unmet =
+        "select concat_ws(' ', source_key->>0, state) from gristmill.embedding_jobs where source_key->>0 like '77%'";
+    assert_eq!(world.list(unmet).await, ["77 waiting"]);
+}
+
+#[tokio::test]
 async fn what_does_not_fit_the_job_table_is_named() {
     let said = async |tables: &str, pipeline: &str| {
         let world = configured(World::new().await, pipeline);

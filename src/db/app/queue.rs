@@ -113,11 +113,11 @@ impl QueuePlan {
         }
     }
 
-    /// The source's key as the asking row has it, where that row alone says it: as text, by type.
-    fn key_of_asking(&self, plan: &Plan) -> Option<Vec<(String, String)>> {
-        let of = |key: &Column| {
+    /// The columns that are the source's key, where the asking row alone says it; each with the key's own.
+    fn key_of_asking<'a>(&'a self, plan: &'a Plan) -> Option<Vec<(&'a Column, &'a Column)>> {
+        let of = |key: &'a Column| {
             let (column, _) = self.key.iter().find(|(_, from)| from.name == key.name)?;
-            Some((format!("queue.{}::text", column.sql()), key.type_sql()))
+            Some((column, key))
         };
         plan.key.iter().map(of).collect()
     }
@@ -214,32 +214,42 @@ pub async fn open_unmet(
     limit: i64,
 ) -> sqlx::Result<i64> {
     let Some(key) = queue.key_of_asking(plan) else { return Ok(0) };
-    let parts: Vec<String> = key.iter().map(|(value, type_sql)| format!("({value})::{type_sql}::text")).collect();
-    let fits: Vec<String> = key
-        .iter()
-        .map(|(value, type_sql)| format!("coalesce(gristmill.fits({value}, {}), false)", literal(type_sql)))
+    let text = |column: &Column| format!("queue.{}::text", column.sql());
+    let parts: Vec<String> =
+        key.iter().map(|(column, key)| format!("{}::{}::text", text(column), key.type_sql())).collect();
+    // Only a value of another type may be none of the key's.
+    let others = key.iter().filter(|(column, key)| column.type_oid != key.type_oid);
+    let fits: Vec<String> = others
+        .map(|(column, key)| format!("gristmill.fits({}, {})", text(column), literal(&key.type_sql())))
+        .chain(["true".to_owned()])
         .collect();
     let statement = format!(
         "with unmet as materialized ( \
              select distinct case when {fits} then jsonb_build_array({parts}) end as gm_key from {table} as queue \
              where queue.{status} = {pending} {due} and {present} and not exists (select from {source} as source where {joined}) \
-             limit $2 \
+         ), asking as materialized ( \
+             select gm_key, job.id is not null as gm_left \
+             from unmet left join gristmill.embedding_jobs as job on job.pipeline = $1 and job.source_key = gm_key \
+             where gm_key is not null and (job.id is null or job.state = 'cancelled' and job.error_kind = 'left') order by gm_key limit $2 \
          ), waiting as ( \
              insert into gristmill.embedding_jobs (pipeline, source_key, state, run_at, max_attempts, reason) \
              select registered.name, gm_key, 'waiting', clock_timestamp() + make_interval(secs => $3), registered.max_attempts, {unmet} \
-             from unmet join gristmill.pipelines as registered on registered.name = $1 \
-             where gm_key is not null order by gm_key on conflict (pipeline, source_key) do nothing \
+             from asking join gristmill.pipelines as registered on registered.name = $1 \
+             where not gm_left order by gm_key on conflict (pipeline, source_key) do nothing \
          ) \
          select coalesce(sum(gristmill.open_jobs($1, array[gm_key], array[''], array[null::timestamptz], 0, false)), 0)::bigint \
-         from unmet join gristmill.embedding_jobs as job on job.pipeline = $1 and job.source_key = gm_key \
-         where job.state = 'cancelled' and job.error_kind = 'left'",
+         from asking where gm_left and pg_try_advisory_xact_lock(hashtextextended('gristmill queue ' || $1, 0))",
         fits = fits.join(" and "),
         parts = parts.join(", "),
         table = queue.table,
         status = queue.status.sql(),
         pending = queue.word(&queue.words.pending),
         due = queue.due(),
-        present = key.iter().map(|(value, _)| format!("{value} is not null")).collect::<Vec<_>>().join(" and "),
+        present = key
+            .iter()
+            .map(|(column, _)| format!("queue.{} is not null", column.sql()))
+            .collect::<Vec<_>>()
+            .join(" and "),
         source = plan.source,
         joined = queue.joined(),
         unmet = literal(UNMET),
