@@ -26,7 +26,7 @@ use crate::jobs::Deps;
 use crate::net;
 use crate::providers::Embedder;
 use crate::telemetry::Metrics;
-use crate::worker::{Deliverer, Engine};
+use crate::worker::{Deliverer, Engine, Parts};
 
 pub use bill::{Estimate, estimate};
 use lanes::Lanes;
@@ -115,8 +115,12 @@ pub async fn resolve(pool: &PgPool, config: &Config) -> sqlx::Result<Resolved> {
                 );
                 resolved.plans.push(Arc::new(plan));
             }
-            Err(misfits) if pipeline.optional => resolved.left_out.push((pipeline.name.clone(), misfits)),
-            Err(misfits) => resolved.refused.push((pipeline.name.clone(), misfits)),
+            Err(mut misfits) => {
+                // Nobody knows yet whether these are true.
+                misfits.retain(|misfit| !misfit.warning);
+                let unfit = if pipeline.optional { &mut resolved.left_out } else { &mut resolved.refused };
+                unfit.push((pipeline.name.clone(), misfits));
+            }
         }
     }
     Ok(resolved)
@@ -255,13 +259,12 @@ pub struct Running {
 impl Running {
     /// How each lane is.
     pub fn lane_status(&self) -> Vec<LaneStatus> {
-        status(&self.lanes, &self.speech)
+        (self.engine.lanes)()
     }
 
     /// What the console shows of it.
     pub fn watched(&self, metrics: Metrics) -> Watched {
-        let (lanes, speech, engine) = (self.lanes.clone(), self.speech.clone(), Arc::clone(&self.engine));
-        let watched = Arc::clone(&self.engine);
+        let [watched, lanes, engine] = std::array::from_fn(|_| Arc::clone(&self.engine));
         let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
         Watched {
             pool: self.engine.pool.clone(),
@@ -270,7 +273,7 @@ impl Running {
             misfits: Box::new(move || watched.misfits()),
             pipelines: plans.map(|plan| (plan.pipeline.name.clone(), plan.generation.clone())).collect(),
             webhooks: self.engine.deliverers.iter().map(|one| one.pipeline().to_owned()).collect(),
-            lanes: Box::new(move || status(&lanes, &speech)),
+            lanes: Box::new(move || (lanes.lanes)()),
             stopping: self.engine.stop.clone(),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
         }
@@ -386,7 +389,12 @@ async fn wire(
     }
     let (batchers, speech) = (lanes.batchers(), lanes.speech());
     let embedders = lanes.embedders;
-    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), pipelines, deliverers, vital, stop);
+    let lanes = {
+        let (batchers, speech) = (batchers.clone(), speech.clone());
+        Box::new(move || status(&batchers, &speech))
+    };
+    let parts = Parts { pipelines, deliverers, lanes };
+    let engine = Engine::new(pool.clone(), owner, config.worker.clone(), parts, vital, stop);
     Ok(Running { engine, lanes: batchers, speech, embedders, refused })
 }
 

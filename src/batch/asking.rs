@@ -1,12 +1,14 @@
 //! The rows of the application's own job table that asked for a group's jobs: locked with the source rows, answered with the jobs' end.
 
+use std::borrow::Cow;
+
 use sqlx::PgConnection;
 
-use crate::db::app::{self, Answer, Plan};
+use crate::db::app::{self, Answer, Plan, QueuePlan};
 use crate::domain::SourceKey;
 
 use super::committer::{End, Verdict, Work};
-use super::facts::Names;
+use super::facts::{JobFacts, Names};
 use super::transaction::Going;
 
 /// Locks the rows that asked. A job whose asking row somebody holds joins a later group.
@@ -37,7 +39,8 @@ pub(super) async fn answer(connection: &mut PgConnection, plan: &Plan, going: &[
                 End::Fail { row, .. } => row.as_deref(),
                 End::Leave { .. } => None,
             };
-            let names = Names { plan, job: &ready.work.job, row, facts: &ready.facts };
+            let facts = told(&ready.facts, queue, &ready.work.end);
+            let names = Names { plan, job: &ready.work.job, row, facts: &facts };
             Answer {
                 key: &ready.work.job.key,
                 word: queue.word_of(ready.facts.state).to_owned(),
@@ -46,4 +49,14 @@ pub(super) async fn answer(connection: &mut PgConnection, plan: &Plan, going: &[
         })
         .collect();
     app::answer(connection, plan, queue, &answers).await
+}
+
+/// Where a row that left has no word of its own, it is a failure for whoever asked, and says why.
+fn told<'a>(facts: &'a JobFacts, queue: &QueuePlan, end: &End) -> Cow<'a, JobFacts> {
+    match end {
+        End::Leave { .. } if queue.words.cancelled.is_none() => {
+            Cow::Owned(JobFacts { error: facts.cause.clone(), ..facts.clone() })
+        }
+        _ => Cow::Borrowed(facts),
+    }
 }

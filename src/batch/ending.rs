@@ -75,6 +75,7 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
         fingerprint,
         need_stands,
         mirror_error: None,
+        tokens_of_text: work.facts.tokens_of_text.and_then(|tokens| i64::try_from(tokens).ok()),
         pages: work.facts.pages.and_then(|pages| i32::try_from(pages).ok()),
         reader: match &work.end {
             End::Done(done) => done.reader.clone(),
@@ -109,6 +110,7 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
         fingerprint: loaded.map(|row| row.fingerprint.clone()),
         need_stands: true,
         mirror_error: work.facts.cause.clone(),
+        tokens_of_text: None,
         pages: None,
         reader: None,
         ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),

@@ -41,12 +41,16 @@ struct Bill {
     rows_held: i64,
     /// Rows whose vectors are of another generation.
     rows_of_old_generation: i64,
+    /// Rows that are open already and would be embedded under the new generation.
+    rows_open: i64,
     /// Judged by so many of them, cut and counted as a job would.
     rows_sampled: i64,
     tokens_estimated: i64,
     /// Rows whose content is a file: nobody knows before it is read.
     files_of_unknown_tokens: i64,
-    /// None where the price is not known.
+    /// Recordings: what they cost is known when they were heard.
+    is_sound: bool,
+    /// None where it, or the price, is not known.
     usd_estimated: Option<Decimal>,
     accepted: bool,
 }
@@ -72,13 +76,15 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         model: plan.model.name.clone(),
         rows_held: unpaid.held,
         rows_of_old_generation: unpaid.old,
+        rows_open: unpaid.open,
         rows_sampled: estimate.sampled,
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
+        is_sound: plan.model.speech.is_some(),
         usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
         accepted: false,
     };
-    if args.dry_run || (unpaid.held == 0 && unpaid.old == 0 && readiness == Readiness::Ready) {
+    if args.dry_run || (bill.is_empty() && readiness == Readiness::Ready) {
         return session.print(&bill, people);
     }
     if !session.json {
@@ -90,8 +96,14 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     session.print(&bill, |_| format!("accepted; {} opened", show::count(opened, "job")))
 }
 
+impl Bill {
+    fn is_empty(&self) -> bool {
+        self.rows_held == 0 && self.rows_of_old_generation == 0 && self.rows_open == 0
+    }
+}
+
 fn people(bill: &Bill) -> String {
-    if bill.rows_held == 0 && bill.rows_of_old_generation == 0 {
+    if bill.is_empty() {
         return format!("{}: nothing waits for your word", bill.pipeline);
     }
     let mut tokens = format!("about {}, judged by {}", bill.tokens_estimated, show::count(bill.rows_sampled, "row"));
@@ -101,14 +113,19 @@ fn people(bill: &Bill) -> String {
             show::count(bill.files_of_unknown_tokens, "file")
         );
     }
-    let rows = vec![
+    let mut rows = vec![
         vec!["pipeline".to_owned(), bill.pipeline.clone()],
         vec!["model".to_owned(), bill.model.clone()],
         vec!["rows that were there before".to_owned(), bill.rows_held.to_string()],
         vec!["rows with vectors of another generation".to_owned(), bill.rows_of_old_generation.to_string()],
-        vec!["tokens".to_owned(), tokens],
-        vec!["cost".to_owned(), show::usd(bill.usd_estimated)],
+        vec!["rows that are open already".to_owned(), bill.rows_open.to_string()],
     ];
+    if bill.is_sound {
+        rows.push(vec!["cost".to_owned(), "not known before the sound is measured".to_owned()]);
+    } else {
+        rows.push(vec!["tokens".to_owned(), tokens]);
+        rows.push(vec!["cost".to_owned(), show::usd(bill.usd_estimated)]);
+    }
     show::table(&["what", "how much"], &[], rows)
 }
 

@@ -47,12 +47,14 @@ impl Failure {
         let mut text = error.to_string();
         let mut cause = error.source();
         while let Some(inner) = cause {
-            let more = inner.to_string();
+            // Said as it is, it ends in a line of Postgres's own source.
+            let refusal = inner.downcast_ref().filter(|error| matches!(error, sqlx::Error::Database(_)));
+            let more = refusal.map_or_else(|| inner.to_string(), db::describe);
             // Some errors repeat their cause.
             if !text.ends_with(&more) {
                 text = format!("{text}: {more}");
             }
-            cause = inner.source();
+            cause = inner.source().filter(|_| refusal.is_none());
         }
         Self::Failed(text)
     }

@@ -53,7 +53,7 @@ struct Show {
 struct Retry {
     #[command(flatten)]
     which: Which,
-    /// Only say how many jobs there are and what they would cost
+    /// Only say which jobs those are and what they would cost
     #[arg(long)]
     dry_run: bool,
     /// Embed everything again, not only what changed
@@ -200,6 +200,8 @@ fn people(story: &Story) -> String {
 #[derive(Debug, Serialize)]
 struct Retried {
     would_open: Vec<cost::Share>,
+    /// The numbers of these jobs.
+    would_open_jobs: Vec<i64>,
     opened: usize,
 }
 
@@ -211,22 +213,44 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
     accepted(session, &pool, &filter).await?;
     if retry.dry_run {
         let shares = cost::of_retry(&pool, &config, &filter).await?;
-        return session.print(&Retried { would_open: shares, opened: 0 }, |retried| {
+        let jobs = matching(&pool, &filter, Wish::Retry).await?;
+        let told = Retried { would_open: shares, would_open_jobs: jobs, opened: 0 };
+        return session.print(&told, |retried| {
             if retried.would_open.is_empty() {
                 return "no job matches that could be opened".to_owned();
             }
             let note =
                 if retry.fresh { "everything is paid again" } else { "chunks that did not change are not paid again" };
-            format!("{}\n{note}", cost::table(&retried.would_open))
+            let jobs = numbers(&retried.would_open_jobs);
+            format!("{}\n{note}\njobs: {jobs}", cost::table(&retried.would_open))
         });
     }
     let opened = in_slices(&pool, &filter, Wish::Retry, retry.fresh).await?.len();
     if opened == 0 && !retry.which.ids.is_empty() {
         return Err(Failure::Failed("none of these jobs is finished or waiting: there is nothing to retry".to_owned()));
     }
-    session.print(&Retried { would_open: Vec::new(), opened }, |retried| {
+    session.print(&Retried { would_open: Vec::new(), would_open_jobs: Vec::new(), opened }, |retried| {
         format!("{} opened", show::count(retried.opened as u64, "job"))
     })
+}
+
+/// The first of these numbers; `--json` has them all.
+fn numbers(jobs: &[i64]) -> String {
+    let numbers: Vec<String> = jobs.iter().take(NUMBERS).map(ToString::to_string).collect();
+    let more = if jobs.len() > NUMBERS { ", …" } else { "" };
+    format!("{}{more}", numbers.join(", "))
+}
+
+/// Numbers of all jobs that match and that a wish is for.
+async fn matching(pool: &PgPool, filter: &Filter, wish: Wish) -> sqlx::Result<Vec<i64>> {
+    let mut all = Vec::new();
+    loop {
+        let slice = operate::matching(pool, filter, wish, all.last().copied().unwrap_or(0), SLICE).await?;
+        if slice.is_empty() {
+            return Ok(all);
+        }
+        all.extend(slice);
+    }
 }
 
 /// Refuses where jobs that match would be paid for under a generation that nobody has accepted. Without the whole configuration
@@ -305,9 +329,8 @@ async fn cancel(session: &Session, cancel: &Cancel) -> Result<(), Failure> {
     if cancel.dry_run {
         let told = Cancelled { would_cancel: found, cancelled: Vec::new() };
         return session.print(&told, |told| {
-            let numbers: Vec<String> = told.would_cancel.iter().take(NUMBERS).map(ToString::to_string).collect();
-            let more = if told.would_cancel.len() > NUMBERS { ", …" } else { "" };
-            let list = if numbers.is_empty() { String::new() } else { format!(": {}{more}", numbers.join(", ")) };
+            let numbers = numbers(&told.would_cancel);
+            let list = if numbers.is_empty() { String::new() } else { format!(": {numbers}") };
             format!("{} would be cancelled{list}", show::count(told.would_cancel.len() as u64, "job"))
         });
     }

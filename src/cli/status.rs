@@ -1,6 +1,7 @@
 //! `gristmill status`
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -9,6 +10,7 @@ use crate::app;
 use crate::db;
 use crate::db::backlog::Left;
 use crate::db::outbox::Undelivered;
+use crate::db::workers::PausedLane;
 use crate::domain::JobState;
 
 use super::failure::Failure;
@@ -56,6 +58,9 @@ struct Worker {
     slots: i32,
     in_hand: i64,
     seen_seconds: f64,
+    /// Lanes through which it sends nothing for a while.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    paused_lanes: Vec<PausedLane>,
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
@@ -114,6 +119,7 @@ async fn registered(pool: &PgPool, counted: &[JobState]) -> Result<Vec<Pipeline>
 async fn workers(pool: &PgPool) -> sqlx::Result<Vec<Worker>> {
     let alive = db::workers::alive(pool).await?.into_iter();
     let worker = |worker: db::workers::Alive| Worker {
+        paused_lanes: still_paused(worker.paused_lanes.0, worker.seen_seconds),
         name: worker.name,
         version: worker.version,
         slots: worker.slots,
@@ -121,6 +127,13 @@ async fn workers(pool: &PgPool) -> sqlx::Result<Vec<Worker>> {
         seen_seconds: worker.seen_seconds,
     };
     Ok(alive.map(worker).collect())
+}
+
+/// What a worker said of its lanes is as old as its last word.
+fn still_paused(lanes: Vec<PausedLane>, age_seconds: f64) -> Vec<PausedLane> {
+    let age = Duration::try_from_secs_f64(age_seconds).unwrap_or_default().as_secs();
+    let later = |lane: PausedLane| PausedLane { seconds: lane.seconds.saturating_sub(age), ..lane };
+    lanes.into_iter().map(later).collect()
 }
 
 /// Holds what is registered against the configuration, where that one is complete here.
@@ -203,6 +216,13 @@ fn people(status: &Status, counted: &[JobState]) -> String {
         text.push_str("no worker is alive: start one with `gristmill run`");
     } else {
         text.push_str(&show::table(&["worker", "version", "in hand", "seen"], &["in hand", "seen"], workers.collect()));
+    }
+    for worker in &status.workers {
+        for lane in &worker.paused_lanes {
+            let PausedLane { provider, model, why, seconds } = lane;
+            let name = &worker.name;
+            text = format!("{text}\n{name}: lane {provider}/{model} is paused: {why}; tried again in {seconds} s");
+        }
     }
     for pipeline in &status.pipelines {
         if let Some(webhooks) = &pipeline.webhooks {

@@ -15,21 +15,13 @@ pub struct Backlog {
     pub oldest_seconds: Option<f64>,
 }
 
-/// What somebody may still have to see to: unfinished and failed jobs. Each state has an index of its own, so that finished jobs,
-/// however many there are, cost nothing.
+/// What somebody may still have to see to: unfinished and failed jobs, as the view of that name has them.
 pub async fn backlog(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Backlog>> {
     sqlx::query_as!(
         Backlog,
-        r#"with open as (
-               select pipeline, state, run_at, starts, opened_at from gristmill.embedding_jobs where state = 'pending'
-               union all select pipeline, state, run_at, starts, opened_at from gristmill.embedding_jobs where state = 'processing'
-               union all select pipeline, state, run_at, starts, opened_at from gristmill.embedding_jobs where state = 'waiting'
-               union all select pipeline, state, null, starts, opened_at from gristmill.embedding_jobs where state = 'failed'
-           )
-           select pipeline as "pipeline!", state as "state!", count(*) as "jobs!",
-                  extract(epoch from clock_timestamp() - min(least(run_at, case when starts > 0 then opened_at end)) filter
-                      (where run_at < 'infinity'))::float8 as oldest_seconds
-           from open group by pipeline, state order by pipeline, state"#,
+        r#"select pipeline as "pipeline!", state as "state!", jobs as "jobs!",
+                  extract(epoch from clock_timestamp() - oldest)::float8 as oldest_seconds
+           from gristmill.backlog order by pipeline, state"#,
     )
     .fetch_all(db)
     .await

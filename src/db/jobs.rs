@@ -269,6 +269,7 @@ pub struct Finish {
     pub fingerprint: Option<Vec<u8>>,
     pub need_stands: bool,
     pub mirror_error: Option<String>,
+    pub tokens_of_text: Option<i64>,
     pub pages: Option<i32>,
     pub reader: Option<String>,
     pub ms: i32,
@@ -306,13 +307,14 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
     let readers: Vec<Option<String>> = ends.iter().map(|end| end.reader.clone()).collect();
     let ms: Vec<i32> = ends.iter().map(|end| end.ms).collect();
     let stages: Vec<serde_json::Value> = ends.iter().map(|end| end.stages.clone()).collect();
+    let of_text: Vec<Option<i64>> = ends.iter().map(|end| end.tokens_of_text).collect();
     let kept: Vec<Option<serde_json::Value>> = ends.iter().map(|end| end.kept.clone()).collect();
     let done = sqlx::query!(
         r#"with given as (
                select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[],
-                                    $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[], $16::jsonb[])
+                                    $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[], $16::jsonb[], $17::bigint[])
                    as given (id, state, tenant, kind, reason, generation, digests, tokens,
-                             fingerprint, need_stands, mirror_error, pages, reader, ms, stages, kept)
+                             fingerprint, need_stands, mirror_error, pages, reader, ms, stages, kept, tokens_of_text)
            ),
            noted as (
                insert into gristmill.job_attempts
@@ -331,7 +333,8 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
                tokens = coalesce(given.tokens, job.tokens),
                fingerprint = coalesce(given.fingerprint, job.fingerprint),
                need_stands = given.need_stands, mirror_error = given.mirror_error,
-               pages = coalesce(given.pages, job.pages), reader = coalesce(given.reader, job.reader), ms = given.ms,
+               tokens_of_text = case when given.state = 'completed' then given.tokens_of_text else job.tokens_of_text end,
+               pages = case when given.state = 'completed' then given.pages else coalesce(given.pages, job.pages) end, reader = coalesce(given.reader, job.reader), ms = given.ms,
                kept = coalesce(given.kept, job.kept),
                by_need = false,
                fresh = job.fresh and given.state <> 'completed',
@@ -355,6 +358,7 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
         &ms,
         &stages,
         &kept as &[Option<serde_json::Value>],
+        &of_text as &[Option<i64>],
     )
     .execute(db)
     .await?;

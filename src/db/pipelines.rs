@@ -175,14 +175,18 @@ pub struct Unpaid {
     pub held: i64,
     /// Completed rows of another generation.
     pub old: i64,
+    /// Rows that are open already, where the generation is not the registered one: they would be embedded under it.
+    pub open: i64,
 }
 
-/// Counts what `accept` would open.
+/// Counts what `accept` would have embedded.
 pub async fn unpaid(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sqlx::Result<Unpaid> {
     sqlx::query_as!(
         Unpaid,
         r#"select count(*) filter (where state = 'waiting' and error_kind = 'unaccepted') as "held!",
-                  count(*) filter (where state = 'completed' and generation is distinct from $2) as "old!"
+                  count(*) filter (where state = 'completed' and generation is distinct from $2) as "old!",
+                  count(*) filter (where state in ('waiting', 'pending', 'processing') and error_kind is distinct from 'unaccepted'
+                      and $2 <> (select generation from gristmill.pipelines where name = $1)) as "open!"
            from gristmill.embedding_jobs where pipeline = $1"#,
         name,
         generation,

@@ -100,8 +100,8 @@ pub struct Calls {
     pub model: String,
     pub outcome: String,
     pub calls: i64,
-    pub inputs: i64,
-    pub tokens: i64,
+    pub inputs: Decimal,
+    pub tokens: Decimal,
     pub cost: Option<Decimal>,
 }
 
@@ -109,8 +109,8 @@ pub struct Calls {
 pub async fn calls(db: impl PgExecutor<'_>, since: OffsetDateTime) -> sqlx::Result<Vec<Calls>> {
     sqlx::query_as!(
         Calls,
-        r#"select provider, model, outcome, count(*) as "calls!", sum(inputs)::bigint as "inputs!",
-                  coalesce(sum(tokens), 0)::bigint as "tokens!", sum(cost) as cost
+        r#"select provider, model, outcome, count(*) as "calls!", sum(inputs)::numeric as "inputs!",
+                  coalesce(sum(tokens), 0) as "tokens!", sum(cost) as cost
            from gristmill.provider_calls where started_at >= $1 group by provider, model, outcome order by provider, model, outcome"#,
         since,
     )

@@ -3,18 +3,36 @@
 use std::time::Duration;
 
 use sqlx::PgExecutor;
+use sqlx::types::Json;
 
 use crate::domain::OwnerId;
 
-/// Signs a worker in, or says that it is still there.
-pub async fn seen(db: impl PgExecutor<'_>, owner: OwnerId, name: &str, slots: i32) -> sqlx::Result<()> {
+/// A lane through which a worker sends nothing for a while.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct PausedLane {
+    pub provider: String,
+    pub model: String,
+    pub why: String,
+    /// For how long, counted from when the worker said so.
+    pub seconds: u64,
+}
+
+/// Signs a worker in, or says that it is still there, and which of its lanes are paused.
+pub async fn seen(
+    db: impl PgExecutor<'_>,
+    owner: OwnerId,
+    name: &str,
+    slots: i32,
+    paused: &[PausedLane],
+) -> sqlx::Result<()> {
     sqlx::query!(
-        r#"insert into gristmill.workers (id, name, version, slots) values ($1, $2, $3, $4)
-           on conflict (id) do update set seen_at = clock_timestamp()"#,
+        r#"insert into gristmill.workers (id, name, version, slots, paused_lanes) values ($1, $2, $3, $4, $5)
+           on conflict (id) do update set seen_at = clock_timestamp(), paused_lanes = excluded.paused_lanes"#,
         owner.0,
         name,
         env!("CARGO_PKG_VERSION"),
         slots,
+        Json(paused) as Json<&[PausedLane]>,
     )
     .execute(db)
     .await?;
@@ -48,6 +66,7 @@ pub struct Alive {
     pub slots: i32,
     pub seen_seconds: f64,
     pub in_hand: i64,
+    pub paused_lanes: Json<Vec<PausedLane>>,
 }
 
 /// Workers seen within the last minute that have not signed out.
@@ -55,7 +74,8 @@ pub async fn alive(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Alive>> {
     sqlx::query_as!(
         Alive,
         r#"select name, version, slots, extract(epoch from clock_timestamp() - seen_at)::float8 as "seen_seconds!",
-                  (select count(*) from gristmill.embedding_jobs as job where job.state = 'processing' and job.worker = alive.id) as "in_hand!"
+                  (select count(*) from gristmill.embedding_jobs as job where job.state = 'processing' and job.worker = alive.id) as "in_hand!",
+                  paused_lanes as "paused_lanes: Json<Vec<PausedLane>>"
            from gristmill.workers as alive
            where stopped_at is null and seen_at > clock_timestamp() - interval '1 minute'
            order by name"#,

@@ -43,6 +43,10 @@ pub(super) fn read(
         builder.has_room_for(length)?;
         pages.push(layout::paragraphs(&lines));
     }
+    // One without any tells of damage, not of an empty text.
+    if sight.closed_pages == count {
+        return Err(ReadError::broken("PDF", "it has no page that opens"));
+    }
     if let Some(title) = document.metadata().get(PdfDocumentMetadataTagType::Title) {
         builder.title(outline::honest_title(title.value()));
     }

@@ -18,7 +18,11 @@ pub(super) fn read(bytes: &[u8], mut builder: Builder) -> Result<Document, ReadE
     if pdf.trailer.has(b"Encrypt") {
         return Err(ReadError::Encrypted);
     }
-    for number in pdf.get_pages().into_keys() {
+    let pages = pdf.get_pages();
+    if pages.is_empty() {
+        return Err(ReadError::broken("PDF", "it has no page that opens"));
+    }
+    for number in pages.into_keys() {
         builder.page()?;
         let mut text = String::new();
         output_doc_page(&pdf, &mut PlainTextOutput::new(&mut text), number).map_err(|_| damaged())?;

@@ -13,6 +13,9 @@ pub(super) fn read(bytes: &[u8], mut builder: Builder, most_pages: usize) -> Res
     if document.pages.len() > most_pages {
         return Err(ReadError::Limit(format!("{most_pages} pages")));
     }
+    if document.pages.is_empty() {
+        return Err(ReadError::broken("PDF", "it has no page that opens"));
+    }
     if let Some(title) = &document.metadata.title {
         builder.title(outline::honest_title(title));
     }

@@ -11,6 +11,8 @@ use crate::db::app::{self, Plan};
 use super::{Engine, pause};
 
 const EVERY: Duration = Duration::from_secs(1);
+/// How long a source row may come after the row that asks for it.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Rows of one look.
 const MOST: i64 = 1_000;
 
@@ -51,5 +53,6 @@ pub(super) async fn look(pool: &PgPool, plan: &Plan) -> sqlx::Result<i64> {
         return Ok(0);
     }
     let mut connection = pool.acquire().await?;
-    app::open_asked(&mut connection, plan, queue, MOST).await
+    let opened = app::open_asked(&mut connection, plan, queue, MOST).await?;
+    Ok(opened + app::open_unmet(&mut connection, plan, queue, PATIENCE, MOST).await?)
 }

@@ -44,6 +44,5 @@ async fn beat(engine: &Engine, connection: &mut Option<PgConnection>) -> sqlx::R
         let lost: Vec<_> = held.into_iter().filter(|(job, _)| lost.contains(job)).collect();
         engine.hands.tell_lost(&lost);
     }
-    let slots = i32::try_from(engine.settings.slots).unwrap_or(i32::MAX);
-    db::workers::seen(&mut *connection, engine.owner, &engine.name, slots).await
+    engine.seen(&mut *connection).await
 }

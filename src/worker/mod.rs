@@ -18,14 +18,15 @@ mod sweeper;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::batch::{Broken, Vital};
+use crate::batch::{Broken, LaneStatus, Vital};
 use crate::config;
 use crate::db;
+use crate::db::workers::PausedLane;
 use crate::domain::OwnerId;
 use crate::jobs::Deps;
 
@@ -39,6 +40,17 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long signing out may take: a worker that is silent is forgotten as well.
 const SIGN_OUT: Duration = Duration::from_secs(1);
 
+/// How each lane is, when asked.
+pub type Lanes = Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>;
+
+/// What an engine has to work on and with.
+pub struct Parts {
+    pub pipelines: Vec<Deps>,
+    /// Of the pipelines that have a webhook.
+    pub deliverers: Vec<Deliverer>,
+    pub lanes: Lanes,
+}
+
 /// What every task of the engine works with.
 pub struct Engine {
     pub pool: PgPool,
@@ -47,8 +59,8 @@ pub struct Engine {
     pub name: String,
     pub settings: config::Worker,
     pub pipelines: Vec<Deps>,
-    /// Of the pipelines that have a webhook.
     pub deliverers: Vec<Deliverer>,
+    pub lanes: Lanes,
     /// The tasks of this engine and of its pipelines.
     pub vital: Vital,
     pub hands: Hands,
@@ -69,11 +81,11 @@ impl Engine {
         pool: PgPool,
         owner: OwnerId,
         settings: config::Worker,
-        pipelines: Vec<Deps>,
-        deliverers: Vec<Deliverer>,
+        parts: Parts,
         vital: Vital,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let Parts { pipelines, deliverers, lanes } = parts;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Arc::new(Self {
             name: format!("{}:{}", if host.trim().is_empty() { "worker" } else { host.trim() }, std::process::id()),
@@ -87,6 +99,7 @@ impl Engine {
             settings,
             pipelines,
             deliverers,
+            lanes,
             vital,
             stop,
         })
@@ -109,8 +122,7 @@ impl Engine {
     /// apalis gave up, which it does only when its backend does; or one of the parts panicked: then what is in hand is handed back
     /// at once, since an orchestrator starts a whole worker instead.
     pub async fn run(self: &Arc<Self>) -> Result<(), EngineError> {
-        db::workers::seen(&self.pool, self.owner, &self.name, i32::try_from(self.settings.slots).unwrap_or(i32::MAX))
-            .await?;
+        self.seen(&self.pool).await?;
         let tasks = TaskTracker::new();
         // These go on while jobs are in hand: leases must be kept and releases written until the last one is out.
         let late = CancellationToken::new();
@@ -123,6 +135,17 @@ impl Engine {
             }
         };
         self.vital.broken().map_or(outcome, |broken| Err(EngineError::Broken(broken.clone())))
+    }
+
+    /// Says that this worker is there, and which of its lanes are paused.
+    async fn seen(&self, db: impl PgExecutor<'_>) -> sqlx::Result<()> {
+        let paused = |lane: LaneStatus| {
+            let (why, seconds) = lane.paused?;
+            Some(PausedLane { provider: lane.provider, model: lane.model, why, seconds })
+        };
+        let paused: Vec<PausedLane> = (self.lanes)().into_iter().filter_map(paused).collect();
+        let slots = i32::try_from(self.settings.slots).unwrap_or(i32::MAX);
+        db::workers::seen(db, self.owner, &self.name, slots, &paused).await
     }
 
     /// A part that panicked ends the whole.

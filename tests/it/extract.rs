@@ -110,7 +110,7 @@ impl Pdf {
 }
 
 /// Pages of lines, each line `size bold text`.
-fn pdf(pages: &[&[(f32, bool, &str)]], outline: &[(&str, usize)], trailer: &str) -> Vec<u8> {
+pub fn pdf(pages: &[&[(f32, bool, &str)]], outline: &[(&str, usize)], trailer: &str) -> Vec<u8> {
     let mut pdf = Pdf::new();
     let first_page = 5;
     let outlines = first_page + 2 * pages.len();
@@ -428,5 +428,19 @@ async fn a_child_costs() {
             extractor.extract(input(name, bytes.clone())).await.unwrap();
         }
         println!("{name}: {:.2} ms a file", started.elapsed().as_secs_f64() * 10.0);
+    }
+}
+
+/// A PDF without a page was cut off or is broken; one whose page is empty is what it says.
+#[tokio::test]
+async fn a_pdf_without_a_page_is_damaged_and_one_with_an_empty_page_is_not() {
+    let lost_pages = String::from_utf8_lossy(&pdf(&[&[BODY]], &[], "")).replace("/Kids [5 0 R]", "/Kids [9 0 R]");
+    for settings in [settings(), without_pdfium()] {
+        for bytes in [pdf(&[], &[], ""), lost_pages.clone().into_bytes()] {
+            let said = fails(settings.clone(), "scan.pdf", bytes).await;
+            assert!(said.starts_with("the file cannot be read as PDF: "), "{said}");
+        }
+        let empty = try_read(settings, "empty.pdf", pdf(&[&[]], &[], "")).await.expect("it has a page");
+        assert_eq!((empty.text.trim(), empty.page_count()), ("", Some(1)));
     }
 }

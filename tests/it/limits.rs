@@ -73,6 +73,17 @@ async fn jobs_in_hand_together_spend_no_more_than_the_limit_and_the_rest_waits_f
     world.work().await;
     assert_eq!(world.states().await, "1 waiting limit\n51 completed");
     assert_eq!(world.value::<i64>("select count(*) from gristmill.reservations join gristmill.embedding_jobs j on j.id = job_id and j.lease_id = reservations.lease_id").await, 0);
+    // What counts for nothing goes, and what is in hand stays.
+    let kept = "insert into gristmill.reservations select id, gen_random_uuid(), 'daily', 'held', 1, 1 from gristmill.embedding_jobs \
+                where error_kind = 'limit'; \
+                update gristmill.embedding_jobs as j set state = 'processing', lease_id = r.lease_id, lease_until = now() + interval '1 day' \
+                from gristmill.reservations as r where r.job_id = j.id and r.tenant = 'held'";
+    world.sql(kept).await;
+    let stale = world.value::<i64>("select count(*) from gristmill.reservations where tenant <> 'held'").await;
+    assert!(stale > 0);
+    let pruned = gristmill::db::app::prune_reservations(&world.pool, 1_000).await.expect("the database is there");
+    assert_eq!(i64::try_from(pruned).ok(), Some(stale));
+    assert_eq!(world.list("select tenant from gristmill.reservations").await, ["held"]);
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ mod limits;
 mod memory;
 mod migrating;
 mod model;
+mod operator;
 mod outcomes;
 mod postgres;
 mod providers;

@@ -121,6 +121,64 @@ async fn a_row_that_asks_again_while_its_job_is_in_hand_opens_a_new_revision() {
     assert_eq!(world.value::<String>(job).await, settled, "an answered row asks no more");
 }
 
+/// The source row may come a moment later; one that never comes must not leave its asker waiting for ever.
+#[tokio::test]
+async fn a_row_that_asks_for_nothing_that_is_there_waits_a_while_and_is_told() {
+    let loose = TABLES.replace(" references app.dreams on delete cascade", "");
+    let world = dreams(&loose).await;
+    world.work().await;
+    let ask = |id: u8| format!("insert into app.jobs (dream_id) values ('00000000-0000-0000-0000-00000000000{id}')");
+    for id in 1..=2 {
+        world.sql(&ask(id)).await;
+    }
+    let worker = world.start().await;
+    let unmet = "select concat_ws(' ', right(source_key->>0, 1), state, 'r' || revision, error_kind, reason) from gristmill.embedding_jobs \
+                 where source_key->>0 like '00000000%' order by 1";
+    let asked = "select concat_ws(' ', right(dream_id::text, 1), status, error_message) from app.jobs order by id";
+    world.wait_for("select count(*) = 2 from gristmill.embedding_jobs where state = 'waiting'").await;
+    assert_snapshot!(world.list(unmet).await.join("\n"), @"
+    1 waiting r1 the row that is asked for is not there, and may still come
+    2 waiting r1 the row that is asked for is not there, and may still come
+    ");
+    assert_eq!(world.list(asked).await, ["1 pending", "2 pending"]);
+
+    world
+        .sql("insert into app.dreams (id, transcript) values ('00000000-0000-0000-0000-000000000002', 'A late dream.')")
+        .await;
+    world.wait_for("select status = 'completed' from app.jobs where id = 2").await;
+    world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    world.wait_for("select status <> 'pending' from app.jobs where id = 1").await;
+    // Whoever asks again for what is not there is told at once.
+    world.sql(&ask(1)).await;
+    world.wait_for("select count(*) = 2 from app.jobs where status = 'failed'").await;
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_snapshot!(world.list(asked).await.join("\n"), @"
+    1 failed source row is gone
+    2 completed
+    1 failed source row is gone
+    ");
+    assert_snapshot!(world.list(unmet).await.join("\n"), @"
+    1 cancelled r2 left source row is gone
+    2 completed r2
+    ");
+}
+
+#[tokio::test]
+async fn what_cannot_be_the_key_of_a_row_holds_up_nobody_who_asks() {
+    let numbered = TABLES
+        .replace(" references app.dreams on delete cascade", "")
+        .replace("id uuid primary key default gen_random_uuid()", "id int generated always as identity primary key")
+        .replace("dream_id uuid", "dream_id bigint");
+    let world = dreams(&numbered).await;
+    world.sql("insert into app.jobs (dream_id) values (77), (77000000000)").await;
+    world.work().await;
+    let unmet =
+        "select concat_ws(' ', source_key->>0, state) from gristmill.embedding_jobs where source_key->>0 like '77%'";
+    assert_eq!(world.list(unmet).await, ["77 waiting"]);
+}
+
 #[tokio::test]
 async fn what_does_not_fit_the_job_table_is_named() {
     let said = async |tables: &str, pipeline: &str| {

@@ -445,4 +445,6 @@ async fn a_model_that_is_changed_asks_for_nothing_to_be_transcribed_again() {
     assert_eq!(kinds, ["Stale"], "the older transcript is named, not missing");
     let unpaid = gristmill::db::pipelines::unpaid(&world.pool, "transcripts", &plans[0].generation).await.unwrap();
     assert_eq!((unpaid.held, unpaid.old), (0, 1), "what a person may accept");
+    let bill = crate::cli::gristmill(&world, &["accept", "transcripts", "--dry-run"]).await.ok().out;
+    assert!(bill.contains("not known before the sound is measured") && !bill.contains("tokens"), "{bill}");
 }

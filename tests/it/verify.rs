@@ -98,6 +98,88 @@ async fn everything_that_is_not_as_it_should_be_is_found_and_mended() {
 }
 
 #[tokio::test]
+async fn every_column_that_row_and_job_know_is_held_against_them() {
+    let world = World::new()
+        .await
+        .change("overlap = 0", "overlap = 0\nembed = \"{name}\\n{chunk.section}\\n{chunk.text}\"")
+        .change(
+            "name = \"{name}\", start",
+            "name = \"{name}\", of = \"{name}, {chunk.index} of {job.chunks}\", chunks = \"{job.chunks}\", start",
+        );
+    world.register().await;
+    for name in ["altered", "emptied", "keyed", "owned", "paged", "rekeyed", "well"] {
+        world.insert(name, &format!("The text of {name}.")).await;
+    }
+    world.work().await;
+    assert_snapshot!(findings(&world, &[]).await, @"
+
+    exit code 0
+    ");
+    let chunks = "select string_agg(concat_ws(' ', user_id, metadata, md5(content), embedding), '; ' order by document_id) from public.document_chunks";
+    let before = world.value::<String>(chunks).await;
+    for (name, change) in [
+        ("altered", "content = 'Something else.'"),
+        ("emptied", "metadata = '{}'"),
+        ("keyed", "metadata = metadata || '{\"of\": \"nobody\", \"theirs\": 1}'"),
+        ("owned", "user_id = gen_random_uuid()"),
+        ("rekeyed", "metadata = metadata || '{\"chunks\": \"1\"}'"),
+    ] {
+        world.sql(&format!("update public.document_chunks set {change} where document_id = (select id from public.documents where name = '{name}')")).await;
+    }
+    world.sql("update public.documents set page_count = 9 where name = 'paged'; update public.documents set token_count = token_count + 1 where name = 'well'").await;
+
+    assert_snapshot!(findings(&world, &[]).await, @"
+    altered altered
+    emptied metadata
+    keyed metadata
+    owned metadata
+    paged status
+    rekeyed metadata
+    well status
+    exit code 1
+    ");
+    findings(&world, &["--fix"]).await;
+    world.work().await;
+
+    assert_snapshot!(findings(&world, &[]).await, @"
+
+    exit code 0
+    ");
+    let texts = "select coalesce(sum(inputs), 0)::bigint from gristmill.provider_calls";
+    assert_eq!(world.value::<i64>(texts).await, 7 + 1, "only the text that was altered is paid for");
+    // What the application keeps beside ours stays.
+    let theirs = "update public.document_chunks set metadata = metadata - 'theirs' where metadata ? 'theirs'";
+    world.sql(theirs).await;
+    assert_eq!(world.value::<String>(chunks).await, before);
+}
+
+/// A row's value of today is no guide to what was written where the pipeline itself has changed it since, and where the application
+/// says that what it has is right.
+#[tokio::test]
+async fn what_was_not_written_by_us_or_before_us_is_no_finding() {
+    let world = World::new()
+        .await
+        .change("existing = \"backfill\"", "existing = \"adopt\"")
+        .change("name = \"{name}\", start", "name = \"{name}\", then = \"{processing_status}\", start");
+    world.insert("theirs", "The text of theirs.").await;
+    world
+        .sql(
+            "insert into public.document_chunks (document_id, user_id, chunk_index, content, token_count, embedding) \
+             select id, user_id, 0, content, 1, array_fill(0.1::real, array[384])::vector from public.documents",
+        )
+        .await;
+    world.register().await;
+    world.insert("ours", "The text of ours.").await;
+    world.work().await;
+
+    assert_eq!(world.states().await, "2 completed");
+    assert_snapshot!(findings(&world, &[]).await, @"
+
+    exit code 0
+    ");
+}
+
+#[tokio::test]
 async fn a_row_that_cannot_be_read_is_named_and_the_others_are_looked_at() {
     let world = World::new().await.change(
         "text = \"{content}\"",

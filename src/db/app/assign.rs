@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Assignment, Candidate, ChunkFact, JobFact, Name, Place, Template, Value};
+use crate::config::{Assignment, Candidate, ChunkFact, Name, Place, Template, Value};
 
 use super::catalog::{Column, Table};
 use super::check::Misfit;
@@ -36,11 +36,6 @@ impl ColumnWrite {
             WriteKind::Vector | WriteKind::Sparse(_) => Vec::new(),
             WriteKind::Merge(keys) => keys.values().flat_map(Template::names).collect(),
         }
-    }
-
-    /// Whether it holds the number of the row's chunks.
-    pub fn counts_chunks(&self) -> bool {
-        matches!(&self.kind, WriteKind::Plain(template) if template.single() == Some(&Name::Job(JobFact::Chunks)))
     }
 
     pub fn uses_chunk(&self, fact: ChunkFact) -> bool {

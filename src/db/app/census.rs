@@ -127,7 +127,7 @@ pub(super) fn parent_of_source(plan: &Plan) -> String {
     matches
 }
 
-/// How many rows wait for a person's word, and the keys of up to `limit` of them, taken at random.
+/// How many rows a person's word would have embedded, and the keys of up to `limit` of them, taken at random.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -140,7 +140,9 @@ pub async fn sample_unpaid(
     let keys = sqlx::query_scalar!(
         r#"select source_key as "key: Json<SourceKey>" from gristmill.embedding_jobs
            where pipeline = $1 and ((state = 'waiting' and error_kind = 'unaccepted')
-               or (state = 'completed' and generation is distinct from $2))
+               or (state = 'completed' and generation is distinct from $2)
+               or (state in ('waiting', 'pending', 'processing')
+                   and $2 <> (select generation from gristmill.pipelines where name = $1)))
            order by pg_catalog.hashint8(id) limit $3"#,
         plan.pipeline.name,
         plan.generation,
@@ -148,5 +150,5 @@ pub async fn sample_unpaid(
     )
     .fetch_all(connection)
     .await?;
-    Ok((unpaid.held + unpaid.old, keys.into_iter().map(|key| key.0).collect()))
+    Ok((unpaid.held + unpaid.old + unpaid.open, keys.into_iter().map(|key| key.0).collect()))
 }

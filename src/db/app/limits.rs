@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rust_decimal::Decimal;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgExecutor, Row as _, SqlSafeStr as _};
 use sqlx::{Statement as _, query_scalar};
 
 use crate::config::{Limit, Name, Place};
@@ -195,4 +195,23 @@ async fn book(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Removes up to `limit` reservations whose job has ended, or goes on under another lease: they count for nothing.
+///
+/// # Errors
+/// The database is away.
+pub async fn prune_reservations(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"with stale as (
+               select r.job_id, r.lease_id from gristmill.reservations as r
+               where not exists (select from gristmill.embedding_jobs as j where j.id = r.job_id and j.lease_id = r.lease_id)
+               limit $1
+           )
+           delete from gristmill.reservations as r using stale where r.job_id = stale.job_id and r.lease_id = stale.lease_id"#,
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
 }

@@ -1,6 +1,8 @@
 //! The application's own job table: rows that ask for source rows. It is read, marked and answered; a job of ours is never keyed by
 //! one of its rows.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
 use crate::config::{Pipeline, StatusWords};
@@ -111,6 +113,22 @@ impl QueuePlan {
         }
     }
 
+    /// The columns that are the source's key, where the asking row alone says it; each with the key's own.
+    fn key_of_asking<'a>(&'a self, plan: &'a Plan) -> Option<Vec<(&'a Column, &'a Column)>> {
+        let of = |key: &'a Column| {
+            let (column, _) = self.key.iter().find(|(_, from)| from.name == key.name)?;
+            Some((column, key))
+        };
+        plan.key.iter().map(of).collect()
+    }
+
+    /// `and …`: that a row's time to ask has come.
+    fn due(&self) -> String {
+        self.not_before.as_ref().map_or_else(String::new, |column| {
+            format!("and coalesce(queue.{0} <= clock_timestamp(), true)", column.sql())
+        })
+    }
+
     fn word(&self, word: &str) -> String {
         format!("{}::{}", literal(word), self.status.type_sql())
     }
@@ -141,21 +159,19 @@ pub async fn open_asked(
         || "0".to_owned(),
         |column| format!("greatest(least(coalesce(max(queue.{}::numeric), 0), 1000000), -1000000)::int", column.sql()),
     );
-    let due = queue
-        .not_before
-        .as_ref()
-        .map_or_else(String::new, |column| format!("and coalesce(queue.{0} <= clock_timestamp(), true)", column.sql()));
     let statement = format!(
         "with asking as materialized ( \
              select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority \
              from {table} as queue join {source} on {joined} \
              left join ( \
-                 select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror \
+                 select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror, \
+                        reason as gm_reason \
                  from gristmill.embedding_jobs where pipeline = $1 \
              ) as gm_jobs on gm_source_key = {key} \
              where queue.{status} = {pending} {due} and {when} \
                and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
-                    or gm_state = 'cancelled' and gm_kind is distinct from 'person') \
+                    or gm_state = 'cancelled' and gm_kind is distinct from 'person' \
+                    or gm_state = 'waiting' and gm_reason = {unmet}) \
              group by 1 order by 1 limit $2 \
          ) \
          select coalesce(sum(gristmill.open_jobs($1, array[gm_key], array[gm_tenant], array[null::timestamptz], gm_priority, false)), 0)::bigint \
@@ -167,12 +183,82 @@ pub async fn open_asked(
         joined = queue.joined(),
         status = queue.status.sql(),
         pending = queue.word(&queue.words.pending),
+        due = queue.due(),
         when = plan.when,
+        unmet = literal(UNMET),
     );
     let mut transaction = super::sweep::patient(connection).await?;
     let opened = sqlx::query_scalar(AssertSqlSafe(statement))
         .bind(&plan.pipeline.name)
         .bind(limit)
+        .fetch_one(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(opened)
+}
+
+/// Why a job waits that was asked for a source row that is not there.
+const UNMET: &str = "the row that is asked for is not there, and may still come";
+
+/// Gives rows that ask for a source row that is not there a job, whose end is their answer. The row may still come for as long as
+/// `patience`; one that was there and left is not waited for. Where an asking row does not have the source's key itself, nobody can
+/// tell what it asks for. Returns how many jobs are due at once.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn open_unmet(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    queue: &QueuePlan,
+    patience: Duration,
+    limit: i64,
+) -> sqlx::Result<i64> {
+    let Some(key) = queue.key_of_asking(plan) else { return Ok(0) };
+    let text = |column: &Column| format!("queue.{}::text", column.sql());
+    let parts: Vec<String> =
+        key.iter().map(|(column, key)| format!("{}::{}::text", text(column), key.type_sql())).collect();
+    // Only a value of another type may be none of the key's.
+    let others = key.iter().filter(|(column, key)| column.type_oid != key.type_oid);
+    let fits: Vec<String> = others
+        .map(|(column, key)| format!("gristmill.fits({}, {})", text(column), literal(&key.type_sql())))
+        .chain(["true".to_owned()])
+        .collect();
+    let statement = format!(
+        "with unmet as materialized ( \
+             select distinct case when {fits} then jsonb_build_array({parts}) end as gm_key from {table} as queue \
+             where queue.{status} = {pending} {due} and {present} and not exists (select from {source} as source where {joined}) \
+         ), asking as materialized ( \
+             select gm_key, job.id is not null as gm_left \
+             from unmet left join gristmill.embedding_jobs as job on job.pipeline = $1 and job.source_key = gm_key \
+             where gm_key is not null and (job.id is null or job.state = 'cancelled' and job.error_kind = 'left') order by gm_key limit $2 \
+         ), waiting as ( \
+             insert into gristmill.embedding_jobs (pipeline, source_key, state, run_at, max_attempts, reason) \
+             select registered.name, gm_key, 'waiting', clock_timestamp() + make_interval(secs => $3), registered.max_attempts, {unmet} \
+             from asking join gristmill.pipelines as registered on registered.name = $1 \
+             where not gm_left order by gm_key on conflict (pipeline, source_key) do nothing \
+         ) \
+         select coalesce(sum(gristmill.open_jobs($1, array[gm_key], array[''], array[null::timestamptz], 0, false)), 0)::bigint \
+         from asking where gm_left and pg_try_advisory_xact_lock(hashtextextended('gristmill queue ' || $1, 0))",
+        fits = fits.join(" and "),
+        parts = parts.join(", "),
+        table = queue.table,
+        status = queue.status.sql(),
+        pending = queue.word(&queue.words.pending),
+        due = queue.due(),
+        present = key
+            .iter()
+            .map(|(column, _)| format!("queue.{} is not null", column.sql()))
+            .collect::<Vec<_>>()
+            .join(" and "),
+        source = plan.source,
+        joined = queue.joined(),
+        unmet = literal(UNMET),
+    );
+    let mut transaction = super::sweep::patient(connection).await?;
+    let opened = sqlx::query_scalar(AssertSqlSafe(statement))
+        .bind(&plan.pipeline.name)
+        .bind(limit)
+        .bind(patience.as_secs_f64())
         .fetch_one(&mut *transaction)
         .await?;
     transaction.commit().await?;

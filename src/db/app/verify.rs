@@ -7,6 +7,7 @@ use crate::config::OnLeave;
 use crate::domain::SourceKey;
 
 use super::census::parent_of_source;
+use super::known;
 use super::plan::{Plan, TargetPlan};
 use super::sweep::{behind, bind_key};
 use super::write::mirror;
@@ -25,7 +26,9 @@ pub enum FindingKind {
     Extra,
     /// A chunk's stored text is not the one that its vector is of.
     Altered,
-    /// The row's status word or count of chunks is not what its job came to.
+    /// Another column of a chunk is not what row and job say.
+    Metadata,
+    /// The row's status word, or a number or name that was written with it, is not what its job came to.
     Status,
     /// Vectors of a row that is not in the set, or not there.
     Orphaned,
@@ -59,7 +62,8 @@ pub async fn verify(
         "select {key} as key, gm_state is not distinct from 'failed' as failed, {kind} as kind \
          from {from} left join ( \
              select id as gm_job, source_key as gm_source_key, state as gm_state, chunks as gm_wanted, generation as gm_generation, \
-                    fingerprint as gm_known, digests as gm_digests, mirror_error as gm_unsaid \
+                    fingerprint as gm_known, digests as gm_digests, mirror_error as gm_unsaid, tokens as gm_tokens, pages as gm_pages, \
+                    tokens_of_text as gm_tokens_of_text \
              from gristmill.embedding_jobs where pipeline = ${pipeline} \
          ) as gm_jobs on gm_source_key = {key} \
          cross join lateral (select {counts}) as chunk \
@@ -119,29 +123,50 @@ fn kind(plan: &Plan, generation: usize) -> String {
                   or (gm_known is not null and gm_known is distinct from {fingerprint})) then '\"stale\"' \
               when gm_state = 'completed' and gm_chunks > gm_wanted then '\"extra\"' \
               when gm_state = 'completed' and {altered} then '\"altered\"' \
+              when {WRITTEN} and {metadata} then '\"metadata\"' \
               when {unsaid} then '\"status\"' end::jsonb",
         when = plan.when,
         // A row that asks for itself and does not, needs no job.
         asks = plan.needs.as_deref().unwrap_or("true"),
         fingerprint = plan.fingerprint,
         altered = altered(plan),
+        metadata = metadata(plan),
         unsaid = unsaid(plan),
     )
 }
 
-/// Whether a stored text is not the one that was embedded. Where what is embedded is dressed with more than the text, nobody can tell.
+/// What is completed and was written by us: neither adopted nor served by the application.
+const WRITTEN: &str = "gm_state = 'completed' and gm_tokens > 0";
+
+/// Whether a stored text is not the one that was embedded. Where what is embedded is dressed with what is stored nowhere, nobody can
+/// tell. A text that leaves too little room for its dress goes without it.
 fn altered(plan: &Plan) -> String {
     let TargetPlan::Chunks { table, index, text: Some(text), .. } = &plan.target else { return "false".to_owned() };
-    if plan.pipeline.chunks.embed.is_some() || !plan.model.prefix.is_empty() {
+    let Some(dressed) = known::dressed(plan) else { return "false".to_owned() };
+    let digest = |text: &str| format!("substring(sha256(convert_to({text}, 'UTF8')) for 16)");
+    format!(
+        "gm_digests is not null and exists (select from {table} as chunk where {parent} and \
+             coalesce(substring(gm_digests from chunk.{index}::int * 16 + 1 for 16) not in ({plain}, {dressed}), true))",
+        parent = parent_of_source(plan),
+        index = index.sql(),
+        plain = digest(&format!("chunk.{}::text", text.sql())),
+        dressed = digest(&dressed),
+    )
+}
+
+/// Whether a column beside text and vector is not what it should be.
+fn metadata(plan: &Plan) -> String {
+    let TargetPlan::Chunks { table, columns, index, text, .. } = &plan.target else { return "false".to_owned() };
+    let beside = |write: &&super::ColumnWrite| write.column != *index && text.as_ref() != Some(&write.column);
+    let differs: Vec<String> =
+        columns.iter().filter(beside).filter_map(|write| known::differs(plan, write, "chunk")).collect();
+    if differs.is_empty() {
         return "false".to_owned();
     }
     format!(
-        "gm_digests is not null and exists (select from {table} as chunk where {parent} and \
-             substring(gm_digests from chunk.{index}::int * 16 + 1 for 16) \
-                 is distinct from substring(sha256(convert_to(chunk.{text}::text, 'UTF8')) for 16))",
+        "exists (select from {table} as chunk where {parent} and ({differs}))",
         parent = parent_of_source(plan),
-        index = index.sql(),
-        text = text.sql(),
+        differs = differs.join(" or "),
     )
 }
 
@@ -162,9 +187,12 @@ fn unsaid(plan: &Plan) -> String {
             Some(format!("(gm_state = '{state}' and source.{}::text is distinct from {word})", column.sql()))
         }));
     }
-    differs.extend(plan.write.iter().filter(|write| write.counts_chunks()).map(|write| {
-        format!("(gm_state = 'completed' and source.{}::text is distinct from gm_wanted::text)", write.column.sql())
-    }));
+    let beside = match &plan.target {
+        TargetPlan::Row { columns, .. } => columns.as_slice(),
+        TargetPlan::Chunks { .. } | TargetPlan::None => &[],
+    };
+    let written = plan.write.iter().chain(beside).filter_map(|write| known::differs(plan, write, "source"));
+    differs.extend(written.map(|differs| format!("({WRITTEN} and {differs})")));
     if differs.is_empty() {
         return "false".to_owned();
     }

@@ -75,7 +75,6 @@ async fn documents_are_texts_or_files_and_their_bases_are_counted() {
     assert_snapshot!(app.check().await, @r#"
     ok pipeline documents: "public"."knowledge_documents" to "public"."knowledge_chunks" by model small-3 (1536 dimensions); columns content, embedding, chunk_index, metadata; on the row content, chunk_count, updated_at; effect counters: update public.agent_knowledge_bases
     warning configuration: pipelines.documents.source: changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`
-    warning pipeline nodes: pipelines.nodes.source: changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`
     warning pipeline nodes: pipelines.nodes.target.columns.embedding: table public.graph_nodes has no column embedding; it has id, user_id, node_type, label, description, properties, created_at, updated_at, deleted_at
     warning pipeline nodes: pipelines.nodes.target: target.columns must map {chunk.vector} to a column that exists
     "#);

@@ -115,7 +115,6 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
     warning configuration: pipelines.dreams.source: changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`
     warning configuration: pipelines.fragments.source: changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`
     warning configuration: pipelines.messages.source: changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`
-    warning pipeline knowledge: pipelines.knowledge.source: changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`
     warning pipeline knowledge: pipelines.knowledge.target.columns.embedding_bge: table public.knowledge_base has no column embedding_bge; it has id, content, embedding, metadata
     warning pipeline knowledge: pipelines.knowledge.target: target.columns must map {chunk.vector} to a column that exists
     "#);

@@ -1,0 +1,211 @@
+//! What an operator reads: numbers that hold, reasons that are true, and nothing that is no fault.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use insta::assert_snapshot;
+use sqlx::Executor as _;
+
+use crate::cli::{command, gristmill, run};
+use crate::extract::pdf;
+use crate::fake_openai::{Answer, FakeOpenAi, Options};
+use crate::world::{DIMENSIONS, USER, World};
+
+fn vendor() -> FakeOpenAi {
+    FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
+}
+
+#[tokio::test]
+async fn a_ledger_of_any_size_adds_up() {
+    let world = World::new().await;
+    world
+        .sql(
+            "insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, outcome, tokens, cost) \
+             select gen_random_uuid(), gen_random_uuid(), 'vendor', 'small', 2147483647, 1, 'paid', 9223372036854775807, 1e18 \
+             from generate_series(1, 3)",
+        )
+        .await;
+
+    let calls = gristmill(&world, &["usage", "--json"]).await.ok().json()["calls"][0].clone();
+
+    let numbers = ["inputs", "tokens", "cost"].map(|name| calls[name].as_str().unwrap_or_default().to_owned());
+    assert_eq!(numbers, ["6442450941", "27670116110564327421", "3000000000000000000"]);
+}
+
+#[tokio::test]
+async fn a_pipeline_that_does_not_fit_is_not_warned_of_what_nobody_knows() {
+    let world = World::new().await.change("changed_at = \"updated_at\"\n", "");
+    world.install_triggers().await;
+    let world = world.change("content = \"{chunk.text}\"", "contents = \"{chunk.text}\"");
+
+    let ran = gristmill(&world, &["check"]).await;
+
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.contains("has no column contents") && !ran.out.contains("triggers install"), "{}", ran.out);
+}
+
+/// What Postgres says to a client besides its answers.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("nobody panics").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("nobody panics")).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn triggers_of_a_pipeline_that_has_not_started_are_quiet_and_its_rows_are_not_lost() {
+    let world = World::new().await;
+    world.install_triggers().await;
+    let said = Said::default();
+    let writer = said.clone();
+    let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let listening = tracing::subscriber::set_default(log);
+    let mut application = world.database.connect().await;
+    let insert = "insert into public.documents (user_id, name, content) values (gen_random_uuid(), 'early', 'One.')";
+
+    application.execute(insert).await.expect("it is inserted");
+    application.execute("update public.documents set content = 'Two.'").await.expect("it is changed");
+    assert_eq!(said.text(), "");
+    // A real fault is told.
+    application.execute("alter table gristmill.embedding_jobs rename to away").await.expect("it is renamed");
+    world.sql("insert into gristmill.pipelines (name, generation, source_table) values ('documents', '', '')").await;
+    application.execute("update public.documents set content = 'Three.'").await.expect("it is changed");
+    assert!(said.text().contains("gristmill could not announce rows of public.documents"), "{}", said.text());
+    drop(listening);
+    application
+        .execute("alter table gristmill.away rename to embedding_jobs; delete from gristmill.pipelines")
+        .await
+        .expect("it is as it was");
+
+    world.register().await;
+    assert_eq!(world.states().await, "1 waiting unaccepted");
+}
+
+#[tokio::test]
+async fn a_new_generation_is_priced_with_the_rows_that_are_open_already() {
+    let world = World::new().await;
+    world.register().await;
+    for nth in 0..3 {
+        world.insert(&format!("note {nth}"), "The same few words of a note.").await;
+    }
+    world.work().await;
+    let words = ["rows_of_old_generation", "rows_open", "tokens_estimated"];
+    let bill = async |world: &World| {
+        let bill = gristmill(world, &["accept", "documents", "--dry-run", "--json"]).await.ok().json();
+        words.map(|word| bill[word].as_i64().unwrap_or(-1))
+    };
+    world.insert("later", "The same few words of a note.").await;
+    world.sweep(None).await;
+    assert_eq!(bill(&world).await, [0, 0, 0], "nothing waits for a word");
+
+    let world = world.change("tokens = 200", "tokens = 100");
+    let [old, open, tokens] = bill(&world).await;
+    assert_eq!((old, open, tokens % 4), (3, 1, 0));
+    world.sql("select gristmill.retry(id) from gristmill.embedding_jobs").await;
+    assert_eq!(bill(&world).await, [0, 4, tokens]);
+    let people = gristmill(&world, &["accept", "documents", "--yes"]).await.ok().out;
+    assert!(people.contains("rows that are open already") && people.contains("accepted"), "{people}");
+    world.work().await;
+    assert_eq!(world.states().await, "4 completed");
+}
+
+#[tokio::test]
+async fn a_retry_names_the_jobs_that_it_would_open() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(23).await;
+    world.work().await;
+    let all = ["jobs", "retry", "--pipeline", "documents", "--dry-run"];
+
+    let told = gristmill(&world, &[&all[..], &["--json"]].concat()).await.ok().json();
+    let people = gristmill(&world, &all).await.ok().out;
+
+    assert_eq!(told["would_open_jobs"], serde_json::json!((1..=23).collect::<Vec<_>>()));
+    assert!(people.contains("jobs: 1, 2, 3,") && people.contains(", 20, …") && !people.contains("21"), "{people}");
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_is_said_in_its_own_words_and_no_more() {
+    let world = World::new().await;
+    let name: String = world.value("select current_database()::text").await;
+    let nowhere = world.database.url.replace(&name, "nowhere");
+    let mut status = command(&["status"]);
+    status.env("DATABASE_URL", nowhere);
+
+    let ran = run(status).await;
+
+    assert_eq!(ran.code, 1);
+    assert_snapshot!(ran.err.lines().last().unwrap_or_default(), @r#"error: the database does not answer: database "nowhere" does not exist"#);
+}
+
+#[tokio::test]
+async fn a_lane_that_pauses_is_shown_by_status() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"3s\"");
+    world.register().await;
+    world.insert("note", "Nobody embeds it.").await;
+    vendor.always(Answer::unauthorized("sk-canary-secret"));
+    let worker = world.start().await;
+    world.wait_for("select coalesce(bool_or(paused_lanes <> '[]'), false) from gristmill.workers").await;
+
+    let told = gristmill(&world, &["status", "--json"]).await.ok().json();
+    let people = gristmill(&world, &["status"]).await.ok().out;
+    worker.stop().await;
+
+    let lane = &told["workers"][0]["paused_lanes"][0];
+    assert_eq!((&lane["provider"], &lane["model"]), (&"vendor".into(), &"small".into()));
+    assert!(lane["seconds"].as_u64().is_some_and(|seconds| seconds > 200 && seconds <= 300), "{told}");
+    assert!(people.contains("lane vendor/small is paused: ") && !people.contains("canary"), "{people}");
+}
+
+#[tokio::test]
+async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(5).await;
+    world.work().await;
+    world
+        .sql(
+            "update gristmill.embedding_jobs set state = 'failed', reason = 'bad' where id = 1; \
+             update gristmill.embedding_jobs set state = 'waiting', starts = 1, opened_at = now() - interval '1 hour', \
+                 run_at = now() + interval '1 hour' where id = 2; \
+             update gristmill.embedding_jobs set state = 'waiting', error_kind = 'unaccepted', run_at = 'infinity', starts = 0 where id = 3; \
+             update gristmill.embedding_jobs set state = 'pending', starts = 0, run_at = now() - interval '2 hours' where id = 4",
+        )
+        .await;
+
+    let left = world
+        .list("select concat_ws(' ', state, jobs, round(extract(epoch from now() - oldest) / 3600)) from gristmill.backlog order by state")
+        .await;
+
+    assert_eq!(left, ["failed 1", "pending 1 2", "waiting 2 1"]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_fails_its_job_and_keeps_its_chunks() {
+    let world = World::new().await;
+    world.register().await;
+    world.upload("report.pdf", &pdf(&[&[(10.0, false, "The mill grinds what the farmers bring.")]], &[], "")).await;
+    world.work().await;
+    for (bytes, name) in [(pdf(&[], &[], ""), "without pages"), (pdf(&[&[]], &[], ""), "an empty page")] {
+        world.put(&format!("{USER}/report.pdf"), &bytes);
+        world.sql(&format!("update public.documents set name = '{name}'; select gristmill.retry(1)")).await;
+        world.work().await;
+        if name == "without pages" {
+            assert_snapshot!(world.state().await, @"without pages failed | failed attempt=1 chunks=1 unreadable the file cannot be read as PDF: it has no page that opens");
+        }
+    }
+    assert_snapshot!(world.state().await, @"an empty page skipped | skipped attempt=0 chunks=0 skipped there is no text");
+}
