@@ -314,7 +314,7 @@ impl Worker {
     pub async fn idle(&self) {
         let names: Vec<String> =
             self.running.engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
-        let waited = tokio::time::timeout(Duration::from_mins(1), async {
+        let waited = tokio::time::timeout(Duration::from_mins(3), async {
             while self.running.engine.swept.passes() < names.len()
                 || db::backlog::is_busy(&self.pool, &names, Duration::from_secs(3))
                     .await
@@ -323,7 +323,7 @@ impl Worker {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        waited.await.expect("the work ends within a minute");
+        waited.await.expect("the work ends");
     }
 
     pub async fn stop(self) {
