@@ -19,6 +19,7 @@ use super::effects;
 use super::ending;
 use super::facts::{JobFacts, Names};
 use super::leave;
+use super::parents;
 use super::reuse;
 
 /// Why a transaction wrote nothing: the database's word, and the effect it is about.
@@ -60,6 +61,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
     let mut locked = lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
     effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;
+    parents::lock(&mut transaction, plan, works, &mut verdicts).await?;
     asking::lock(&mut transaction, plan, works, &mut verdicts).await?;
     lock_jobs(&mut transaction, works, &mut verdicts).await?;
     if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {

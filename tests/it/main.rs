@@ -25,6 +25,7 @@ mod limits;
 mod memory;
 mod migrating;
 mod outcomes;
+mod parents;
 mod postgres;
 mod providers;
 mod queue;

@@ -11,6 +11,7 @@ mod fragments;
 mod leave;
 mod limits;
 mod load;
+mod parents;
 mod plan;
 mod queue;
 mod rights;
@@ -34,6 +35,7 @@ pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
+pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked};
 pub use search::{Hit, search};
