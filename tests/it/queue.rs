@@ -75,7 +75,7 @@ async fn rows_that_ask_are_marked_and_answered_with_the_job_s_end() {
     assert_snapshot!(world.list(JOBS).await.join("\n"), @r#"
     a mill completed attempts=1 started ended | job completed r2 1 vectors
     a mill completed attempts=1 started ended | job completed r2 1 vectors
-    b none completed attempts=1 started ended | job skipped r2 0 vectors
+    b none completed attempts=0 started ended | job skipped r2 0 vectors
     c open pending attempts=0 | job 0 vectors
     d long failed attempts=1 the text has 50 tokens and must be one vector, but the model takes 20; set chunks.longer to "cut" or "mean", or chunk it started ended | job failed r2 0 vectors
     e later pending attempts=0 | job completed r1 1 vectors
