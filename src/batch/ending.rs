@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Acquire as _, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::config::OnLeave;
+use crate::db;
 use crate::db::app::{self, Plan};
 use crate::db::jobs::{self, Finish, Holds};
 use crate::domain::{Digest, JobId, Reason, SourceKey};
 
-use super::committer::{Committed, End, Work};
+use super::asking;
+use super::committer::{CommitError, Committed, End, Work};
 use super::effects;
-use super::transaction::Going;
+use super::transaction::{self, Going};
 
 /// The jobs' own end, with the fingerprint that holds after our writes.
 pub(super) async fn finish(
@@ -86,13 +88,39 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
     }
 }
 
-/// Ends a failed or skipped job whose mirror the database refused; `mirror_error` says why.
-pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipped: bool) -> sqlx::Result<Committed> {
+/// Ends a failed or skipped job whose commit the database refused; what it can say on the row all the same, it says, and `mirror_error`
+/// tells the rest.
+pub(super) async fn end_alone(
+    pool: &PgPool,
+    plan: &Plan,
+    work: &Work,
+    reason: &Reason,
+    skipped: bool,
+) -> Result<Committed, CommitError> {
+    let away = |error| CommitError::Database(db::describe(&error));
+    write_alone(pool, plan, work, reason, skipped).await.map_err(away)?.ok_or(CommitError::Busy)
+}
+
+/// None where somebody holds the job.
+async fn write_alone(
+    pool: &PgPool,
+    plan: &Plan,
+    work: &Work,
+    reason: &Reason,
+    skipped: bool,
+) -> sqlx::Result<Option<Committed>> {
     let mut transaction = pool.begin().await?;
+    let now = app::set_writer(&mut transaction, &plan.pipeline.name).await?;
+    let said = match transaction::prepare(plan, work, &[], &now) {
+        Some(ready) => say(&mut transaction, plan, &ready).await?,
+        None => false,
+    };
     let locked = jobs::lock(&mut *transaction, &[(work.job.id, work.job.lease)]).await?;
-    let Some(row) = locked.first().filter(|row| row.leased) else { return Ok(Committed::Lost) };
-    if row.revision != work.job.revision {
-        return Ok(Committed::Stale);
+    match locked.first() {
+        None => return Ok(None),
+        Some(row) if !row.leased => return Ok(Some(Committed::Lost)),
+        Some(row) if row.revision != work.job.revision => return Ok(Some(Committed::Stale)),
+        Some(_) => {}
     }
     let loaded = match &work.end {
         End::Fail { row, .. } => row.as_deref(),
@@ -108,7 +136,8 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
         // The content that this end is about: only other content asks again.
         fingerprint: loaded.map(|row| row.fingerprint.clone()),
         need_stands: true,
-        mirror_error: work.facts.cause.clone(),
+        // A skip has chunks to remove as well.
+        mirror_error: work.facts.cause.clone().filter(|_| skipped || !said),
         pages: None,
         reader: None,
         ms: i32::try_from(work.facts.ms).unwrap_or(i32::MAX),
@@ -117,5 +146,32 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
     };
     jobs::finish(&mut *transaction, &[end]).await?;
     transaction.commit().await?;
-    Ok(Committed::Written)
+    Ok(Some(Committed::Written))
+}
+
+/// Writes what source and asking rows say of the end; where they may not say that, they take `processing` back. Says whether the end stands
+/// on the source row.
+async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> sqlx::Result<bool> {
+    let going = std::slice::from_ref(ready);
+    let mut savepoint = connection.begin().await?;
+    let answered = asking::answer(&mut savepoint, plan, going).await;
+    keep(savepoint, answered).await?;
+    let mut savepoint = connection.begin().await?;
+    let written = transaction::write_sources(&mut savepoint, plan, going).await;
+    let said = keep(savepoint, written).await?;
+    if let Some(status) = plan.pipeline.status.as_ref().filter(|_| !said) {
+        let (words, keys) = (&status.words, [&ready.work.job.key]);
+        let mut savepoint = connection.begin().await?;
+        let released = app::mirror(&mut savepoint, plan, &keys, &words.pending, &[&words.processing]).await;
+        keep(savepoint, released).await?;
+    }
+    Ok(said)
+}
+
+/// Keeps what a savepoint wrote, or undoes what was refused; says which.
+async fn keep(savepoint: Transaction<'_, Postgres>, written: sqlx::Result<()>) -> sqlx::Result<bool> {
+    match written {
+        Ok(()) => savepoint.commit().await.map(|()| true),
+        Err(_) => savepoint.rollback().await.map(|()| false),
+    }
 }
