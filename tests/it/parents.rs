@@ -37,6 +37,11 @@ async fn world() -> World {
 #[tokio::test]
 async fn clients_that_hold_and_delete_rows_that_chunks_refer_to_never_meet_a_deadlock() {
     let world = world().await;
+    world
+        .sql(
+            "insert into app.notes (owner, body) select 1 + n % 9, 'Grain number ' || n from generate_series(1, 900) n",
+        )
+        .await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = Vec::new();
     for client in 0..3_i32 {
@@ -68,11 +73,6 @@ async fn clients_that_hold_and_delete_rows_that_chunks_refer_to_never_meet_a_dea
             turn - client
         }));
     }
-    world
-        .sql(
-            "insert into app.notes (owner, body) select 1 + n % 9, 'Grain number ' || n from generate_series(1, 900) n",
-        )
-        .await;
     let workers = [world.start().await, world.start().await];
     // Takes the user first and its notes after it, against the order of a commit.
     let mut connection = world.database.connect().await;

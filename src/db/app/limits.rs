@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rust_decimal::Decimal;
-use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgPool, Row as _, SqlSafeStr as _};
 use sqlx::{Statement as _, query_scalar};
 
 use crate::config::{Config, Limit, Name, Pipeline, Place, TenantRule};
@@ -220,4 +220,22 @@ async fn book(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Removes up to `limit` reservations of jobs that nobody holds any more: those of a tenant that asks go with its next one, and a tenant
+/// may never ask again.
+///
+/// # Errors
+/// The database is away.
+pub async fn prune_reservations(pool: &PgPool, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"delete from gristmill.reservations where job_id = any (array(
+               select r.job_id from gristmill.reservations as r
+               where not exists (select from gristmill.embedding_jobs as j where j.id = r.job_id and j.lease_id = r.lease_id)
+               limit $1 for update skip locked))"#,
+        limit,
+    )
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
 }

@@ -33,7 +33,7 @@ pub use check::Misfit;
 pub use create::{Creation, create};
 pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock_shared, run as run_effect, settle};
 pub use leave::take_back;
-pub use limits::{Allowance, LimitPlan, Spending, reserve};
+pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
