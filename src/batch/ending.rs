@@ -149,23 +149,29 @@ async fn write_alone(
     Ok(Some(Committed::Written))
 }
 
-/// Writes what source and asking rows say of the end; where they may not say that, they take `processing` back. Says whether the end stands
-/// on the source row.
+/// Writes what source and asking rows say of the end. Where a source row may not say that, it takes `processing` back; an asking row says
+/// at least how it ended: one that asks again would be worked again. Says whether all of it stands.
 async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> sqlx::Result<bool> {
-    let going = std::slice::from_ref(ready);
+    let (going, keys) = (std::slice::from_ref(ready), [&ready.work.job.key]);
     let mut savepoint = connection.begin().await?;
-    let answered = asking::answer(&mut savepoint, plan, going).await;
-    keep(savepoint, answered).await?;
+    let answer = asking::answer(&mut savepoint, plan, going).await;
+    let answered = keep(savepoint, answer).await?;
+    if let Some(queue) = plan.queue.as_ref().filter(|_| !answered) {
+        let (word, instead_of) = (queue.word_of(ready.facts.state), [queue.words.processing.as_str()]);
+        let mut savepoint = connection.begin().await?;
+        let answer = app::mirror_asking(&mut savepoint, plan, queue, &keys, word, &instead_of).await;
+        keep(savepoint, answer).await?;
+    }
     let mut savepoint = connection.begin().await?;
-    let written = transaction::write_sources(&mut savepoint, plan, going).await;
-    let said = keep(savepoint, written).await?;
-    if let Some(status) = plan.pipeline.status.as_ref().filter(|_| !said) {
-        let (words, keys) = (&status.words, [&ready.work.job.key]);
+    let status = transaction::write_sources(&mut savepoint, plan, going).await;
+    let written = keep(savepoint, status).await?;
+    if let Some(status) = plan.pipeline.status.as_ref().filter(|_| !written) {
+        let words = &status.words;
         let mut savepoint = connection.begin().await?;
         let released = app::mirror(&mut savepoint, plan, &keys, &words.pending, &[&words.processing]).await;
         keep(savepoint, released).await?;
     }
-    Ok(said)
+    Ok(answered && written)
 }
 
 /// Keeps what a savepoint wrote, or undoes what was refused; says which.
