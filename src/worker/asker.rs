@@ -45,11 +45,10 @@ pub(super) async fn run(engine: Arc<Engine>) {
 /// The database is away or refuses.
 pub(super) async fn look(pool: &PgPool, plan: &Plan) -> sqlx::Result<i64> {
     let Some(queue) = &plan.queue else { return Ok(0) };
-    let registered = db::pipelines::find(pool, &plan.pipeline.name).await?;
-    let ours = registered.is_some_and(|registered| registered.generation == plan.generation && registered.census_done);
-    if !ours {
-        return Ok(0);
-    }
     let mut connection = pool.acquire().await?;
-    app::open_asked(&mut connection, plan, queue, MOST).await
+    if app::is_asked(&mut connection, plan, queue).await? {
+        app::open_asked(&mut connection, plan, queue, MOST).await
+    } else {
+        Ok(0)
+    }
 }

@@ -2,6 +2,7 @@
 //! types qualified. Values are always bound, as text, and cast to the column's type: keys of any type work and indexes serve.
 
 mod assign;
+mod backfill;
 mod catalog;
 mod census;
 mod check;
@@ -27,6 +28,7 @@ mod words;
 mod write;
 
 pub use assign::{ColumnWrite, WriteKind};
+pub use backfill::{Unworked, Wanted, count_unworked, open_unworked};
 pub use catalog::{Column, Table, vector_schema, vector_version};
 pub use census::{Census, census, has_rows, sample_unpaid};
 pub use check::Misfit;
@@ -37,7 +39,7 @@ pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
-pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked};
+pub use queue::{Answer, QueuePlan, answer, is_asked, lock_marked, mark, mirror_asking, open_asked};
 pub use search::{Hit, search};
 pub use survey::{Reference, Surveyed, buckets, commonest_word, has_function, survey};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};

@@ -127,7 +127,49 @@ impl QueuePlan {
     }
 }
 
-/// Opens jobs for rows that ask and are due, and whose source row's job rests. One worker at a time looks.
+/// Rows that ask and are due, and whose source row's job rests, of the pipeline `$1`.
+fn due(plan: &Plan, queue: &QueuePlan) -> String {
+    let due = queue
+        .not_before
+        .as_ref()
+        .map_or_else(String::new, |column| format!("and coalesce(queue.{0} <= clock_timestamp(), true)", column.sql()));
+    format!(
+        "{table} as queue join {source} on {joined} \
+         left join ( \
+             select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror \
+             from gristmill.embedding_jobs where pipeline = $1 \
+         ) as gm_jobs on gm_source_key = {key} \
+         where queue.{status} = {pending} {due} and {when} \
+           and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
+                or gm_state = 'cancelled' and gm_kind is distinct from 'person')",
+        table = queue.table,
+        source = plan.relation(&plan.source),
+        joined = queue.joined(),
+        key = plan.key_json("source"),
+        status = queue.status.sql(),
+        pending = queue.word(&queue.words.pending),
+        when = plan.when,
+    )
+}
+
+/// Whether a row asks, of a pipeline that is registered with this generation and has counted the rows that were there before.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn is_asked(connection: &mut PgConnection, plan: &Plan, queue: &QueuePlan) -> sqlx::Result<bool> {
+    let statement = format!(
+        "select exists (select from gristmill.pipelines where name = $1 and generation = $2 and census_done) \
+            and exists (select from {})",
+        due(plan, queue),
+    );
+    sqlx::query_scalar(AssertSqlSafe(statement))
+        .bind(&plan.pipeline.name)
+        .bind(&plan.generation)
+        .fetch_one(connection)
+        .await
+}
+
+/// Opens jobs for rows that ask. One worker at a time looks.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -141,33 +183,15 @@ pub async fn open_asked(
         || "0".to_owned(),
         |column| format!("greatest(least(coalesce(max(queue.{}::numeric), 0), 1000000), -1000000)::int", column.sql()),
     );
-    let due = queue
-        .not_before
-        .as_ref()
-        .map_or_else(String::new, |column| format!("and coalesce(queue.{0} <= clock_timestamp(), true)", column.sql()));
     let statement = format!(
         "with asking as materialized ( \
-             select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority \
-             from {table} as queue join {source} on {joined} \
-             left join ( \
-                 select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror \
-                 from gristmill.embedding_jobs where pipeline = $1 \
-             ) as gm_jobs on gm_source_key = {key} \
-             where queue.{status} = {pending} {due} and {when} \
-               and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
-                    or gm_state = 'cancelled' and gm_kind is distinct from 'person') \
-             group by 1 order by 1 limit $2 \
+             select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority from {due} group by 1 order by 1 limit $2 \
          ) \
          select coalesce(sum(gristmill.open_jobs($1, array[gm_key], array[gm_tenant], array[null::timestamptz], gm_priority, false)), 0)::bigint \
          from asking where pg_try_advisory_xact_lock(hashtextextended('gristmill queue ' || $1, 0))",
         key = plan.key_json("source"),
         tenant = plan.tenant,
-        table = queue.table,
-        source = plan.relation(&plan.source),
-        joined = queue.joined(),
-        status = queue.status.sql(),
-        pending = queue.word(&queue.words.pending),
-        when = plan.when,
+        due = due(plan, queue),
     );
     let mut transaction = super::sweep::patient(connection).await?;
     let opened = sqlx::query_scalar(AssertSqlSafe(statement))
