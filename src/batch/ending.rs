@@ -154,10 +154,11 @@ async fn write_alone(
 async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> sqlx::Result<bool> {
     let (going, keys) = (std::slice::from_ref(ready), [&ready.work.job.key]);
     let mut savepoint = connection.begin().await?;
-    let answer = asking::answer(&mut savepoint, plan, going).await;
+    let answer = asking::answer_unmarked(&mut savepoint, plan, going).await;
     let answered = keep(savepoint, answer).await?;
     if let Some(queue) = plan.queue.as_ref().filter(|_| !answered) {
-        let (word, instead_of) = (queue.word_of(ready.facts.state), [queue.words.processing.as_str()]);
+        let word = queue.word_of(ready.facts.state);
+        let instead_of = [queue.words.processing.as_str(), queue.words.pending.as_str()];
         let mut savepoint = connection.begin().await?;
         let answer = app::mirror_asking(&mut savepoint, plan, queue, &keys, word, &instead_of).await;
         keep(savepoint, answer).await?;

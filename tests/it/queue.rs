@@ -138,3 +138,25 @@ async fn what_does_not_fit_the_job_table_is_named() {
     assert_snapshot!(said(TABLES, &DREAMS.replace("dream_id = \"{id}\" }\npriority", "dream = \"{nr}\" }\npriority")).await, @"table app.jobs has no column dream; it has id, dream_id, status, priority, attempts, error_message, scheduled_at, started_at, completed_at");
     assert_snapshot!(said(TABLES, &DREAMS.replace("\"priority\"", "\"urgency\"")).await, @"table app.jobs has no column urgency; it has id, dream_id, status, priority, attempts, error_message, scheduled_at, started_at, completed_at");
 }
+
+#[tokio::test]
+async fn whoever_asks_for_a_row_that_cannot_be_read_hears_of_it_once() {
+    let pipelines = DREAMS.replace(
+        "text = \"{transcript}\"",
+        "text = \"{transcript} {share}\"\nvalues = { share = \"12 / (length(name) - 3)\" }",
+    );
+    for tables in [
+        TABLES.to_owned(),
+        // Its own columns may refuse the answer; the word is taken all the same.
+        TABLES.replace("error_message text", "error_message text check (error_message is null)"),
+    ] {
+        let world = application(&tables, &pipelines).await;
+        world.sql("insert into app.dreams (name, transcript) values ('bad', 'A mill by the sea.')").await;
+        ask(&world, "'bad'").await;
+        world.work().await;
+
+        let said = "select concat_ws(' ', q.status, j.state, j.error_kind) from app.jobs q, gristmill.embedding_jobs j";
+        assert_eq!(world.list(said).await, ["failed failed constraint"]);
+        assert_eq!(world.sweep(None).await, 0, "nobody asks any more");
+    }
+}
