@@ -28,7 +28,7 @@ use crate::providers::Embedder;
 use crate::telemetry::Metrics;
 use crate::worker::{Deliverer, Engine, Parts};
 
-pub use bill::{Estimate, estimate};
+pub use bill::{Estimate, estimate, estimate_of, thinned};
 use lanes::Lanes;
 pub use late::late_words;
 pub use models::{Asked, ask, open_model, unit_price};

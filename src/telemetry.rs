@@ -35,6 +35,11 @@ pub fn backlog(pipeline: &str, state: &str, jobs: i64, oldest_seconds: Option<f6
     }
 }
 
+/// How long ago the backlog that is told was counted.
+pub fn backlog_age(age: Duration) {
+    gauge!("gristmill_backlog_age_seconds").set(age.as_secs_f64());
+}
+
 /// A model's price is not known: an alarm, never 0.
 pub fn unknown_price(provider: &str, model: &str) {
     gauge!("gristmill_unknown_price", "provider" => provider.to_owned(), "model" => model.to_owned()).set(1.0);
@@ -138,6 +143,7 @@ fn describe_all() {
         "gristmill_oldest_seconds",
         "How long the oldest unfinished job has been due, by pipeline and state; one that was tried counts from its opening"
     );
+    describe_gauge!("gristmill_backlog_age_seconds", "How long ago gristmill_jobs and the ages of jobs were counted");
     describe_gauge!("gristmill_lag_seconds", "Age of a pipeline's oldest job that nobody has finished");
     describe_gauge!(
         "gristmill_database_up",

@@ -35,6 +35,29 @@ pub struct Estimate {
 pub async fn estimate(config: &Config, pool: &PgPool, plan: &Plan) -> sqlx::Result<Estimate> {
     let mut connection = pool.acquire().await?;
     let (rows, keys) = db::app::sample_unpaid(&mut connection, plan, SAMPLE).await?;
+    drop(connection);
+    estimate_of(config, pool, plan, rows, &keys).await
+}
+
+/// As many of these keys as rows are judged by, from the whole length of the list.
+pub fn thinned(keys: Vec<SourceKey>) -> Vec<SourceKey> {
+    let most = usize::try_from(SAMPLE).unwrap_or(usize::MAX);
+    let step = keys.len().div_ceil(most).max(1);
+    keys.into_iter().step_by(step).collect()
+}
+
+/// As [`estimate`], for so many rows, judged by those with these keys.
+///
+/// # Errors
+/// The database is away.
+pub async fn estimate_of(
+    config: &Config,
+    pool: &PgPool,
+    plan: &Plan,
+    rows: i64,
+    keys: &[SourceKey],
+) -> sqlx::Result<Estimate> {
+    let mut connection = pool.acquire().await?;
     let (rules, tokenizer) = (rules(plan), counting(config, plan));
     let (mut sampled, mut tokens, mut files) = (0, 0, 0);
     for slice in keys.chunks(SLICE) {

@@ -60,3 +60,15 @@ fn told<'a>(facts: &'a JobFacts, queue: &QueuePlan, end: &End) -> Cow<'a, JobFac
         _ => Cow::Borrowed(facts),
     }
 }
+
+/// As [`answer`], for jobs whose rows could not be loaded: then nobody has marked those that ask.
+pub(super) async fn answer_unmarked(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    going: &[Going<'_>],
+) -> sqlx::Result<()> {
+    let Some(queue) = &plan.queue else { return Ok(()) };
+    let keys: Vec<&SourceKey> = going.iter().map(|ready| &ready.work.job.key).collect();
+    app::mark(connection, plan, queue, &keys).await?;
+    answer(connection, plan, going).await
+}

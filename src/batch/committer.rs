@@ -240,7 +240,7 @@ impl Shared {
         }
     }
 
-    /// A failure or a skip stands even if its mirror is refused: it is written again without.
+    /// A failure or a skip stands even if its mirror is refused: it is written again with what of it can be.
     async fn refuse(&self, mut request: Request, refused: CommitError) {
         let text = refused.to_string();
         let stands = match &request.work.end {
@@ -254,10 +254,8 @@ impl Shared {
                 End::Done(_) | End::Stands { .. } => Reason::new(ErrorKind::Constraint, refused.to_string()),
             };
             let skipped = matches!(request.work.end, End::Skip { .. });
-            match ending::end_alone(&self.pool, &request.work, &reason, skipped).await {
-                Ok(committed) => drop(request.reply.send(Ok(committed))),
-                Err(error) => drop(request.reply.send(Err(CommitError::Database(db::describe(&error))))),
-            }
+            let ended = ending::end_alone(&self.pool, &self.fit.plan(), &request.work, &reason, skipped).await;
+            request.reply.send(ended).ok();
         } else {
             // Whoever asked may have been cancelled; then nobody is told.
             request.reply.send(Err(refused)).ok();

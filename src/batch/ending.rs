@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Acquire as _, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::config::OnLeave;
+use crate::db;
 use crate::db::app::{self, Plan};
 use crate::db::jobs::{self, Finish, Holds};
 use crate::domain::{Digest, JobId, Reason, SourceKey};
 
-use super::committer::{Committed, End, Work};
+use super::asking;
+use super::committer::{CommitError, Committed, End, Work};
 use super::effects;
-use super::transaction::Going;
+use super::transaction::{self, Going};
 
 /// The jobs' own end, with the fingerprint that holds after our writes.
 pub(super) async fn finish(
@@ -87,13 +89,39 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
     }
 }
 
-/// Ends a failed or skipped job whose mirror the database refused; `mirror_error` says why.
-pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipped: bool) -> sqlx::Result<Committed> {
+/// Ends a failed or skipped job whose commit the database refused; what it can say on the row all the same, it says, and `mirror_error`
+/// tells the rest.
+pub(super) async fn end_alone(
+    pool: &PgPool,
+    plan: &Plan,
+    work: &Work,
+    reason: &Reason,
+    skipped: bool,
+) -> Result<Committed, CommitError> {
+    let away = |error| CommitError::Database(db::describe(&error));
+    write_alone(pool, plan, work, reason, skipped).await.map_err(away)?.ok_or(CommitError::Busy)
+}
+
+/// None where somebody holds the job.
+async fn write_alone(
+    pool: &PgPool,
+    plan: &Plan,
+    work: &Work,
+    reason: &Reason,
+    skipped: bool,
+) -> sqlx::Result<Option<Committed>> {
     let mut transaction = pool.begin().await?;
+    let now = app::set_writer(&mut transaction, &plan.pipeline.name).await?;
+    let said = match transaction::prepare(plan, work, &[], &now) {
+        Some(ready) => say(&mut transaction, plan, &ready).await?,
+        None => false,
+    };
     let locked = jobs::lock(&mut *transaction, &[(work.job.id, work.job.lease)]).await?;
-    let Some(row) = locked.first().filter(|row| row.leased) else { return Ok(Committed::Lost) };
-    if row.revision != work.job.revision {
-        return Ok(Committed::Stale);
+    match locked.first() {
+        None => return Ok(None),
+        Some(row) if !row.leased => return Ok(Some(Committed::Lost)),
+        Some(row) if row.revision != work.job.revision => return Ok(Some(Committed::Stale)),
+        Some(_) => {}
     }
     let loaded = match &work.end {
         End::Fail { row, .. } => row.as_deref(),
@@ -109,7 +137,8 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
         // The content that this end is about: only other content asks again.
         fingerprint: loaded.map(|row| row.fingerprint.clone()),
         need_stands: true,
-        mirror_error: work.facts.cause.clone(),
+        // A skip has chunks to remove as well.
+        mirror_error: work.facts.cause.clone().filter(|_| skipped || !said),
         tokens_of_text: None,
         pages: None,
         reader: None,
@@ -119,5 +148,39 @@ pub(super) async fn end_alone(pool: &PgPool, work: &Work, reason: &Reason, skipp
     };
     jobs::finish(&mut *transaction, &[end]).await?;
     transaction.commit().await?;
-    Ok(Committed::Written)
+    Ok(Some(Committed::Written))
+}
+
+/// Writes what source and asking rows say of the end. Where a source row may not say that, it takes `processing` back; an asking row says
+/// at least how it ended: one that asks again would be worked again. Says whether all of it stands.
+async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> sqlx::Result<bool> {
+    let (going, keys) = (std::slice::from_ref(ready), [&ready.work.job.key]);
+    let mut savepoint = connection.begin().await?;
+    let answer = asking::answer_unmarked(&mut savepoint, plan, going).await;
+    let answered = keep(savepoint, answer).await?;
+    if let Some(queue) = plan.queue.as_ref().filter(|_| !answered) {
+        let word = queue.word_of(ready.facts.state);
+        let instead_of = [queue.words.processing.as_str(), queue.words.pending.as_str()];
+        let mut savepoint = connection.begin().await?;
+        let answer = app::mirror_asking(&mut savepoint, plan, queue, &keys, word, &instead_of).await;
+        keep(savepoint, answer).await?;
+    }
+    let mut savepoint = connection.begin().await?;
+    let status = transaction::write_sources(&mut savepoint, plan, going).await;
+    let written = keep(savepoint, status).await?;
+    if let Some(status) = plan.pipeline.status.as_ref().filter(|_| !written) {
+        let words = &status.words;
+        let mut savepoint = connection.begin().await?;
+        let released = app::mirror(&mut savepoint, plan, &keys, &words.pending, &[&words.processing]).await;
+        keep(savepoint, released).await?;
+    }
+    Ok(answered && written)
+}
+
+/// Keeps what a savepoint wrote, or undoes what was refused; says which.
+async fn keep(savepoint: Transaction<'_, Postgres>, written: sqlx::Result<()>) -> sqlx::Result<bool> {
+    match written {
+        Ok(()) => savepoint.commit().await.map(|()| true),
+        Err(_) => savepoint.rollback().await.map(|()| false),
+    }
 }

@@ -13,6 +13,7 @@ mod lane;
 mod leave;
 mod loader;
 mod memory;
+mod parents;
 mod repeat;
 mod reuse;
 mod speech;

@@ -19,6 +19,7 @@ use super::effects;
 use super::ending;
 use super::facts::{JobFacts, Names};
 use super::leave;
+use super::parents;
 use super::reuse;
 
 /// Why a transaction wrote nothing: the database's word, and the effect it is about.
@@ -60,6 +61,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
     let mut locked = lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
     effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;
+    parents::lock(&mut transaction, plan, works, &mut verdicts).await?;
     asking::lock(&mut transaction, plan, works, &mut verdicts).await?;
     lock_jobs(&mut transaction, works, &mut verdicts).await?;
     if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {
@@ -179,11 +181,10 @@ fn needs_chunks(works: &[&Work], open: &[usize]) -> bool {
 }
 
 /// Works out which chunks stay; none where a chunk that was to be kept has vanished.
-fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str) -> Option<Going<'a>> {
+pub(super) fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str) -> Option<Going<'a>> {
     let mut facts = work.facts.clone();
     now.clone_into(&mut facts.now);
     facts.started = Some(work.job.started.clone());
-    facts.attempts = work.job.attempt.saturating_add(1);
     let mut kept = Vec::new();
     match &work.end {
         End::Done(done) => {
@@ -213,6 +214,9 @@ fn prepare<'a>(plan: &Plan, work: &'a Work, existing: &[&'a Existing], now: &str
         End::Fail { reason, .. } => ended(&mut facts, "failed", reason, Some(&reason.text)),
         End::Leave { reason } => ended(&mut facts, "cancelled", reason, None),
     }
+    // As the job row counts them: those that were burnt, and the one that ended it.
+    let ended_it = matches!(facts.state, "completed" | "failed");
+    facts.attempts = work.job.attempt.saturating_add(i16::from(ended_it));
     Some(Going { work, facts, values: None, kept })
 }
 
@@ -316,7 +320,7 @@ async fn write_rows(
 }
 
 /// Status words for every end but leaving, `write` columns for done jobs.
-async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+pub(super) async fn write_sources(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
     let status = status_columns(plan);
     let done: Vec<&ColumnWrite> = plan.write.iter().chain(status.iter().map(|(write, _)| write)).collect();
     let status_only: Vec<&ColumnWrite> = status.iter().map(|(write, _)| write).collect();

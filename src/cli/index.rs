@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::{Connection as _, PgPool};
 
 use crate::config::size;
-use crate::db::app::{Building, Distance, IndexMeans, Indexed, Plan, VectorIndex, VectorKind, Wanted};
+use crate::db::app::{Building, Distance, IndexMeans, IndexWanted, Indexed, Plan, VectorIndex, VectorKind};
 use crate::db::{self, app, backlog};
 
 use super::failure::Failure;
@@ -179,7 +179,7 @@ async fn plan_one(pool: &PgPool, plan: &Plan, indexed: Indexed) -> Result<Planne
     };
     let seconds_with_index = new * BESIDE_AN_INDEX * scale;
     let seconds_without = (new * WITHOUT + (rows + new) * afterwards) * scale;
-    let sql = app::create_index(plan, &Wanted { distance: Distance::Cosine, m: None, ef_construction: None });
+    let sql = app::create_index(plan, &IndexWanted { distance: Distance::Cosine, m: None, ef_construction: None });
     let advice = match (indexed.indexes.is_empty(), seconds_without < seconds_with_index) {
         (true, true) => "build it when the back-fill is through",
         (true, false) => "build it",
@@ -223,7 +223,7 @@ struct Built {
 async fn build_one(session: &Session, build: &Build) -> Result<(), Failure> {
     let (_, pool, plan) = session.plan(&build.pipeline).await?;
     let indexed = target_of(&pool, &plan).await?;
-    let wanted = Wanted { distance: build.distance.into(), m: build.m, ef_construction: build.ef_construction };
+    let wanted = IndexWanted { distance: build.distance.into(), m: build.m, ef_construction: build.ef_construction };
     let (found, statements) = to_build(&plan, &indexed, &wanted, build.rebuild)?;
     let started = Instant::now();
     if !build.dry_run && !statements.is_empty() {
@@ -261,7 +261,7 @@ async fn target_of(pool: &PgPool, plan: &Plan) -> Result<Indexed, Failure> {
 fn to_build(
     plan: &Plan,
     indexed: &Indexed,
-    wanted: &Wanted,
+    wanted: &IndexWanted,
     rebuild: bool,
 ) -> Result<(Option<String>, Vec<String>), Failure> {
     let sql = app::create_index(plan, wanted).map_err(Failure::Failed)?;

@@ -2,6 +2,7 @@
 
 mod accept;
 mod ask;
+mod backfill;
 mod check;
 mod cost;
 mod demo;
@@ -81,6 +82,8 @@ enum Command {
     Views(views::Args),
     /// Allow what would be paid for: rows that were there before, or a new generation of vectors
     Accept(accept::Args),
+    /// Open rows that nobody has worked on, behind what is new, and see what they would cost first
+    Backfill(backfill::Args),
     /// Work: claim jobs, embed, write
     Run(run::Args),
     /// Pipelines with their backlog, and the workers that are alive
@@ -156,6 +159,7 @@ impl Command {
             Self::Triggers(args) => triggers::run(session, args).await,
             Self::Views(args) => views::run(session, args).await,
             Self::Accept(args) => accept::run(session, &args).await,
+            Self::Backfill(args) => backfill::run(session, &args).await,
             Self::Run(args) => run::run(session, &args).await,
             Self::Status(args) => status::run(session, &args).await,
             Self::Jobs(args) => jobs::run(session, args).await,

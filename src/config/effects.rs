@@ -27,7 +27,7 @@ fn effect(mut section: Section, seen: &mut BTreeSet<String>) -> Option<Effect> {
         section.misfit_at("name", format!("{name} is the name of another effect of this pipeline"));
     }
     let sql = section.need("sql", list(statement), "\"insert into …\"");
-    let on = section.or("on", list(word(&ON)), vec![Occasion::Done]);
+    let on = section.or("on", list(occasion), vec![Occasion::Done]);
     let has_shared = section.has("shared");
     let shared = section.section("shared").and_then(shared);
     let optional = section.or("optional", boolean, false);
@@ -39,6 +39,14 @@ fn effect(mut section: Section, seen: &mut BTreeSet<String>) -> Option<Effect> {
     // Given but not right: the misfit is recorded, and there is no effect that runs without its lock.
     (shared.is_some() || !has_shared).then_some(())?;
     Some(Effect { name: name?, place, sql: sql?, on, shared, optional, repeatable })
+}
+
+fn occasion(item: &Item) -> Result<Occasion, String> {
+    if item.text()?.value == "failed" {
+        let instead = "status.columns write to its row, and signal tells of it";
+        return Err(format!("an effect goes with what its job writes, and one that failed writes nothing: {instead}"));
+    }
+    word(&ON)(item)
 }
 
 /// Run again by itself, an effect knows of a job what its row keeps.

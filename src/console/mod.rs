@@ -24,8 +24,12 @@ use crate::telemetry::{self, Metrics};
 
 pub use ready::{Problem, Readiness};
 
-/// How old the numbers of the backlog may be.
-const BACKLOG_EVERY: Duration = Duration::from_secs(10);
+/// How old the numbers of the backlog may be: who asks less often always gets new ones.
+const BACKLOG_EVERY: Duration = Duration::from_secs(3);
+/// A count that took long is not begun again before so many times as long.
+const REST: u32 = 10;
+/// How often what was observed is folded.
+const UPKEEP_EVERY: Duration = Duration::from_secs(10);
 /// A count of a large backlog may take this long; those who ask do not wait for it.
 const LONGEST_COUNT: Duration = Duration::from_mins(1);
 /// A database that says nothing for this long is away, to those who ask.
@@ -60,11 +64,35 @@ struct Console {
     looked: Mutex<Option<(Instant, Readiness)>>,
 }
 
-/// The count under way, and when the last one ended.
+/// The count under way, and the last one that ended.
 #[derive(Default)]
 struct Counted {
-    at: Option<Instant>,
-    under_way: Option<JoinHandle<()>>,
+    last: Option<Count>,
+    under_way: Option<JoinHandle<Count>>,
+    /// When the numbers that are told were counted.
+    told: Option<Instant>,
+}
+
+/// When a count began, how long it took, and whether it came to an end.
+#[derive(Clone, Copy)]
+struct Count {
+    began: Instant,
+    took: Duration,
+    told: bool,
+}
+
+impl Counted {
+    fn is_fresh(&self) -> bool {
+        self.last.is_some_and(|last| last.began.elapsed() < BACKLOG_EVERY.max((last.took * REST).min(LONGEST_COUNT)))
+    }
+
+    fn note(&mut self, count: Option<Count>) {
+        self.under_way = None;
+        self.last = count;
+        if let Some(count) = count.filter(|count| count.told) {
+            self.told = Some(count.began);
+        }
+    }
 }
 
 /// Binds the address, so that one already in use is known before anything else starts.
@@ -88,7 +116,7 @@ pub async fn serve(listener: TcpListener, watched: Watched, stop: CancellationTo
         .with_state(Arc::clone(&console));
     let upkeep = async {
         loop {
-            tokio::time::sleep(BACKLOG_EVERY).await;
+            tokio::time::sleep(UPKEEP_EVERY).await;
             console.watched.metrics.upkeep();
         }
     };
@@ -133,21 +161,33 @@ impl Console {
         readiness
     }
 
-    /// Counts the backlog, unless that was done a moment ago: counting reads the whole table. A count that takes its time goes on
-    /// while those who ask get what is known.
+    /// Counts the backlog, unless that was done a moment ago: counting reads every unfinished job. A count that takes its time goes on
+    /// while those who ask get what is known, and how old it is.
     async fn count_backlog(self: Arc<Self>) {
         let mut counted = self.counted.lock().await;
-        if counted.under_way.is_none() && counted.at.is_some_and(|at| at.elapsed() < BACKLOG_EVERY) {
-            return;
+        if let Some(ended) = counted.under_way.take_if(|count| count.is_finished()) {
+            counted.note(ended.await.ok());
         }
-        let console = Arc::clone(&self);
-        let under_way = counted.under_way.get_or_insert_with(|| tokio::spawn(async move { console.count().await }));
-        if tokio::time::timeout(PATIENCE, under_way).await.is_ok() {
-            *counted = Counted { at: Some(Instant::now()), under_way: None };
+        if !counted.is_fresh() {
+            let console = Arc::clone(&self);
+            let under_way = counted.under_way.get_or_insert_with(|| tokio::spawn(async move { console.count().await }));
+            if let Ok(ended) = tokio::time::timeout(PATIENCE, under_way).await {
+                counted.note(ended.ok());
+            }
+        }
+        if let Some(told) = counted.told {
+            telemetry::backlog_age(told.elapsed());
         }
     }
 
-    async fn count(&self) {
+    async fn count(&self) -> Count {
+        let began = Instant::now();
+        let told = self.read().await;
+        Count { began, took: began.elapsed(), told }
+    }
+
+    /// Says whether everything was counted.
+    async fn read(&self) -> bool {
         let pool = &self.watched.pool;
         let read = async {
             Ok((
@@ -163,10 +203,12 @@ impl Console {
                 for pipeline in registered {
                     telemetry::pipeline_paused(&pipeline.name, pipeline.paused_at.is_some());
                 }
+                return true;
             }
             Ok(Err(error)) => tracing::warn!(error = db::describe(&error), "the backlog could not be counted"),
             Err(_) => tracing::warn!("the backlog could not be counted in time"),
         }
+        false
     }
 
     fn tell_webhooks(&self, undelivered: &[db::outbox::Undelivered]) {

@@ -223,15 +223,29 @@ pub async fn claim_crashed(
     Ok(rows.into_iter().map(|row| row.claimed(by.pipeline)).collect())
 }
 
-/// Whether a job waits that must be alone.
-pub async fn lonely_waits(db: impl PgExecutor<'_>, by: Claimer<'_>) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"select exists (
-               select from gristmill.embedding_jobs as job
-               join gristmill.pipelines as registered on registered.name = job.pipeline
-               where job.pipeline = $1 and job.state = 'pending' and job.crashes >= 3
-                 and registered.generation = $2 and registered.paused_at is null
-           ) as "waits!""#,
+/// Jobs whose workers died and that may be claimed.
+#[derive(Debug, Clone, Copy)]
+pub struct Crashed {
+    /// One must be alone.
+    pub lonely: bool,
+    /// One may run beside others.
+    pub others: bool,
+}
+
+/// Which jobs wait whose workers died.
+pub async fn crashed(db: impl PgExecutor<'_>, by: Claimer<'_>) -> sqlx::Result<Crashed> {
+    sqlx::query_as!(
+        Crashed,
+        r#"select coalesce(bool_or(job.crashes >= 3), false) as "lonely!", coalesce(bool_or(job.crashes < 3), false) as "others!"
+           from gristmill.pipelines as registered
+           cross join lateral (
+               (select crashes from gristmill.embedding_jobs
+                where pipeline = registered.name and state = 'pending' and crashes > 0 order by crashes limit 1)
+               union all
+               (select crashes from gristmill.embedding_jobs
+                where pipeline = registered.name and state = 'pending' and crashes > 0 order by crashes desc limit 1)
+           ) as job
+           where registered.name = $1 and registered.generation = $2 and registered.paused_at is null"#,
         by.pipeline,
         by.generation,
     )

@@ -98,20 +98,32 @@ pub async fn rescue(db: impl PgExecutor<'_>, quiet: Duration, limit: i64) -> sql
     .await
 }
 
-/// Makes waiting jobs claimable that fell due; returns how many.
-pub async fn promote(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<u64> {
-    let done = sqlx::query!(
+/// What a look at the clock found.
+#[derive(Debug, Clone, Copy)]
+pub struct Due {
+    /// Waiting jobs that are claimable now.
+    pub promoted: i64,
+    /// Whether announcements wait to be folded into their jobs.
+    pub announced: bool,
+}
+
+/// Makes waiting jobs claimable that fell due, up to `limit`.
+pub async fn promote(db: impl PgExecutor<'_>, limit: i64) -> sqlx::Result<Due> {
+    sqlx::query_as!(
+        Due,
         r#"with due as (
                select id from gristmill.embedding_jobs
                where state = 'waiting' and run_at <= clock_timestamp()
                order by run_at limit $1 for update skip locked
+           ),
+           promoted as (
+               update gristmill.embedding_jobs as job set state = 'pending' from due where job.id = due.id returning 1
            )
-           update gristmill.embedding_jobs as job set state = 'pending' from due where job.id = due.id"#,
+           select (select count(*) from promoted) as "promoted!", exists (select from gristmill.announcements) as "announced!""#,
         limit,
     )
-    .execute(db)
-    .await?;
-    Ok(done.rows_affected())
+    .fetch_one(db)
+    .await
 }
 
 /// What becomes of a job that is given back unfinished.

@@ -104,6 +104,9 @@ pub async fn census(db: impl PgExecutor<'_>, name: &str, after: Option<&SourceKe
     Ok(())
 }
 
+/// The priority of rows that a person has opened in bulk: what an application inserts or changes has 0, and does not wait for them.
+pub const BEHIND: i32 = -10;
+
 /// A person's word: rows that were there before may be paid for. Opens up to `limit` of them; returns how many.
 pub async fn accept_rows(db: impl PgExecutor<'_>, name: &str, limit: i64) -> sqlx::Result<u64> {
     let done = sqlx::query!(
@@ -113,10 +116,11 @@ pub async fn accept_rows(db: impl PgExecutor<'_>, name: &str, limit: i64) -> sql
                order by id limit $2 for update skip locked
            )
            update gristmill.embedding_jobs as job
-           set state = 'pending', run_at = clock_timestamp(), error_kind = null, reason = null
+           set state = 'pending', run_at = clock_timestamp(), priority = least(job.priority, $3), error_kind = null, reason = null
            from held where job.id = held.id"#,
         name,
         limit,
+        BEHIND,
     )
     .execute(db)
     .await?;
@@ -144,12 +148,14 @@ pub async fn open_generation(db: impl PgExecutor<'_>, name: &str, generation: &s
                order by id limit $3 for update skip locked
            )
            update gristmill.embedding_jobs as job
-           set revision = job.revision + 1, state = 'pending', run_at = clock_timestamp(), attempt = 0, starts = 0, crashes = 0,
-               crashes_alone = 0, snoozed_since = null, opened_at = clock_timestamp(), finished_at = null
+           set revision = job.revision + 1, state = 'pending', run_at = clock_timestamp(), priority = least(job.priority, $4),
+               attempt = 0, starts = 0, crashes = 0, crashes_alone = 0, snoozed_since = null, opened_at = clock_timestamp(),
+               finished_at = null
            from old where job.id = old.id"#,
         name,
         generation,
         limit,
+        BEHIND,
     )
     .execute(db)
     .await?;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::db;
+use crate::db::app::{Plan, QueuePlan};
 use crate::db::jobs::{Release, ReleaseKind};
 use crate::domain::{ClaimedJob, SourceKey};
 use crate::jobs::Deps;
@@ -175,43 +176,61 @@ pub(super) enum Mirrored {
     Cancelled,
 }
 
-/// The rows of the application's own job table hear of it as well; that they are worked on, the loader says.
-async fn tell_asking(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) -> bool {
+/// Sets a status word on source rows, and on the rows of the application's own job table, which hear from the loader that they are worked
+/// on; best effort, since nothing depends on it.
+pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) {
     let plan = deps.fit.plan();
-    let Some(queue) = &plan.queue else { return true };
-    let words = &queue.words;
-    let (word, instead_of) = match what {
-        Mirrored::Processing => return true,
-        Mirrored::Released => (words.pending.as_str(), vec![words.processing.as_str()]),
-        Mirrored::Cancelled => (queue.word_of("cancelled"), vec![words.processing.as_str(), words.pending.as_str()]),
-    };
-    let written = async {
-        let mut connection = engine.pool.acquire().await?;
-        db::app::mirror_asking(&mut connection, &plan, queue, keys, word, &instead_of).await
-    };
-    matches!(tokio::time::timeout(Duration::from_secs(5), written).await, Ok(Ok(())))
+    if let Some(queue) = plan.queue.as_ref().filter(|_| what != Mirrored::Processing) {
+        let (words, cancelled) = (&queue.words, queue.word_of("cancelled"));
+        write_word(engine, &plan, Some(queue), keys, what.words(&words.processing, &words.pending, cancelled)).await;
+    }
+    if let Some(status) = &plan.pipeline.status {
+        let words = &status.words;
+        let cancelled = words.cancelled.as_ref().unwrap_or(&words.pending);
+        write_word(engine, &plan, None, keys, what.words(&words.processing, &words.pending, cancelled)).await;
+    }
 }
 
-/// Sets a status word on source rows; best effort, since nothing depends on it. Says whether it was done.
-pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) -> bool {
-    let told = tell_asking(engine, deps, keys, what).await;
-    let Some(status) = &deps.plan.pipeline.status else { return told };
-    let words = &status.words;
-    let (processing, pending) = (words.processing.as_str(), words.pending.as_str());
-    let (word, instead_of) = match what {
-        Mirrored::Processing => (processing, Vec::new()),
-        Mirrored::Released => (pending, vec![processing]),
-        Mirrored::Cancelled => (words.cancelled.as_deref().unwrap_or(pending), vec![processing, pending]),
-    };
+impl Mirrored {
+    /// The word to write, and those that it replaces; none: any.
+    fn words<'w>(self, processing: &'w str, pending: &'w str, cancelled: &'w str) -> (&'w str, Vec<&'w str>) {
+        match self {
+            Self::Processing => (processing, Vec::new()),
+            Self::Released => (pending, vec![processing]),
+            Self::Cancelled => (cancelled, vec![processing, pending]),
+        }
+    }
+}
+
+async fn write_word(
+    engine: &Engine,
+    plan: &Plan,
+    queue: Option<&QueuePlan>,
+    keys: &[&SourceKey],
+    (word, instead_of): (&str, Vec<&str>),
+) {
     let written = async {
         let mut connection = engine.pool.acquire().await?;
-        db::app::mirror(&mut connection, &deps.fit.plan(), keys, word, &instead_of).await
+        let mut stack = vec![keys];
+        // A key that does not fit its column, or a row that may not be written, is nobody else's trouble: what is refused is halved.
+        while let Some(keys) = stack.pop() {
+            let done = match queue {
+                Some(queue) => db::app::mirror_asking(&mut connection, plan, queue, keys, word, &instead_of).await,
+                None => db::app::mirror(&mut connection, plan, keys, word, &instead_of).await,
+            };
+            match done {
+                Err(error) if db::is_passing(&error) => return Err(error),
+                Err(_) if keys.len() > 1 => stack.extend(<[_; 2]>::from(keys.split_at(keys.len() / 2))),
+                Err(error) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     };
-    // A pool that is drained or a key that does not fit must not hold claims up.
+    // A pool that is drained must not hold claims up.
     match tokio::time::timeout(Duration::from_secs(5), written).await {
-        Ok(Ok(())) => return told,
+        Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
         Err(_) => tracing::debug!(word, "the status could not be mirrored in time"),
     }
-    false
 }

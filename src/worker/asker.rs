@@ -47,12 +47,14 @@ pub(super) async fn run(engine: Arc<Engine>) {
 /// The database is away or refuses.
 pub(super) async fn look(pool: &PgPool, plan: &Plan) -> sqlx::Result<i64> {
     let Some(queue) = &plan.queue else { return Ok(0) };
-    let registered = db::pipelines::find(pool, &plan.pipeline.name).await?;
-    let ours = registered.is_some_and(|registered| registered.generation == plan.generation && registered.census_done);
-    if !ours {
-        return Ok(0);
-    }
     let mut connection = pool.acquire().await?;
-    let opened = app::open_asked(&mut connection, plan, queue, MOST).await?;
-    Ok(opened + app::open_unmet(&mut connection, plan, queue, PATIENCE, MOST).await?)
+    let asked = app::asked_for(&mut connection, plan, queue).await?;
+    let mut opened = 0;
+    if asked.met {
+        opened += app::open_asked(&mut connection, plan, queue, MOST).await?;
+    }
+    if asked.unmet {
+        opened += app::open_unmet(&mut connection, plan, queue, PATIENCE, MOST).await?;
+    }
+    Ok(opened)
 }

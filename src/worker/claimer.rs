@@ -158,13 +158,12 @@ impl Quiet {
         self.since.values().any(|since| since.elapsed() > engine.settings.lease)
     }
 
-    async fn look(&mut self, connection: &mut PgConnection, by: Claimer<'_>) -> sqlx::Result<()> {
-        if claims::lonely_waits(connection, by).await? {
-            self.since.entry(by.pipeline.to_owned()).or_insert_with(Instant::now);
+    fn note(&mut self, pipeline: &str, waits: bool) {
+        if waits {
+            self.since.entry(pipeline.to_owned()).or_insert_with(Instant::now);
         } else {
-            self.since.remove(by.pipeline);
+            self.since.remove(pipeline);
         }
-        Ok(())
     }
 }
 
@@ -175,15 +174,16 @@ async fn claim_crashed(
     by: Claimer<'_>,
     quiet: &mut Quiet,
 ) -> sqlx::Result<Vec<Claimed>> {
-    if engine.hands.count() == 0 {
+    let waiting = claims::crashed(&mut *connection, by).await?;
+    if waiting.lonely && engine.hands.count() == 0 {
         let jobs = claims::claim_crashed(&mut *connection, by, claims::ALONE, 1).await?;
         if !jobs.is_empty() {
-            quiet.since.remove(by.pipeline);
+            quiet.note(by.pipeline, false);
             return Ok(jobs);
         }
     }
-    quiet.look(&mut *connection, by).await?;
-    if quiet.is_made(engine) {
+    quiet.note(by.pipeline, waiting.lonely);
+    if !waiting.others || quiet.is_made(engine) {
         return Ok(Vec::new());
     }
     for crashes in 1..claims::ALONE {

@@ -12,6 +12,8 @@ const PROMOTE: i64 = 5_000;
 const FOLD: i64 = 5_000;
 const RESCUE: i64 = 500;
 const PRUNE: i64 = 5_000;
+/// Slices of one table a minute: promoting and rescuing wait meanwhile.
+const MOST_SLICES: u32 = 20;
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
 /// Once a second promotes and folds; five times a lease rescues; once a minute tidies. Until `stop`.
@@ -23,8 +25,8 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let mut tidied_at: Option<Instant> = None;
     while !pause(Duration::from_secs(1), &engine.stop).await {
         let mut step = async || -> sqlx::Result<()> {
-            let promoted = db::jobs::promote(&engine.pool, PROMOTE).await?;
-            if promoted > 0 || fold(&engine).await? > 0 {
+            let due = db::jobs::promote(&engine.pool, PROMOTE).await?;
+            if due.promoted > 0 || (due.announced && fold(&engine).await? > 0) {
                 engine.wake.notify_waiters();
             }
             if rescued_at.elapsed() >= every && Instant::now() >= trusted_from {
@@ -72,14 +74,24 @@ async fn rescue(engine: &Engine) -> sqlx::Result<()> {
 }
 
 async fn tidy(engine: &Engine) -> sqlx::Result<()> {
-    let settings = &engine.settings;
-    db::calls::mark_unknown(&engine.pool, settings.lease * 4).await?;
-    db::attempts::prune(&engine.pool, settings.keep_history, PRUNE).await?;
-    db::calls::prune(&engine.pool, settings.keep_history, PRUNE).await?;
-    db::outbox::prune(&engine.pool, settings.keep_history, PRUNE).await?;
-    db::cache::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
-    db::transcripts::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
-    db::app::prune_reservations(&engine.pool, PRUNE).await?;
-    db::workers::prune(&engine.pool, settings.keep_history).await?;
+    let (pool, settings) = (&engine.pool, &engine.settings);
+    db::calls::mark_unknown(pool, settings.lease * 4).await?;
+    all(|| db::attempts::prune(pool, settings.keep_history, PRUNE)).await?;
+    all(|| db::calls::prune(pool, settings.keep_history, PRUNE)).await?;
+    all(|| db::outbox::prune(pool, settings.keep_history, PRUNE)).await?;
+    all(|| db::cache::prune(pool, settings.keep_cache, PRUNE)).await?;
+    all(|| db::transcripts::prune(pool, settings.keep_cache, PRUNE)).await?;
+    all(|| db::app::prune_reservations(pool, PRUNE)).await?;
+    db::workers::prune(pool, settings.keep_history).await?;
+    Ok(())
+}
+
+/// Prunes slice after slice: what comes faster than a slice a minute must go as fast.
+async fn all<F: Future<Output = sqlx::Result<u64>>>(prune: impl Fn() -> F) -> sqlx::Result<()> {
+    for _ in 0..MOST_SLICES {
+        if prune().await? < PRUNE.unsigned_abs() {
+            break;
+        }
+    }
     Ok(())
 }

@@ -132,12 +132,7 @@ async fn mirror_cancelled(engine: &Engine, deps: &Deps) {
         let Some((last, _)) = slice.last() else { return };
         after = *last;
         let keys: Vec<&SourceKey> = slice.iter().map(|(_, key)| key).collect();
-        if !mirror(engine, deps, &keys, Mirrored::Cancelled).await {
-            // A key that does not fit its column is nobody else's trouble.
-            for key in keys {
-                mirror(engine, deps, &[key], Mirrored::Cancelled).await;
-            }
-        }
+        mirror(engine, deps, &keys, Mirrored::Cancelled).await;
     }
 }
 

@@ -662,10 +662,10 @@ async fn what_does_not_fit_is_named_with_its_place() {
 }
 
 /// Roles are shared by all databases of the server: made once, never dropped.
-const WORKER: &str = "do $$ begin create role gristmill_test_worker; exception when duplicate_object or unique_violation then null; end $$; ";
+pub const WORKER: &str = "do $$ begin create role gristmill_test_worker; exception when duplicate_object or unique_violation then null; end $$; ";
 
 /// The same world, seen by a role that is neither superuser nor owner of anything.
-async fn as_worker(mut world: World) -> World {
+pub async fn as_worker(mut world: World) -> World {
     let mark = if world.database.url.contains('?') { '&' } else { '?' };
     let url = format!("{}{mark}options=-crole%3Dgristmill_test_worker", world.database.url);
     world.toml = world.toml.replace(&world.database.url, &url);

@@ -692,6 +692,8 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     let sample = |line: &str| metrics.lines().any(|known| known.starts_with(line));
     assert!(sample("gristmill_attempts_total{pipeline=\"documents\",outcome=\"done\"} "), "{metrics}");
     assert!(sample("gristmill_jobs{pipeline=\"documents\",state=\"pending\"} 0"), "{metrics}");
+    let age = metrics.lines().find_map(|line| line.strip_prefix("gristmill_backlog_age_seconds ")).expect("it is told");
+    assert!(age.parse::<f64>().unwrap() < 5.0, "{age}");
     // Finished jobs are counted by nobody who looks every few seconds.
     assert!(!metrics.contains("state=\"completed\""), "{metrics}");
     assert!(sample("gristmill_database_up 1"), "{metrics}");

@@ -110,6 +110,7 @@ async fn a_failure_stands_even_if_its_mirror_is_refused() {
 
     let job = "select concat_ws(' ', state, error_kind, mirror_error) from gristmill.embedding_jobs";
     assert_snapshot!(world.value::<String>(job).await, @"failed file the database refused the write: constraint no_failures of table documents refused the row");
+    assert_eq!(world.value::<String>("select processing_status from public.documents").await, "pending");
 }
 
 #[tokio::test]

@@ -291,3 +291,92 @@ async fn the_bill_is_judged_by_a_sample_that_is_cut_and_counted_as_a_job_would()
     assert!((200..400).contains(&guess.files), "{guess:?}");
     assert!((7_000..11_000).contains(&guess.tokens), "{guess:?}");
 }
+
+/// Rows of the starter pipeline that `backfill` names, as a program reads it.
+async fn backfill(world: &World, arguments: &[&str]) -> serde_json::Value {
+    let all: Vec<&str> = ["--json", "backfill", "documents"].iter().chain(arguments).copied().collect();
+    let ended = crate::cli::gristmill(world, &all).await.ok();
+    serde_json::from_str(&ended.out).expect("JSON")
+}
+
+#[tokio::test]
+async fn a_backfill_opens_what_was_ignored_held_or_never_seen_and_says_first_what_it_costs() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("existing = \"backfill\"", "existing = \"ignore\"");
+    insert_old_rows(&world).await;
+    world.register().await;
+    world
+        .sql(&format!(
+            "insert into public.documents (user_id, name, content) select '{USER}', 'late ' || n, 'Late text.' from generate_series(1, 40) n; \
+             insert into public.documents (user_id, name, content) values (gen_random_uuid(), 'other', 'Another''s text.'); \
+             update gristmill.embedding_jobs set started_at = now() where id = (select min(id) from gristmill.embedding_jobs)"
+        ))
+        .await;
+    let before = standing(&world).await;
+
+    let bill = backfill(&world, &["--dry-run"]).await;
+    assert_eq!((&bill["rows"], &bill["opened"]), (&340.into(), &0.into()), "{bill}");
+    assert!((1_500..2_500).contains(&bill["tokens_estimated"].as_i64().unwrap()), "{bill}");
+    assert!(bill["usd_estimated"].is_string(), "{bill}");
+    assert_eq!(standing(&world).await, before, "a look changes nothing");
+    let refused = crate::cli::gristmill(&world, &["backfill", "documents", "--where", "nope > 1"]).await;
+    assert!(refused.code == 1 && refused.err.contains("nope"), "{}", refused.err);
+
+    let some = backfill(&world, &["--yes", "--slice", "7", "--where", "source.name like 'late %' -- only these"]).await;
+    assert_eq!((&some["rows"], &some["opened"]), (&40.into(), &40.into()), "{some}");
+    let one = backfill(&world, &["--yes", "--tenant", &USER.to_string()]).await;
+    assert_eq!(one["opened"], 299, "{one}");
+    assert_eq!(backfill(&world, &["--dry-run"]).await["rows"], 1);
+    assert_eq!(
+        world.list("select distinct priority::text from gristmill.embedding_jobs where state = 'pending'").await,
+        ["-10"]
+    );
+
+    world.work().await;
+    assert_snapshot!(standing(&world).await, @r#"
+    340 completed
+    1 skipped skipped was there before, and existing = "ignore"
+    "#);
+    assert_eq!(vendor.paid_texts().len(), 340);
+    // What a person opened in bulk goes behind what is new, once: a change is new.
+    world.sql("update public.documents set content = 'Changed.', updated_at = now() where name = 'late 1'").await;
+    world.sweep(None).await;
+    assert_eq!(world.list("select priority::text from gristmill.embedding_jobs where state = 'pending'").await, ["0"]);
+}
+
+#[tokio::test]
+async fn a_backfill_adopts_vectors_that_came_with_their_rows_and_opens_what_waits() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("existing = \"backfill\"", "existing = \"adopt\"");
+    world.insert("1006", "Held text.").await;
+    world.register().await;
+    insert_old_rows(&world).await;
+
+    let bill = backfill(&world, &["--dry-run"]).await;
+    assert_eq!((&bill["rows"], &bill["rows_adopted"]), (&121.into(), &180.into()), "{bill}");
+    let done = backfill(&world, &["--yes"]).await;
+    assert_eq!((&done["opened"], &done["rows_adopted"]), (&121.into(), &180.into()), "{done}");
+
+    assert_snapshot!(standing(&world).await, @"
+    180 completed
+    121 pending
+    ");
+    assert_eq!(vendor.requests(), 0);
+    // Held rows and the generation are `accept`'s; here nothing is left to it.
+    assert_eq!(accept(&world).await, 0);
+    assert_eq!(backfill(&world, &["--dry-run"]).await["rows"], 0);
+}
+
+#[tokio::test]
+async fn rows_that_are_accepted_in_bulk_go_behind_new_ones() {
+    let world = World::new().await;
+    world.insert_sentences(5).await;
+    world.register().await;
+    accept(&world).await;
+    world.insert("new", "New text.").await;
+    world.sweep(None).await;
+
+    let order = "select d.name from gristmill.embedding_jobs j join public.documents d on j.source_key = jsonb_build_array(d.id::text) \
+                 where state = 'pending' order by -priority, run_at, j.id limit 1";
+    assert_eq!(world.list(order).await, ["new"]);
+}

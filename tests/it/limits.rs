@@ -131,3 +131,14 @@ async fn a_limit_that_asks_nothing_or_writes_is_named() {
     "#);
     assert_snapshot!(said("with gone as (delete from app.owners where id = {tenant} returning 1 as tokens) select tokens from gone").await, @"only asks, but this would delete app.owners");
 }
+
+#[tokio::test]
+async fn a_reservation_goes_with_its_lease_even_where_its_tenant_never_asks_again() {
+    let world = World::new().await;
+    world.register().await;
+    world.sql("insert into gristmill.reservations values (7, gen_random_uuid(), 'monthly', 'gone', 10, 0)").await;
+
+    let worker = world.start().await;
+    world.wait_for("select not exists (select from gristmill.reservations)").await;
+    worker.stop().await;
+}

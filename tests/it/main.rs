@@ -28,6 +28,7 @@ mod migrating;
 mod model;
 mod operator;
 mod outcomes;
+mod parents;
 mod postgres;
 mod providers;
 mod queue;

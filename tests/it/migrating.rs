@@ -119,7 +119,7 @@ async fn a_row_that_is_to_blame_fails_while_the_tables_fit() {
     world.work().await;
 
     assert_snapshot!(story(&world).await, @r"
-    bad processing
+    bad failed the row cannot be read: a value does not fit its column (22P02)
       job failed attempt=1 constraint the row cannot be read: a value does not fit its column (22P02)
       tried fail constraint
     good completed

@@ -75,7 +75,7 @@ async fn rows_that_ask_are_marked_and_answered_with_the_job_s_end() {
     assert_snapshot!(world.list(JOBS).await.join("\n"), @r#"
     a mill completed attempts=1 started ended | job completed r2 1 vectors
     a mill completed attempts=1 started ended | job completed r2 1 vectors
-    b none completed attempts=1 started ended | job skipped r2 0 vectors
+    b none completed attempts=0 started ended | job skipped r2 0 vectors
     c open pending attempts=0 | job 0 vectors
     d long failed attempts=1 the text has 50 tokens and must be one vector, but the model takes 20; set chunks.longer to "cut" or "mean", or chunk it started ended | job failed r2 0 vectors
     e later pending attempts=0 | job completed r1 1 vectors
@@ -195,4 +195,26 @@ async fn what_does_not_fit_the_job_table_is_named() {
     assert_snapshot!(said(TABLES, &DREAMS.replace("skipped = \"completed\"", "skipped = \"skipped\"")).await, @"column status of app.jobs does not take the word `skipped`: constraint jobs_status_check ((status = ANY (ARRAY['pending'::text, 'processing'::text, 'completed'::text, 'failed'::text]))) refuses it");
     assert_snapshot!(said(TABLES, &DREAMS.replace("dream_id = \"{id}\" }\npriority", "dream = \"{nr}\" }\npriority")).await, @"table app.jobs has no column dream; it has id, dream_id, status, priority, attempts, error_message, scheduled_at, started_at, completed_at");
     assert_snapshot!(said(TABLES, &DREAMS.replace("\"priority\"", "\"urgency\"")).await, @"table app.jobs has no column urgency; it has id, dream_id, status, priority, attempts, error_message, scheduled_at, started_at, completed_at");
+}
+
+#[tokio::test]
+async fn whoever_asks_for_a_row_that_cannot_be_read_hears_of_it_once() {
+    let pipelines = DREAMS.replace(
+        "text = \"{transcript}\"",
+        "text = \"{transcript} {share}\"\nvalues = { share = \"12 / (length(name) - 3)\" }",
+    );
+    for tables in [
+        TABLES.to_owned(),
+        // Its own columns may refuse the answer; the word is taken all the same.
+        TABLES.replace("error_message text", "error_message text check (error_message is null)"),
+    ] {
+        let world = application(&tables, &pipelines).await;
+        world.sql("insert into app.dreams (name, transcript) values ('bad', 'A mill by the sea.')").await;
+        ask(&world, "'bad'").await;
+        world.work().await;
+
+        let said = "select concat_ws(' ', q.status, j.state, j.error_kind) from app.jobs q, gristmill.embedding_jobs j";
+        assert_eq!(world.list(said).await, ["failed failed constraint"]);
+        assert_eq!(world.sweep(None).await, 0, "nobody asks any more");
+    }
 }

@@ -37,3 +37,22 @@ async fn a_change_embeds_again_and_an_unchanged_row_costs_nothing() {
     assert_eq!(contents, ["Other words."]);
     assert_eq!(world.value::<i64>("select count(*) from gristmill.usage_events where meter = 'tokens'").await, 2);
 }
+
+#[tokio::test]
+async fn old_history_goes_as_fast_as_it_came() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "The wheel turns.").await;
+    world.work().await;
+    world
+        .sql(
+            "insert into gristmill.job_attempts (job_id, revision, attempt, ended_at, outcome) \
+             select j.id, 1, 1, now() - n * interval '1 day', 'retry' from gristmill.embedding_jobs j, generate_series(29, 12040) n",
+        )
+        .await;
+
+    let worker = world.start().await;
+    // More than a slice: the rest would go a minute later.
+    world.wait_for("select count(*) = 1 from gristmill.job_attempts").await;
+    worker.stop().await;
+}

@@ -2,7 +2,8 @@
 
 use insta::assert_snapshot;
 
-use crate::world::World;
+use crate::fake_openai::{FakeOpenAi, Options};
+use crate::world::{DIMENSIONS, World};
 
 const WITH_A_WORD: &str = "alter table public.documents drop constraint documents_processing_status_check";
 
@@ -146,6 +147,49 @@ async fn a_row_whose_write_was_refused_loses_its_old_vectors_when_it_leaves() {
     assert_eq!(world.value::<i64>("select count(*) from public.document_chunks").await, 0);
     assert_snapshot!(world.states().await, @"
     1 cancelled left
+    1 failed constraint
+    ");
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_says_that_it_failed() {
+    let world = World::new().await.change(
+        "text = \"{content}\"",
+        "text = \"{content} {share}\"\nvalues = { share = \"12 / (length(name) - 3)\" }",
+    );
+    world.register().await;
+    world.insert("bad", "The wheel turns.").await;
+    world.insert("good", "The stone grinds.").await;
+
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"
+    bad failed | failed constraint
+    good completed 1 | completed
+    ");
+    assert_snapshot!(world.value::<String>("select error_message from public.documents where name = 'bad'").await, @"the row cannot be read: a value does not fit its column (22012)");
+}
+
+#[tokio::test]
+async fn a_key_that_fits_no_row_keeps_no_word_from_the_rows_beside_it() {
+    let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() });
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The wheel turns.").await;
+    world.sweep(None).await;
+    world.sql("select gristmill.enqueue('documents', 'no uuid')").await;
+
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let under_way = said(&world).await;
+    drop(gate);
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_eq!(under_way, "note processing | processing");
+    assert_snapshot!(world.states().await, @"
+    1 completed
     1 failed constraint
     ");
 }

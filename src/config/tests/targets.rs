@@ -209,7 +209,7 @@ fn effects_are_one_statement_each_with_names_that_mean_something() {
     one(
         "name = \"a\"\nsql = \"select 1\"\non = [\"done\", \"failed\"]",
         3,
-        ".on: \"failed\" is not a word that is known here; known are done, skipped, left",
+        ".on: an effect goes with what its job writes, and one that failed writes nothing: status.columns write to its row, and signal tells of it",
     );
     one(
         "name = \"a\"\nsql = \"select 1\"\nshared = { table = \"folders\" }",

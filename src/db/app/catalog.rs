@@ -182,6 +182,57 @@ pub async fn unique_keys(connection: &mut PgConnection, table: &Table) -> sqlx::
     Ok(rows)
 }
 
+/// A foreign key of a table.
+#[derive(Debug)]
+pub struct ForeignKey {
+    pub columns: Vec<String>,
+    pub references: TableName,
+    /// The columns it refers to, and their types, qualified.
+    pub referenced: Vec<String>,
+    pub types: Vec<String>,
+    /// Whether its columns have the types of those they refer to.
+    pub same_types: bool,
+    /// Whether this role may lock the rows it refers to, and sees all of them.
+    pub may_lock: bool,
+}
+
+/// The foreign keys of a table.
+pub async fn foreign_keys(connection: &mut PgConnection, table: &Table) -> sqlx::Result<Vec<ForeignKey>> {
+    let found = sqlx::query!(
+        r#"select n.nspname as "schema!", f.relname as "table!", array_agg(a.attname::text order by k.nth) as "columns!",
+                  array_agg(r.attname::text order by k.nth) as "referenced!",
+                  array_agg(quote_ident(tn.nspname) || '.' || quote_ident(t.typname) order by k.nth) as "types!",
+                  bool_and(a.atttypid = r.atttypid) as "same_types!",
+                  has_schema_privilege(n.oid, 'usage') and has_any_column_privilege(f.oid, 'update')
+                      and bool_and(has_column_privilege(f.oid, r.attnum, 'select'))
+                      and (not f.relrowsecurity or (select rolbypassrls or rolsuper from pg_catalog.pg_roles where rolname = current_user)
+                           or (not f.relforcerowsecurity and pg_catalog.pg_has_role(f.relowner, 'usage'))) as "may_lock!"
+           from pg_catalog.pg_constraint c
+           join pg_catalog.pg_class f on f.oid = c.confrelid join pg_catalog.pg_namespace n on n.oid = f.relnamespace
+           cross join unnest(c.conkey, c.confkey) with ordinality as k (attnum, refnum, nth)
+           join pg_catalog.pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.attnum
+           join pg_catalog.pg_attribute r on r.attrelid = c.confrelid and r.attnum = k.refnum
+           join pg_catalog.pg_type t on t.oid = r.atttypid join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace
+           where c.conrelid = $1 and c.contype = 'f' and c.conparentid = 0
+           group by c.oid, n.oid, n.nspname, f.oid, f.relname, f.relrowsecurity, f.relforcerowsecurity, f.relowner
+           order by n.nspname, f.relname, c.oid"#,
+        table.oid,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(found
+        .into_iter()
+        .map(|key| ForeignKey {
+            columns: key.columns,
+            references: TableName { schema: key.schema, table: key.table },
+            referenced: key.referenced,
+            types: key.types,
+            same_types: key.same_types,
+            may_lock: key.may_lock,
+        })
+        .collect())
+}
+
 /// The CHECK constraints that are about one column alone: their names and conditions.
 pub async fn checks(connection: &mut PgConnection, table: &Table, column: &str) -> sqlx::Result<Vec<(String, String)>> {
     let found = sqlx::query!(

@@ -70,8 +70,8 @@ impl SharedPlan {
 /// A table of shared rows, and the columns they are found by, each with its type.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SharedTable {
-    table: String,
-    columns: Vec<(String, String)>,
+    pub(super) table: String,
+    pub(super) columns: Vec<(String, String)>,
 }
 
 /// What a name that adds up over jobs is; every other name keeps jobs apart.
@@ -357,6 +357,22 @@ pub async fn lock_shared(
     keys: &BTreeSet<Vec<String>>,
     patient: bool,
 ) -> sqlx::Result<BTreeSet<Vec<String>>> {
+    lock(
+        connection,
+        table,
+        keys,
+        if patient { "no key update of shared" } else { "no key update of shared skip locked" },
+    )
+    .await
+}
+
+/// Locks rows `for` what is said, and returns the keys that are there and were passed over.
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    table: &SharedTable,
+    keys: &BTreeSet<Vec<String>>,
+    how: &str,
+) -> sqlx::Result<BTreeSet<Vec<String>>> {
     let columns = &table.columns;
     let matches: Vec<String> = columns
         .iter()
@@ -370,8 +386,7 @@ pub async fn lock_shared(
         table.table,
         matches.join(" and ")
     );
-    let skip = if patient { "" } else { " skip locked" };
-    let lock = format!("{select} order by {} for no key update of shared{skip}", order.join(", "));
+    let lock = format!("{select} order by {} for {how}", order.join(", "));
     // In two statements of their own: what follows has to see what the holder of a lock wrote before us.
     let locked = found(connection, lock, keys, columns.len()).await?;
     if locked.len() == keys.len() {

@@ -6,11 +6,11 @@ use rust_decimal::Decimal;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgExecutor, Row as _, SqlSafeStr as _};
 use sqlx::{Statement as _, query_scalar};
 
-use crate::config::{Limit, Name, Place};
+use crate::config::{Config, Limit, Name, Pipeline, Place, TenantRule};
 use crate::domain::{ClaimedJob, LeaseId};
 
 use super::check::Misfit;
-use super::effects::{Types, try_out};
+use super::effects::{Types, try_out, type_of};
 
 /// A limit whose query fits the database.
 #[derive(Debug, Clone)]
@@ -28,8 +28,33 @@ pub struct LimitPlan {
 /// What a limit's query may return.
 const COLUMNS: [&str; 3] = ["tokens", "usd", "resets"];
 
+/// The pipeline's limit, asked with tenants of the type that its rows have.
+pub(super) async fn of_pipeline(
+    connection: &mut PgConnection,
+    config: &Config,
+    pipeline: &Pipeline,
+    types: &Types,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<Option<LimitPlan>> {
+    let Some(limit) = pipeline.limit.as_ref().and_then(|name| config.limits.get(name)) else { return Ok(None) };
+    let text = || "pg_catalog.text".to_owned();
+    let tenant = match &pipeline.source.tenant {
+        Some(TenantRule::Name(name)) => types.cast(&Name::Row(name.clone())).unwrap_or_else(text),
+        Some(TenantRule::Expression(sql)) => {
+            type_of(connection, &pipeline.source.table, &sql.text).await?.unwrap_or_else(text)
+        }
+        Some(TenantRule::Constant(_)) => text(),
+        None => {
+            let message = format!("limit {} is asked per tenant, but source.tenant says nobody's", limit.name);
+            misfits.push(Misfit::new(&pipeline.source.place, message));
+            return Ok(None);
+        }
+    };
+    resolve(connection, types, &tenant, limit, misfits).await
+}
+
 /// Resolves a limit for a pipeline whose tenants have the type `tenant`.
-pub(super) async fn resolve(
+async fn resolve(
     connection: &mut PgConnection,
     types: &Types,
     tenant: &str,

@@ -2,6 +2,7 @@
 //! types qualified. Values are always bound, as text, and cast to the column's type: keys of any type work and indexes serve.
 
 mod assign;
+mod backfill;
 mod catalog;
 mod census;
 mod check;
@@ -12,6 +13,7 @@ mod known;
 mod leave;
 mod limits;
 mod load;
+mod parents;
 mod plan;
 mod queue;
 mod rights;
@@ -28,6 +30,7 @@ mod words;
 mod write;
 
 pub use assign::{ColumnWrite, WriteKind};
+pub use backfill::{Unworked, Wanted, count_unworked, open_unworked};
 pub use catalog::{Column, Table, vector_schema, vector_version};
 pub use census::{Census, census, has_rows, sample_unpaid};
 pub use check::Misfit;
@@ -36,15 +39,16 @@ pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
+pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
-pub use queue::{Answer, QueuePlan, answer, lock_marked, mark, mirror_asking, open_asked, open_unmet};
+pub use queue::{Answer, QueuePlan, answer, asked_for, lock_marked, mark, mirror_asking, open_asked, open_unmet};
 pub use search::{Hit, search};
 pub use survey::{Reference, Surveyed, buckets, commonest_word, has_function, survey};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{SparseKind, VectorKind, VectorType};
 pub use vector_index::{
-    Building, Distance, Indexed, Means as IndexMeans, VectorIndex, Wanted, building, create as create_index,
+    Building, Distance, IndexWanted, Indexed, Means as IndexMeans, VectorIndex, building, create as create_index,
     index_name, indexed, run_each as run_index,
 };
 pub use verify::{Finding, FindingKind, mend, orphans, verify};

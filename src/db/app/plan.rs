@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
 
-use crate::config::{ChunkFact, Config, Model, Name, Pipeline, PipelineKind, Place, TenantRule};
+use crate::config::{ChunkFact, Config, Model, Name, Pipeline, PipelineKind, Place};
 use crate::domain::SourceKey;
 
 use super::assign::{self, ColumnWrite, WriteKind};
@@ -14,6 +14,7 @@ use super::create::{self, Creation};
 use super::effects::{self, EffectPlan, Types};
 use super::fragments;
 use super::limits::{self, LimitPlan};
+use super::parents::{self, ParentPlan};
 use super::queue::{self, QueuePlan};
 use super::rights;
 use super::shape::{Shape, row_names};
@@ -37,6 +38,8 @@ pub struct Plan {
     pub target: TargetPlan,
     pub write: Vec<ColumnWrite>,
     pub status: Option<StatusPlan>,
+    /// The rows that new chunks refer to, beside the source row.
+    pub parents: Vec<ParentPlan>,
     pub effects: Vec<EffectPlan>,
     pub queue: Option<QueuePlan>,
     /// What makes the target, where it is ours to make and not there yet.
@@ -270,8 +273,18 @@ async fn resolve_now(
     let provider_kind = config.providers.get(&model.provider);
     let types = Types::read(connection, pipeline, &table).await?;
     let effects = effects::resolve(connection, pipeline, &table, &types, &mut misfits).await?;
-    let limit = limit_plan(connection, config, pipeline, &types, &mut misfits).await?;
+    let limit = limits::of_pipeline(connection, config, pipeline, &types, &mut misfits).await?;
     let queue = queue::resolve(connection, pipeline, &table, &mut misfits).await?;
+    let parents = parents::resolve(
+        connection,
+        &role.0,
+        &table,
+        target_table.as_ref(),
+        &target,
+        &pipeline.target.place,
+        &mut misfits,
+    )
+    .await?;
     let effect_names = effects::row_names(&effects);
     let plan = Plan {
         generation: provider_kind.map(|provider| pipeline.generation(&model, provider)).unwrap_or_default(),
@@ -284,6 +297,7 @@ async fn resolve_now(
         target,
         write,
         status,
+        parents,
         effects,
         queue,
         create: None,
@@ -306,31 +320,6 @@ async fn resolve_now(
         return Ok(Err(misfits));
     }
     Ok(Ok((plan, misfits)))
-}
-
-/// The pipeline's limit, asked with tenants of the type that its rows have.
-async fn limit_plan(
-    connection: &mut PgConnection,
-    config: &Config,
-    pipeline: &Pipeline,
-    types: &Types,
-    misfits: &mut Vec<Misfit>,
-) -> sqlx::Result<Option<LimitPlan>> {
-    let Some(limit) = pipeline.limit.as_ref().and_then(|name| config.limits.get(name)) else { return Ok(None) };
-    let text = || "pg_catalog.text".to_owned();
-    let tenant = match &pipeline.source.tenant {
-        Some(TenantRule::Name(name)) => types.cast(&Name::Row(name.clone())).unwrap_or_else(text),
-        Some(TenantRule::Expression(sql)) => {
-            effects::type_of(connection, &pipeline.source.table, &sql.text).await?.unwrap_or_else(text)
-        }
-        Some(TenantRule::Constant(_)) => text(),
-        None => {
-            let message = format!("limit {} is asked per tenant, but source.tenant says nobody's", limit.name);
-            misfits.push(Misfit::new(&pipeline.source.place, message));
-            return Ok(None);
-        }
-    };
-    limits::resolve(connection, types, &tenant, limit, misfits).await
 }
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {

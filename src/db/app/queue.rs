@@ -145,7 +145,77 @@ impl QueuePlan {
     }
 }
 
-/// Opens jobs for rows that ask and are due, and whose source row's job rests. One worker at a time looks.
+/// Rows that ask and are due, and whose source row's job rests, of the pipeline `$1`.
+fn due(plan: &Plan, queue: &QueuePlan) -> String {
+    format!(
+        "{table} as queue join {source} on {joined} \
+         left join ( \
+             select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror, \
+                    reason as gm_reason \
+             from gristmill.embedding_jobs where pipeline = $1 \
+         ) as gm_jobs on gm_source_key = {key} \
+         where queue.{status} = {pending} {due} and {when} \
+           and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
+                or gm_state = 'cancelled' and gm_kind is distinct from 'person' \
+                or gm_state = 'waiting' and gm_reason = {unmet})",
+        due = queue.due(),
+        unmet = literal(UNMET),
+        table = queue.table,
+        source = plan.relation(&plan.source),
+        joined = queue.joined(),
+        key = plan.key_json("source"),
+        status = queue.status.sql(),
+        pending = queue.word(&queue.words.pending),
+        when = plan.when,
+    )
+}
+
+/// Rows that are due and ask for a source row that is not there; none where an asking row does not have the source's key itself,
+/// since then nobody can tell what it asks for.
+fn unmet(plan: &Plan, queue: &QueuePlan) -> Option<String> {
+    let present: Vec<String> =
+        queue.key_of_asking(plan)?.iter().map(|(column, _)| format!("queue.{} is not null", column.sql())).collect();
+    Some(format!(
+        "{table} as queue where queue.{status} = {pending} {due} and {present} \
+         and not exists (select from {source} as source where {joined})",
+        table = queue.table,
+        status = queue.status.sql(),
+        pending = queue.word(&queue.words.pending),
+        due = queue.due(),
+        present = present.join(" and "),
+        source = plan.source,
+        joined = queue.joined(),
+    ))
+}
+
+/// Which kinds of rows ask.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub struct Asked {
+    /// For a source row that is there.
+    pub met: bool,
+    /// For one that is not.
+    pub unmet: bool,
+}
+
+/// Whether rows ask, of a pipeline that is registered with this generation and has counted the rows that were there before.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn asked_for(connection: &mut PgConnection, plan: &Plan, queue: &QueuePlan) -> sqlx::Result<Asked> {
+    let statement = format!(
+        "select standing and exists (select from {due}) as met, standing and {unmet} as unmet from ( \
+             select exists (select from gristmill.pipelines where name = $1 and generation = $2 and census_done) as standing) as gm",
+        due = due(plan, queue),
+        unmet = unmet(plan, queue).map_or_else(|| "false".to_owned(), |rows| format!("exists (select from {rows})")),
+    );
+    sqlx::query_as(AssertSqlSafe(statement))
+        .bind(&plan.pipeline.name)
+        .bind(&plan.generation)
+        .fetch_one(connection)
+        .await
+}
+
+/// Opens jobs for rows that ask. One worker at a time looks.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -161,31 +231,13 @@ pub async fn open_asked(
     );
     let statement = format!(
         "with asking as materialized ( \
-             select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority \
-             from {table} as queue join {source} on {joined} \
-             left join ( \
-                 select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror, \
-                        reason as gm_reason \
-                 from gristmill.embedding_jobs where pipeline = $1 \
-             ) as gm_jobs on gm_source_key = {key} \
-             where queue.{status} = {pending} {due} and {when} \
-               and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
-                    or gm_state = 'cancelled' and gm_kind is distinct from 'person' \
-                    or gm_state = 'waiting' and gm_reason = {unmet}) \
-             group by 1 order by 1 limit $2 \
+             select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority from {due} group by 1 order by 1 limit $2 \
          ) \
          select coalesce(sum(gristmill.open_jobs($1, array[gm_key], array[gm_tenant], array[null::timestamptz], gm_priority, false)), 0)::bigint \
          from asking where pg_try_advisory_xact_lock(hashtextextended('gristmill queue ' || $1, 0))",
         key = plan.key_json("source"),
         tenant = plan.tenant,
-        table = queue.table,
-        source = plan.relation(&plan.source),
-        joined = queue.joined(),
-        status = queue.status.sql(),
-        pending = queue.word(&queue.words.pending),
-        due = queue.due(),
-        when = plan.when,
-        unmet = literal(UNMET),
+        due = due(plan, queue),
     );
     let mut transaction = super::sweep::patient(connection).await?;
     let opened = sqlx::query_scalar(AssertSqlSafe(statement))
@@ -213,7 +265,7 @@ pub async fn open_unmet(
     patience: Duration,
     limit: i64,
 ) -> sqlx::Result<i64> {
-    let Some(key) = queue.key_of_asking(plan) else { return Ok(0) };
+    let (Some(key), Some(rows)) = (queue.key_of_asking(plan), unmet(plan, queue)) else { return Ok(0) };
     let text = |column: &Column| format!("queue.{}::text", column.sql());
     let parts: Vec<String> =
         key.iter().map(|(column, key)| format!("{}::{}::text", text(column), key.type_sql())).collect();
@@ -225,8 +277,7 @@ pub async fn open_unmet(
         .collect();
     let statement = format!(
         "with unmet as materialized ( \
-             select distinct case when {fits} then jsonb_build_array({parts}) end as gm_key from {table} as queue \
-             where queue.{status} = {pending} {due} and {present} and not exists (select from {source} as source where {joined}) \
+             select distinct case when {fits} then jsonb_build_array({parts}) end as gm_key from {rows} \
          ), asking as materialized ( \
              select gm_key, job.id is not null as gm_left \
              from unmet left join gristmill.embedding_jobs as job on job.pipeline = $1 and job.source_key = gm_key \
@@ -241,17 +292,6 @@ pub async fn open_unmet(
          from asking where gm_left and pg_try_advisory_xact_lock(hashtextextended('gristmill queue ' || $1, 0))",
         fits = fits.join(" and "),
         parts = parts.join(", "),
-        table = queue.table,
-        status = queue.status.sql(),
-        pending = queue.word(&queue.words.pending),
-        due = queue.due(),
-        present = key
-            .iter()
-            .map(|(column, _)| format!("queue.{} is not null", column.sql()))
-            .collect::<Vec<_>>()
-            .join(" and "),
-        source = plan.source,
-        joined = queue.joined(),
         unmet = literal(UNMET),
     );
     let mut transaction = super::sweep::patient(connection).await?;

@@ -31,10 +31,7 @@ pub async fn sweep_set(
     limit: i64,
 ) -> sqlx::Result<Slice> {
     let keys = plan.key.len();
-    let order = plan.pipeline.source.order.as_ref().map_or_else(
-        || "null::timestamptz".to_owned(),
-        |column| format!("(source.{}::text)::timestamptz", super::quote(column)),
-    );
+    let order = order_of(plan);
     // The job's columns have odd names, so that a configured expression over the row never meets them.
     let statement = format!(
         "with slice as materialized ( \
@@ -74,6 +71,14 @@ pub async fn sweep_set(
     let row = query.fetch_one(&mut *transaction).await?;
     transaction.commit().await?;
     read(&row, limit)
+}
+
+/// What a row's place among those of its tenant is, where the configuration says it.
+pub(super) fn order_of(plan: &Plan) -> String {
+    plan.pipeline.source.order.as_ref().map_or_else(
+        || "null::timestamptz".to_owned(),
+        |column| format!("(source.{}::text)::timestamptz", super::quote(column)),
+    )
 }
 
 /// Opening jobs takes many job rows in one transaction, and so does an application's own transaction through its triggers. The

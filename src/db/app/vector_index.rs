@@ -124,7 +124,7 @@ pub async fn indexed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result
 
 /// What index to build.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct IndexWanted {
     pub distance: Distance,
     /// Neighbours of a node, and how many are looked at when one is added; none: pgvector's own.
     pub m: Option<u32>,
@@ -132,7 +132,7 @@ pub struct Wanted {
 }
 
 /// The name an index of ours has, unquoted: of a pipeline's vectors, for a distance.
-pub fn index_name(plan: &Plan, wanted: &Wanted) -> String {
+pub fn index_name(plan: &Plan, wanted: &IndexWanted) -> String {
     let distance = wanted.distance.word();
     let stem: String = plan.pipeline.name.chars().take(63 - "gristmill__hnsw_cosine".len()).collect();
     format!("gristmill_{stem}_hnsw_{distance}")
@@ -142,7 +142,7 @@ pub fn index_name(plan: &Plan, wanted: &Wanted) -> String {
 ///
 /// # Errors
 /// pgvector has no index for so many dimensions.
-pub fn create(plan: &Plan, wanted: &Wanted) -> Result<String, String> {
+pub fn create(plan: &Plan, wanted: &IndexWanted) -> Result<String, String> {
     let (Some(table), Some(vector)) = (table_of(plan), plan.target.vector()) else {
         return Err("the pipeline makes no vectors".to_owned());
     };

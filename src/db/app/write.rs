@@ -19,7 +19,7 @@ const IN_PLACE: &str =
     "chunk.ctid = split_part(given.place, ':', 2)::tid and chunk.tableoid = split_part(given.place, ':', 1)::oid";
 
 /// Names the pipeline that writes in this transaction, so that its own triggers stay deaf. Waits for locks are
-/// short: parents of foreign keys are taken in no order of the application's, and it must not be the one that a deadlock costs. Returns the
+/// short: parents of foreign keys that could not be locked first are taken in no order of the application's, and it must not be the one that a deadlock costs. Returns the
 /// transaction's time, as text.
 ///
 /// # Errors

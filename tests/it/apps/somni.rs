@@ -154,15 +154,15 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
     03 completed completed attempts=1 at a time | 1 chunks tokens=16-16 v1024 bge-m3-v1 |
     04 completed completed attempts=1 at a time | 1 chunks tokens=15-15 v1024 bge-m3-v1 | water 0.95 in 0, flight 0.90 in 0, winter 0.85 in 0, home 0.80 in 0, sky 0.75 in 0
     05 completed completed attempts=1 at a time | 1 chunks tokens=13-13 v1024 bge-m3-v1 |
-    06 completed skipped attempts=1 at a time the text has only 7 characters | |
-    07 completed skipped attempts=1 at a time skip.when holds for the row | |
+    06 completed skipped attempts=0 at a time the text has only 7 characters | |
+    07 completed skipped attempts=0 at a time skip.when holds for the row | |
     08 completed completed attempts=1 at a time | 6 chunks tokens=342-654 v1024 bge-m3-v1 |
     09 completed failed attempts=1 at a time the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … | |
     # embedding_jobs
     02 completed attempts=1 timed
     05 completed attempts=1 timed
-    06 completed attempts=1 the text has only 7 characters timed
-    07 completed attempts=1 skip.when holds for the row timed
+    06 completed attempts=0 the text has only 7 characters timed
+    07 completed attempts=0 skip.when holds for the row timed
     08 completed attempts=1 timed
     09 failed attempts=1 the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … timed
     # themes
@@ -226,14 +226,14 @@ async fn dreams_are_embedded_asked_for_or_not_and_linked_to_themes() {
     03 completed completed attempts=1 at a time | 1 chunks tokens=16-16 v1024 bge-m3-v1 |
     04 completed completed attempts=1 at a time | 1 chunks tokens=15-15 v1024 bge-m3-v1 | water 0.95 in 0, flight 0.90 in 0, winter 0.85 in 0, home 0.80 in 0, sky 0.75 in 0
     05 completed completed attempts=1 at a time | 1 chunks tokens=13-13 v1024 bge-m3-v1 |
-    06 completed skipped attempts=1 at a time the text has only 7 characters | |
+    06 completed skipped attempts=0 at a time the text has only 7 characters | |
     08 completed completed attempts=1 at a time | 6 chunks tokens=342-654 v1024 bge-m3-v1 | teeth 1.00 in 1
     09 completed failed attempts=1 at a time the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … | |
     # embedding_jobs
     02 completed attempts=1 timed
     04 completed attempts=1 timed
     05 completed attempts=1 timed
-    06 completed attempts=1 the text has only 7 characters timed
+    06 completed attempts=0 the text has only 7 characters timed
     08 completed attempts=1 timed
     09 failed attempts=1 the provider refused the text: status 400, invalid_request_error: Rejected by our policy: …. The text was: … timed
     # themes
