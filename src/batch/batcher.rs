@@ -15,7 +15,7 @@ use crate::db::{self, cache};
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
-use super::gate::LaneStatus;
+use super::gate::{BREAKER_FIRST, LaneStatus};
 use super::lane::{Item, JobCall, Lane};
 use super::vital::Vital;
 
@@ -64,6 +64,9 @@ pub enum EmbedFailure {
     Credential { after: Duration, text: String },
     #[error("the provider cannot be used as configured: {text}")]
     Misconfigured { after: Duration, text: String },
+    /// Nobody's fault that is known.
+    #[error("the request ended without an answer to every text; the worker's log says why")]
+    Lost { after: Duration },
     #[error("the database is away or busy: {0}")]
     Database(String),
 }
@@ -173,9 +176,7 @@ impl Batcher {
         }
         let vectors: Option<Vec<Embedding>> = vectors.into_iter().collect();
         let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
-        vectors
-            .map(|vectors| Paid { vectors, tokens, parked })
-            .ok_or_else(|| EmbedFailure::Garbled("a text got no answer".to_owned()))
+        vectors.map(|vectors| Paid { vectors, tokens, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
     /// Fills in vectors that an earlier attempt paid for; returns their tokens.

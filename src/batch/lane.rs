@@ -17,9 +17,15 @@ use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, PATIENCE, PERSONS_PAUSE};
+use super::sending::Sending;
+use super::vital::contained;
 
 /// Tries of one request within the lane.
 const TRIES: u32 = 3;
+
+/// What no provider has a reason to refuse, and its tokens.
+const HARMLESS: &str = "The quick brown fox jumps over the lazy dog.";
+const HARMLESS_TOKENS: usize = 10;
 
 /// A vector and its tokens, or why there is none.
 type Answer = Result<(Embedding, u64), EmbedFailure>;
@@ -110,8 +116,8 @@ impl Lane {
 
     /// Sends a batch, and its halves where it is refused, until every text has an answer.
     async fn send(&self, batch: Vec<Item>) {
-        let mut stack = vec![(batch, 0)];
-        while let Some((mut batch, tries)) = stack.pop() {
+        let mut sending = Sending::new(batch);
+        while let Some((mut batch, tries)) = sending.parts.pop() {
             // Nobody waits for these any more: a job that failed, lost its lease or was handed back pays for nothing further.
             batch.retain(|item| !item.call.reply.is_closed());
             if batch.is_empty() {
@@ -122,21 +128,29 @@ impl Lane {
                 continue;
             }
             match self.request(&batch).await {
-                Ok(Ok(embedded)) => self.accept(batch, embedded).await,
-                Ok(Err(error)) => self.decide(error, batch, tries, &mut stack).await,
+                Ok(Ok(embedded)) => {
+                    if self.accept(batch, embedded).await {
+                        sending.refuse();
+                    }
+                }
+                Ok(Err(error)) => self.decide(error, batch, tries, &mut sending).await,
                 Err(error) => fail(batch, &EmbedFailure::Database(db::describe(&error))),
             }
+        }
+        match self.gate.suspicion() {
+            Some(failure) => sending.acquit(&failure),
+            None => sending.refuse(),
         }
     }
 
     /// What a refused request means for its texts.
-    async fn decide(&self, error: ProviderError, mut batch: Vec<Item>, tries: u32, stack: &mut Vec<(Vec<Item>, u32)>) {
+    async fn decide(&self, error: ProviderError, batch: Vec<Item>, tries: u32, sending: &mut Sending) {
         match error {
             ProviderError::RateLimited { after } => {
                 let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6))).min(LONGEST_PAUSE);
                 self.gate.shut(pause, EmbedFailure::RateLimited { after: pause });
                 if tries + 1 < TRIES && pause <= PATIENCE {
-                    stack.push((batch, tries + 1));
+                    sending.parts.push((batch, tries + 1));
                 } else {
                     fail(batch, &EmbedFailure::RateLimited { after: pause });
                 }
@@ -146,7 +160,7 @@ impl Lane {
                 let opened = self.gate.failed(&text);
                 if tries + 1 < TRIES && opened.is_none() {
                     tokio::time::sleep(Duration::from_millis(250 << tries)).await;
-                    stack.push((batch, tries + 1));
+                    sending.parts.push((batch, tries + 1));
                 } else {
                     let after = opened.unwrap_or(BREAKER_FIRST);
                     fail(batch, &EmbedFailure::Unavailable { after, text });
@@ -159,17 +173,55 @@ impl Lane {
             ProviderError::Misconfigured(text) => {
                 self.shut_and_fail(batch, &EmbedFailure::Misconfigured { after: PERSONS_PAUSE, text });
             }
-            ProviderError::TooLarge | ProviderError::Refused(_) | ProviderError::Garbled(_) if batch.len() > 1 => {
-                let half = batch.split_off(batch.len() / 2);
-                stack.push((half, 0));
-                stack.push((batch, 0));
+            ProviderError::Refused(text) => self.refused(text, batch, sending).await,
+            ProviderError::TooLarge | ProviderError::Garbled(_) | ProviderError::Panicked if batch.len() > 1 => {
+                sending.halve(batch);
             }
             ProviderError::TooLarge => fail(batch, &EmbedFailure::Refused("the text alone is too large".to_owned())),
-            ProviderError::Refused(text) => fail(batch, &EmbedFailure::Refused(text)),
-            ProviderError::Garbled(text) => match self.suspect(&batch, &text) {
-                Some(failure) => fail(batch, &failure),
-                None => fail(batch, &EmbedFailure::Garbled(text)),
-            },
+            ProviderError::Garbled(_) | ProviderError::Panicked => {
+                let text = match error {
+                    ProviderError::Garbled(text) => text,
+                    other => other.to_string(),
+                };
+                let failure = self.suspect(&batch, &text).unwrap_or(EmbedFailure::Garbled(text));
+                fail(batch, &failure);
+            }
+        }
+    }
+
+    /// A poisoned text is found by halving. Where text after text is refused and none accepted, it may as well be the provider that
+    /// takes none at all.
+    async fn refused(&self, text: String, batch: Vec<Item>, sending: &mut Sending) {
+        if let [item] = batch.as_slice() {
+            self.gate.count(std::iter::once(item.call.job.id));
+        }
+        if self.gate.is_suspected() && self.takes_nothing(&batch).await {
+            let failure = self.gate.blame(&text);
+            sending.acquit(&failure);
+            fail(batch, &failure);
+        } else if batch.len() > 1 {
+            sending.halve(batch);
+        } else {
+            sending.doubt(batch, text);
+        }
+    }
+
+    /// Asks with a text that nobody can object to, on the account of a job that was refused.
+    async fn takes_nothing(&self, batch: &[Item]) -> bool {
+        if self.gate.suspicion().is_some() {
+            return true;
+        }
+        let Some(item) = batch.first() else { return false };
+        let call = Arc::clone(&item.call);
+        let harmless = Item { text: HARMLESS.to_owned(), tokens: HARMLESS_TOKENS, nth: item.nth, call };
+        match self.request(&[harmless]).await {
+            Ok(Ok(embedded)) if embedded.vectors.iter().any(Result::is_ok) => {
+                self.gate.succeeded();
+                false
+            }
+            Ok(Ok(_) | Err(ProviderError::Refused(_) | ProviderError::TooLarge | ProviderError::Garbled(_))) => true,
+            // Nothing is learned of the texts; the next request meets the same trouble, and knows what to do about it.
+            Ok(Err(_)) | Err(_) => false,
         }
     }
 
@@ -182,17 +234,21 @@ impl Lane {
         fail(batch, failure);
     }
 
-    /// An answer with a vector for each text. Bad ones fail their texts; nothing but bad ones may be the provider's fault.
-    async fn accept(&self, batch: Vec<Item>, embedded: Embedded) {
-        if embedded.vectors.iter().any(Result::is_ok) {
+    /// An answer with a vector for each text. Bad ones fail their texts; nothing but bad ones may be the provider's fault. Says
+    /// whether any is good.
+    async fn accept(&self, batch: Vec<Item>, embedded: Embedded) -> bool {
+        let any = embedded.vectors.iter().any(Result::is_ok);
+        if any {
             self.gate.succeeded();
         } else if let Some(Err(bad)) = embedded.vectors.first() {
             let text = format!("every vector is bad; {}", bad_vector(0, batch.len(), *bad));
             if let Some(failure) = self.suspect(&batch, &text) {
-                return fail(batch, &failure);
+                fail(batch, &failure);
+                return false;
             }
         }
         self.deliver(batch, embedded).await;
+        any
     }
 
     /// One request on the books: intent, call, result.
@@ -201,7 +257,7 @@ impl Lane {
         db::patiently(|| async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await }).await?;
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
         let started = Instant::now();
-        let answer = self.embedder.embed(&texts).await;
+        let answer = contained(self.embedder.embed(&texts)).await;
         telemetry::provider_request(
             &self.settings.provider,
             &self.settings.model,
@@ -330,7 +386,7 @@ impl Lane {
     }
 }
 
-fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
+pub(super) fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
     for item in batch {
         item.call.failed.store(true, Ordering::Release);
         item.call.open.fetch_sub(1, Ordering::AcqRel);

@@ -15,6 +15,7 @@ mod loader;
 mod memory;
 mod repeat;
 mod reuse;
+mod sending;
 mod speech;
 mod transaction;
 mod vital;

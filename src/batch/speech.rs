@@ -18,6 +18,7 @@ use crate::telemetry;
 
 use super::batcher::{EmbedFailure, OfJob, price_now};
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
+use super::vital::contained;
 
 /// Tries of one part within the lane, while its provider asks for short pauses.
 const TRIES: u32 = 3;
@@ -139,7 +140,7 @@ impl Lane {
         let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
         db::patiently(intended).await.map_err(|error| database(&error))?;
         let started = Instant::now();
-        let answer = self.transcriber.transcribe(&piece.audio).await;
+        let answer = contained(self.transcriber.transcribe(&piece.audio)).await;
         let took = started.elapsed();
         telemetry::provider_request(&self.settings.provider, &self.settings.model, 1, answer.is_ok(), took);
         let result = self.result(&intent, piece.ms, &answer);
@@ -184,6 +185,7 @@ impl Lane {
                 "it is larger than the provider takes; lower largest_part or longest_part of the model".to_owned(),
             ),
             ProviderError::Refused(text) => EmbedFailure::RefusedAudio(text),
+            ProviderError::Panicked => EmbedFailure::Garbled(ProviderError::Panicked.to_string()),
             ProviderError::Garbled(text) => {
                 self.gate.suspect(std::iter::once(job), &text).unwrap_or(EmbedFailure::Garbled(text))
             }

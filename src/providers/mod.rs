@@ -167,6 +167,9 @@ pub enum ProviderError {
     /// The answer broke the contract, and which vector belongs to which text cannot be told.
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
+    /// Our own driver panicked: which input made it, and whether the request is paid, cannot be told.
+    #[error("the worker panicked over the request; its log says where")]
+    Panicked,
 }
 
 impl ProviderError {
@@ -182,6 +185,7 @@ impl ProviderError {
             Self::Unavailable(_) => ("failed", Some("unavailable")),
             // Nobody knows whether it is paid.
             Self::NoAnswer(_) => ("unknown", Some("no_answer")),
+            Self::Panicked => ("unknown", Some("panicked")),
         }
     }
 }
