@@ -29,8 +29,19 @@ const SUSPECTS: usize = 3;
 pub struct LaneStatus {
     pub provider: String,
     pub model: String,
+    /// Whose texts it is for, where these have a credential of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<String>,
     /// Why no request goes out, and for how many seconds more.
     pub paused: Option<(String, u64)>,
+}
+
+impl LaneStatus {
+    /// What people know it by.
+    pub fn name(&self) -> String {
+        let whose = if self.tenants.is_empty() { String::new() } else { format!(" of {}", self.tenants.join(", ")) };
+        format!("{}/{}{whose}", self.provider, self.model)
+    }
 }
 
 /// Open, or shut for a while and why.
@@ -77,9 +88,9 @@ impl Gate {
         }
     }
 
-    pub fn status(&self, provider: &str, model: &str) -> LaneStatus {
+    pub fn status(&self, provider: &str, model: &str, tenants: &[String]) -> LaneStatus {
         let paused = self.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs()));
-        LaneStatus { provider: provider.to_owned(), model: model.to_owned(), paused }
+        LaneStatus { provider: provider.to_owned(), model: model.to_owned(), tenants: tenants.to_vec(), paused }
     }
 
     /// For how long it is shut, if it is, and what that means for a request.

@@ -1,12 +1,13 @@
-//! A lane: one provider and model, with its queue, its requests under way, its breaker and its pauses.
+//! A lane: one model and credential, with its queue, its requests under way, its budget, its breaker and its pauses.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
 use sqlx::PgPool;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -16,8 +17,12 @@ use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
-use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, PATIENCE, PERSONS_PAUSE};
+use super::budget::Budget;
+use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
+use super::keyed::Keyed;
+use super::portions::{believed, portions, widen};
 use super::sending::Sending;
+use super::slots::Slots;
 use super::vital::contained;
 
 /// Tries of one request within the lane.
@@ -70,14 +75,23 @@ pub(super) struct Lane {
     pub settings: LaneSettings,
     owner: OwnerId,
     embedder: Arc<dyn Embedder>,
-    pub gate: Gate,
-    slots: Arc<Semaphore>,
+    tenants: Vec<String>,
+    gate: Gate,
+    slots: Arc<Slots>,
+    budget: Budget,
 }
 
 impl Lane {
-    pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
-        let slots = Arc::new(Semaphore::new(settings.concurrency));
-        Self { pool, settings, owner, embedder, gate: Gate::default(), slots }
+    pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, keyed: Keyed<dyn Embedder>) -> Self {
+        let Keyed { credential, tenants, driver: embedder } = keyed;
+        let slots = Slots::new(settings.concurrency);
+        let budget = Budget::new(pool.clone(), &settings.provider, &settings.model, credential, settings.allowance);
+        Self { pool, settings, owner, embedder, tenants, gate: Gate::default(), slots, budget }
+    }
+
+    /// How it is: open, or paused and why.
+    pub fn status(&self) -> LaneStatus {
+        self.gate.status(&self.settings.provider, &self.settings.model, &self.tenants)
     }
 
     /// Packs what comes into requests until the last sender is gone.
@@ -85,14 +99,21 @@ impl Lane {
         let mut next = items.recv().await;
         while let Some(first) = next {
             // With all requests under way, texts gather here and the next request is the fuller.
-            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let mut slot = Some(self.slots.acquire().await);
+            self.budget.breathe().await;
             let mut batch = vec![first];
             next = self.fill(&mut batch, &mut items).await;
-            let lane = Arc::clone(&self);
-            tokio::spawn(async move {
-                lane.send(batch).await;
-                drop(slot);
-            });
+            for batch in self.apart(batch) {
+                let slot = match slot.take() {
+                    Some(slot) => slot,
+                    None => self.slots.acquire().await,
+                };
+                let lane = Arc::clone(&self);
+                tokio::spawn(async move {
+                    lane.send(batch).await;
+                    drop(slot);
+                });
+            }
             if next.is_none() {
                 next = items.recv().await;
             }
@@ -102,16 +123,29 @@ impl Lane {
     /// Adds texts until the request is full or the linger is over; returns the text that did not fit.
     async fn fill(&self, batch: &mut Vec<Item>, items: &mut mpsc::UnboundedReceiver<Item>) -> Option<Item> {
         let end = Instant::now() + self.settings.linger;
+        let most = self.settings.tokens.min(self.budget.most_tokens());
         let mut tokens = batch.iter().map(|item| item.tokens).sum::<usize>();
-        while batch.len() < self.settings.inputs && tokens < self.settings.tokens {
+        while batch.len() < self.settings.inputs && tokens < most {
             let Ok(Some(item)) = tokio::time::timeout_at(end, items.recv()).await else { return None };
             tokens += item.tokens;
-            if tokens > self.settings.tokens {
+            if tokens > most {
                 return Some(item);
             }
             batch.push(item);
         }
         None
+    }
+
+    /// A request for each tenant, where these are to be kept apart.
+    fn apart(&self, batch: Vec<Item>) -> Vec<Vec<Item>> {
+        if self.settings.pack_across_tenants {
+            return vec![batch];
+        }
+        let mut apart: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+        for item in batch {
+            apart.entry(item.call.job.tenant.clone()).or_default().push(item);
+        }
+        apart.into_values().collect()
     }
 
     /// Sends a batch, and its halves where it is refused, until every text has an answer.
@@ -251,10 +285,16 @@ impl Lane {
         any
     }
 
-    /// One request on the books: intent, call, result.
+    /// One request within the budget and on the books: intent, call, result.
     async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
+        if let Some(wait) = self.budget.take(batch.iter().map(|item| item.tokens).sum()).await? {
+            return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
+        }
         let intent = self.intent(batch);
-        db::patiently(|| async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await }).await?;
+        let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
+        if let Some(wait) = db::patiently(intended).await? {
+            return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
+        }
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
         let started = Instant::now();
         let answer = contained(self.embedder.embed(&texts)).await;
@@ -265,6 +305,7 @@ impl Lane {
             answer.is_ok(),
             started.elapsed(),
         );
+        self.learn(&answer, started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
@@ -272,6 +313,20 @@ impl Lane {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         Ok(answer)
+    }
+
+    /// What an answer tells of how much more the provider takes.
+    async fn learn(&self, answer: &Result<Embedded, ProviderError>, began: Instant) {
+        match answer {
+            Ok(embedded) => {
+                self.slots.succeeded();
+                if let Some(reset) = embedded.limits.and_then(|limits| self.budget.hear(&limits)) {
+                    self.gate.shut(reset, EmbedFailure::RateLimited { after: reset });
+                    self.budget.shut(reset).await;
+                }
+            }
+            Err(error) => self.budget.learn(error, &self.slots, began).await,
+        }
     }
 
     fn intent(&self, batch: &[Item]) -> calls::Intent {
@@ -297,6 +352,7 @@ impl Lane {
             id: Uuid::new_v4(),
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
+            credential: self.budget.credential.clone(),
             seconds: None,
             shares,
         }
@@ -394,61 +450,6 @@ pub(super) fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
     }
 }
 
-fn widen(tokens: usize) -> u64 {
-    u64::try_from(tokens).unwrap_or(u64::MAX)
-}
-
 fn batch_tokens(batch: &[Item]) -> Vec<u64> {
     batch.iter().map(|item| widen(item.tokens)).collect()
-}
-
-/// The provider's count of tokens, or ours where it says none or one that the texts cannot have: tokenizers differ, but not by this much,
-/// and what is booked stays.
-fn believed(said: Option<u64>, texts: &[u64]) -> u64 {
-    let ours: u64 = texts.iter().sum();
-    let most = ours.saturating_mul(8).saturating_add(64 * widen(texts.len()));
-    match said {
-        Some(said) if said <= most => said,
-        Some(said) => {
-            tracing::error!(said, ours, "the provider's count of tokens is not possible: ours is booked");
-            ours
-        }
-        None => ours,
-    }
-}
-
-/// Splits a whole into parts by weight, so that the parts sum to the whole: each gets the difference of two rounded prefixes.
-fn portions(total: u64, weights: &[u64]) -> Vec<u64> {
-    let sum: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
-    let mut before: u128 = 0;
-    let mut given: u64 = 0;
-    weights
-        .iter()
-        .enumerate()
-        .map(|(nth, &weight)| {
-            before += u128::from(weight);
-            let last = nth + 1 == weights.len();
-            let upto = match (u128::from(total) * before).checked_div(sum) {
-                Some(upto) if !last => u64::try_from(upto).unwrap_or(total),
-                _ if last => total,
-                _ => given,
-            };
-            let part = upto.saturating_sub(given);
-            given = upto;
-            part
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_sum_to_the_whole() {
-        assert_eq!(portions(10, &[1, 1, 1]), [3, 3, 4]);
-        assert_eq!(portions(7, &[0, 0]), [0, 7]);
-        assert_eq!(portions(100, &[99, 1]), [99, 1]);
-        assert_eq!(portions(5, &[]), Vec::<u64>::new());
-    }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gristmill::batch::{Batcher, EmbedFailure, LaneSettings, OfJob, Text, Vital};
+use gristmill::batch::{Batcher, EmbedFailure, Keyed, LaneSettings, OfJob, Text, Vital};
+use gristmill::config::Allowance;
 use gristmill::domain::{JobId, OwnerId, Revision};
 use gristmill::providers::{Embedded, Embedder, ProviderError};
 use insta::assert_snapshot;
@@ -191,10 +192,14 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
         inputs: 100,
         tokens: 1_000,
         concurrency: 2,
+        allowance: Allowance::default(),
+        pack_across_tenants: true,
         linger: Duration::from_millis(20),
         prices: Vec::new(),
     };
-    let batcher = Batcher::start(world.pool.clone(), OwnerId::fresh(), settings, Arc::new(Clumsy), &Vital::default());
+    let driver: Arc<dyn Embedder> = Arc::new(Clumsy);
+    let keyed = Keyed { credential: String::new(), tenants: Vec::new(), driver };
+    let batcher = Batcher::start(world.pool.clone(), OwnerId::fresh(), settings, keyed, Vec::new(), &Vital::default());
     let embed = async |id: i64, text: &str| {
         let of =
             OfJob { id: JobId(id), revision: Revision(1), tenant: String::new(), tried: false, parked_since: None };

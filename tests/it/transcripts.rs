@@ -319,7 +319,14 @@ async fn a_rate_limit_is_waited_out_or_slept_off() {
     assert!(due, "the vendor's time is not kept");
     assert_eq!(world.calls().await, ["refused rate_limited 1.000", "refused rate_limited 1.000"]);
 
+    // Another worker keeps the pause that the first was told.
     world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    world.work().await;
+    assert_eq!((vendor.seen().len(), world.calls().await.len()), (2, 2));
+
+    world
+        .sql("update gristmill.budgets set shut_until = now(); update gristmill.embedding_jobs set run_at = now()")
+        .await;
     world.work().await;
     assert_eq!(vendor.paid(), [1.0]);
 }
