@@ -35,6 +35,18 @@ pub async fn take(
     .await
 }
 
+/// Removes what nobody has asked for in this time: a credential that is not used any more.
+pub async fn prune(db: impl PgExecutor<'_>, quiet: Duration) -> sqlx::Result<u64> {
+    let done = sqlx::query!(
+        r#"delete from gristmill.budgets
+           where greatest(requests_until, tokens_until, shut_until) < clock_timestamp() - make_interval(secs => $1)"#,
+        quiet.as_secs_f64(),
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 /// Makes all workers wait, as the provider told one of them; of two pauses the longer one holds.
 pub async fn shut(db: impl PgExecutor<'_>, provider: &str, credential: &str, pause: Duration) -> sqlx::Result<()> {
     sqlx::query!(

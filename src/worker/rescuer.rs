@@ -79,6 +79,7 @@ async fn tidy(engine: &Engine) -> sqlx::Result<()> {
     db::outbox::prune(&engine.pool, settings.keep_history, PRUNE).await?;
     db::cache::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
     db::transcripts::prune(&engine.pool, settings.keep_cache, PRUNE).await?;
+    db::budgets::prune(&engine.pool, settings.keep_history).await?;
     db::workers::prune(&engine.pool, settings.keep_history).await?;
     Ok(())
 }
