@@ -11,6 +11,7 @@ use crate::db::{self, budgets};
 use crate::providers::{ProviderError, RateLimits};
 use crate::telemetry;
 
+use super::batcher::EmbedFailure;
 use super::gate::{LONGEST_PAUSE, PATIENCE};
 use super::slots::Slots;
 
@@ -62,25 +63,36 @@ impl Budget {
         }
     }
 
-    /// Waits until a request of so many tokens is allowed. Where that is too far away it is not, and the answer says when it will be.
-    /// Nothing is asked where nothing is known to be limited.
-    pub async fn take(&self, tokens: usize) -> sqlx::Result<Option<Duration>> {
-        let Some(cost) = self.cost(tokens) else { return Ok(None) };
+    /// Counts a request that is about to ask, so that [`Self::breathe`] does not have to wait for the answer.
+    pub fn expect(&self, tokens: usize) {
+        let Some(cost) = self.cost(tokens) else { return };
+        let mut state = self.state();
+        let earliest = Instant::now().checked_sub(BURST);
+        state.free = state.free.max(earliest).map(|free| free + cost.requests.max(cost.tokens));
+    }
+
+    /// Waits until a request of so many tokens is allowed, and fails where that is too far away. Nothing is asked where nothing is known
+    /// to be limited.
+    pub async fn take(&self, tokens: usize) -> Result<(), EmbedFailure> {
+        let Some(cost) = self.cost(tokens) else { return Ok(()) };
         let take = || budgets::take(&self.pool, &self.provider, &self.credential, cost, BURST, PATIENCE);
-        let lead = db::patiently(take).await?;
+        let lead = db::patiently(take).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
         let asked = Instant::now();
         let wait = Duration::try_from_secs_f64(lead).unwrap_or_default();
         if !wait.is_zero() {
             telemetry::budget_wait(&self.provider, &self.model, wait);
         }
         if wait > PATIENCE {
-            return Ok(Some(wait));
+            return Err(EmbedFailure::RateLimited { after: wait.min(LONGEST_PAUSE) });
         }
         let made_up_for = Duration::try_from_secs_f64(-lead).unwrap_or_default();
         let paid_off = (asked + wait + cost.requests.max(cost.tokens)).checked_sub(made_up_for);
-        self.state().free = paid_off;
+        {
+            let mut state = self.state();
+            state.free = state.free.max(paid_off);
+        }
         tokio::time::sleep_until(asked + wait).await;
-        Ok(None)
+        Ok(())
     }
 
     fn cost(&self, tokens: usize) -> Option<budgets::Cost> {

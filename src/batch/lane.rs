@@ -108,6 +108,7 @@ impl Lane {
                     Some(slot) => slot,
                     None => self.slots.acquire().await,
                 };
+                self.budget.expect(sum_of_tokens(&batch));
                 let lane = Arc::clone(&self);
                 tokio::spawn(async move {
                     lane.send(batch).await;
@@ -124,7 +125,7 @@ impl Lane {
     async fn fill(&self, batch: &mut Vec<Item>, items: &mut mpsc::UnboundedReceiver<Item>) -> Option<Item> {
         let end = Instant::now() + self.settings.linger;
         let most = self.settings.tokens.min(self.budget.most_tokens());
-        let mut tokens = batch.iter().map(|item| item.tokens).sum::<usize>();
+        let mut tokens = sum_of_tokens(batch);
         while batch.len() < self.settings.inputs && tokens < most {
             let Ok(Some(item)) = tokio::time::timeout_at(end, items.recv()).await else { return None };
             tokens += item.tokens;
@@ -157,7 +158,7 @@ impl Lane {
             if batch.is_empty() {
                 continue;
             }
-            if let Err(failure) = self.gate.pass().await {
+            if let Err(failure) = self.may_send(&batch).await {
                 fail(batch, &failure);
                 continue;
             }
@@ -248,7 +249,11 @@ impl Lane {
         let Some(item) = batch.first() else { return false };
         let call = Arc::clone(&item.call);
         let harmless = Item { text: HARMLESS.to_owned(), tokens: HARMLESS_TOKENS, nth: item.nth, call };
-        match self.request(&[harmless]).await {
+        let harmless = [harmless];
+        if self.may_send(&harmless).await.is_err() {
+            return false;
+        }
+        match self.request(&harmless).await {
             Ok(Ok(embedded)) if embedded.vectors.iter().any(Result::is_ok) => {
                 self.gate.succeeded();
                 false
@@ -285,11 +290,16 @@ impl Lane {
         any
     }
 
-    /// One request within the budget and on the books: intent, call, result.
+    /// Waits until a request may go out: the lane is open and the budget allows it.
+    async fn may_send(&self, batch: &[Item]) -> Result<(), EmbedFailure> {
+        self.gate.pass().await?;
+        self.budget.take(sum_of_tokens(batch)).await?;
+        // It may have shut while this waited.
+        self.gate.pass().await
+    }
+
+    /// One request on the books: intent, call, result.
     async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
-        if let Some(wait) = self.budget.take(batch.iter().map(|item| item.tokens).sum()).await? {
-            return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
-        }
         let intent = self.intent(batch);
         let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
         if let Some(wait) = db::patiently(intended).await? {
@@ -448,6 +458,10 @@ pub(super) fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
         item.call.open.fetch_sub(1, Ordering::AcqRel);
         item.answer(Err(failure.clone()));
     }
+}
+
+fn sum_of_tokens(batch: &[Item]) -> usize {
+    batch.iter().map(|item| item.tokens).sum()
 }
 
 fn batch_tokens(batch: &[Item]) -> Vec<u64> {

@@ -112,9 +112,9 @@ impl SpeechLane {
             // Waiting ends with the job; what follows does not.
             lane.gate.pass().await?;
             let slot = lane.slots.acquire().await;
+            lane.budget.take(0).await?;
             // It may have shut while this waited.
             lane.gate.pass().await?;
-            lane.within_budget().await?;
             let (lane, of, piece) = (Arc::clone(lane), of.clone(), piece.clone());
             let task = tokio::spawn(async move {
                 let answer = lane.request(&of, &piece).await;
@@ -144,14 +144,6 @@ impl Lane {
 
     fn status(&self) -> LaneStatus {
         self.gate.status(&self.settings.provider, &self.settings.model, &self.tenants)
-    }
-
-    /// Waits until a request is allowed.
-    async fn within_budget(&self) -> Result<(), EmbedFailure> {
-        match self.budget.take(0).await.map_err(|error| database(&error))? {
-            Some(wait) => Err(self.wait(wait)),
-            None => Ok(()),
-        }
     }
 
     fn wait(&self, after: Duration) -> EmbedFailure {

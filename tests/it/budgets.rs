@@ -42,6 +42,17 @@ async fn moments_are_given_at_the_allowed_rate_and_never_hoarded() {
 }
 
 #[tokio::test]
+async fn what_nobody_asks_for_any_more_is_removed() {
+    let world = World::new().await;
+    take(&world, "used", 100, 0).await;
+    budgets::shut(&world.pool, "vendor", "shut", Duration::from_mins(1)).await.unwrap();
+    world.sql("insert into gristmill.budgets (provider, credential, tokens_until) values ('vendor', 'old', now() - interval '2 days')").await;
+    assert_eq!(budgets::prune(&world.pool, Duration::from_hours(24)).await.unwrap(), 1);
+    let left = world.list("select credential from gristmill.budgets order by 1").await;
+    assert_eq!(left, ["shut", "used"]);
+}
+
+#[tokio::test]
 async fn what_is_larger_than_any_bucket_passes_and_the_next_waits_for_it() {
     let world = World::new().await;
     let began = Instant::now();
@@ -99,6 +110,20 @@ async fn tokens_are_counted_too() {
 }
 
 #[tokio::test]
+async fn what_waits_for_its_moment_is_not_sent_to_a_lane_that_has_shut() {
+    let vendor = vendor();
+    vendor.always(Answer::unauthorized("sk-canary-secret"));
+    let world = world_of(&vendor, "requests_per_minute = 60").await;
+    world.register().await;
+    world.insert_sentences(16).await;
+
+    world.work().await;
+
+    assert_eq!(world.states().await, "16 waiting credential");
+    assert!(vendor.requests() <= 2, "{} requests", vendor.requests());
+}
+
+#[tokio::test]
 async fn a_pause_that_one_worker_was_told_holds_for_all() {
     for answer in [
         Answer::status(429).with("retry-after", "60"),
@@ -152,10 +177,11 @@ async fn a_vendor_that_takes_four_at_once_is_soon_sent_no_more() {
     world.insert_sentences(150).await;
     let held = vendor.hold();
     let worker = world.start().await;
-    // As many as a lane begins with; half of them are refused on the spot.
+    // As many as a lane begins with: half of them are refused on the spot, and so is their second try. A lane that did not learn
+    // would have sent all it may by then.
     tokio::time::timeout(Duration::from_secs(20), async {
-        vendor.arrived(8).await;
-        vendor.answered(4).await;
+        vendor.arrived(12).await;
+        vendor.answered(8).await;
     })
     .await
     .expect("requests arrive");
@@ -165,7 +191,7 @@ async fn a_vendor_that_takes_four_at_once_is_soon_sent_no_more() {
 
     assert_eq!(world.states().await, "150 completed");
     let refused = vendor.seen().iter().filter(|seen| seen.status == Some(429)).count();
-    assert!((4..=8).contains(&refused) && vendor.most_in_flight() <= 9, "{refused} of {}", vendor.requests());
+    assert!((8..=16).contains(&refused) && vendor.most_in_flight() <= 9, "{refused} of {}", vendor.requests());
 }
 
 #[tokio::test]
