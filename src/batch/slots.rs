@@ -21,8 +21,10 @@ struct State {
     /// How many may be taken.
     level: usize,
     taken: usize,
-    /// Answers since the level changed.
+    /// Answers since the level changed, while all slots were taken.
     answered: usize,
+    /// There was an answer since the level was lowered.
+    heard: bool,
     lowered: Option<Lowered>,
 }
 
@@ -38,7 +40,7 @@ pub(super) struct Slot(Arc<Slots>);
 
 impl Slots {
     pub fn new(most: usize) -> Arc<Self> {
-        let state = State { level: most.clamp(1, FIRST), taken: 0, answered: 0, lowered: None };
+        let state = State { level: most.clamp(1, FIRST), taken: 0, answered: 0, heard: true, lowered: None };
         Arc::new(Self { most: most.max(1), state: Mutex::new(state), freed: Notify::new() })
     }
 
@@ -81,6 +83,7 @@ impl State {
     /// While all slots are taken there may be room for another, and the answer says that there is. Doubles with each round until the
     /// provider has once said stop, then grows by one.
     fn succeeded(&mut self, most: usize, now: Instant) -> bool {
+        self.heard = true;
         if self.taken < self.level || self.level >= most {
             return false;
         }
@@ -102,7 +105,10 @@ impl State {
         if self.lowered.is_some_and(|lowered| began < lowered.at) {
             return;
         }
-        self.lowered = Some(Lowered { from: self.level, at: now });
+        // Of a provider that answers nothing at all it is not known how much it takes.
+        let from = self.lowered.filter(|_| !self.heard).map_or(self.level, |lowered| lowered.from);
+        self.lowered = Some(Lowered { from, at: now });
+        self.heard = false;
         self.answered = 0;
         self.level = (self.level / 2).max(1);
     }
@@ -131,7 +137,7 @@ mod tests {
 
     #[test]
     fn one_overload_is_one_step_down_and_the_way_up_stops_short_of_it() {
-        let mut state = State { level: 8, taken: 0, answered: 0, lowered: None };
+        let mut state = State { level: 8, taken: 0, answered: 0, heard: true, lowered: None };
         let began = Instant::now();
         assert_eq!(answer(&mut state, 1, began), 9);
         let now = began + Duration::from_millis(10);
@@ -143,11 +149,13 @@ mod tests {
         assert_eq!(answer(&mut state, 8, later), 9);
         (0..9).for_each(|_| state.overloaded(later, later));
         assert_eq!(state.level, 1);
+        // It was away, and takes as much again as before.
+        assert_eq!(answer(&mut state, 100, later), 8);
     }
 
     #[test]
     fn slots_that_are_free_say_nothing_of_room_for_more() {
-        let mut state = State { level: 8, taken: 7, answered: 0, lowered: None };
+        let mut state = State { level: 8, taken: 7, answered: 0, heard: true, lowered: None };
         assert!(!state.succeeded(MOST, Instant::now()));
     }
 

@@ -49,7 +49,7 @@ pub struct Options {
     pub longest: usize,
     /// Like services that do not know `encoding_format`.
     pub only_floats: bool,
-    /// More requests at once are answered with 429 on the spot.
+    /// More requests at once are answered with 429 on the spot, to be sent again soon.
     pub most_at_once: usize,
 }
 
@@ -285,7 +285,13 @@ async fn answer(service: &Service, headers: &HeaderMap, path: &'static str, requ
         service.held.subscribe().wait_for(|&gates| gates == 0).await.unwrap();
     }
 
-    let usual = || if too_many { Answer::status(429) } else { service.usual(request, authorization.as_deref()) };
+    let usual = || {
+        if too_many {
+            Answer::status(429).with("retry-after-ms", "50")
+        } else {
+            service.usual(request, authorization.as_deref())
+        }
+    };
     let answer = scripted.unwrap_or_else(usual);
     let dimensions = request.dimensions.unwrap_or(service.options.dimensions);
     let response = answer.respond(&request.input, dimensions, form);
