@@ -7,7 +7,9 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::config::Allowance;
+use crate::db::calls::{self, Intent};
 use crate::db::{self, budgets};
+use crate::domain::OwnerId;
 use crate::providers::{ProviderError, RateLimits};
 use crate::telemetry;
 
@@ -93,6 +95,17 @@ impl Budget {
         }
         tokio::time::sleep_until(asked + wait).await;
         Ok(())
+    }
+
+    /// Puts a call on the books, after a short pause that another worker was told. A long one is returned, and nothing is on the books.
+    pub async fn intend(&self, owner: OwnerId, intent: &Intent) -> sqlx::Result<Option<Duration>> {
+        let intended = || async { calls::intend(&mut *self.pool.acquire().await?, owner, intent).await };
+        loop {
+            match db::patiently(intended).await? {
+                Some(wait) if wait <= PATIENCE => tokio::time::sleep(wait).await,
+                done => return Ok(done),
+            }
+        }
     }
 
     fn cost(&self, tokens: usize) -> Option<budgets::Cost> {

@@ -301,8 +301,7 @@ impl Lane {
     /// One request on the books: intent, call, result.
     async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
         let intent = self.intent(batch);
-        let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
-        if let Some(wait) = db::patiently(intended).await? {
+        if let Some(wait) = self.budget.intend(self.owner, &intent).await? {
             return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
         }
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();

@@ -168,8 +168,7 @@ impl Lane {
                 tokens: 0,
             }],
         };
-        let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
-        if let Some(wait) = db::patiently(intended).await.map_err(|error| database(&error))? {
+        if let Some(wait) = self.budget.intend(self.owner, &intent).await.map_err(|error| database(&error))? {
             return Err(self.wait(wait));
         }
         let started = Instant::now();

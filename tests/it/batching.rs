@@ -10,7 +10,7 @@ use gristmill::providers::{Embedded, Embedder, ProviderError};
 use insta::assert_snapshot;
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of, vector_of};
-use crate::world::{DIMENSIONS, World};
+use crate::world::{DIMENSIONS, USER, World};
 
 fn vendor() -> FakeOpenAi {
     FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
@@ -110,9 +110,14 @@ async fn poisoned_neighbours_fail_alone_too() {
     vendor.poison("POISON");
     let world = world_of(&vendor).await;
     world.register().await;
-    for nth in 0..10 {
-        world.insert("poisoned", &format!("Sentence {nth} with POISON in it.")).await;
-    }
+    // Their keys come first, so they stand beside each other in a request.
+    world
+        .sql(&format!(
+            "insert into public.documents (id, user_id, name, content) \
+             select lpad(nth::text, 32, '0')::uuid, '{USER}', 'poisoned', format('Sentence %s with POISON in it.', nth) \
+             from generate_series(1, 10) as nth"
+        ))
+        .await;
     world.insert_sentences(90).await;
 
     world.work().await;
