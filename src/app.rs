@@ -281,7 +281,7 @@ impl Running {
 }
 
 fn status(lanes: &[Batcher], speech: &[SpeechLane]) -> Vec<LaneStatus> {
-    lanes.iter().map(Batcher::status).chain(speech.iter().map(SpeechLane::status)).collect()
+    lanes.iter().flat_map(Batcher::status).chain(speech.iter().flat_map(SpeechLane::status)).collect()
 }
 
 /// Checks, registers and wires everything up to an engine that is ready to run.

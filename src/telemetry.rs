@@ -14,6 +14,12 @@ pub fn provider_request(provider: &str, model: &str, inputs: usize, ok: bool, to
     histogram!("gristmill_provider_request_seconds", &labels).record(took.as_secs_f64());
 }
 
+/// A request had to wait, or did not go out, for what its provider allows in a minute.
+pub fn budget_wait(provider: &str, model: &str, wait: Duration) {
+    let labels = [("provider", provider.to_owned()), ("model", model.to_owned())];
+    histogram!("gristmill_budget_wait_seconds", &labels).record(wait.as_secs_f64());
+}
+
 /// Jobs were claimed.
 pub fn claimed(pipeline: &str, jobs: usize) {
     counter!("gristmill_claimed_total", "pipeline" => pipeline.to_owned())
@@ -135,6 +141,10 @@ fn describe_all() {
     describe_counter!("gristmill_provider_requests_total", "Requests to providers that came back");
     describe_counter!("gristmill_provider_inputs_total", "Texts in requests to providers");
     describe_histogram!("gristmill_provider_request_seconds", "How long requests to providers took");
+    describe_histogram!(
+        "gristmill_budget_wait_seconds",
+        "How far away the moment was at which requests were allowed, of those that had to wait"
+    );
     describe_counter!("gristmill_claimed_total", "Jobs claimed by this process");
     describe_counter!("gristmill_attempts_total", "Attempts of this process by how they ended");
     describe_histogram!("gristmill_attempt_seconds", "How long attempts took");

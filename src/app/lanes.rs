@@ -6,9 +6,9 @@ use std::sync::Arc;
 use rust_decimal::Decimal;
 use sqlx::PgPool;
 
-use crate::batch::{Batcher, LaneSettings, SpeechLane, SpeechSettings, Vital};
+use crate::batch::{Batcher, Keyed, LaneSettings, SpeechLane, SpeechSettings, Vital};
 use crate::chunk::{Rules, Tokenizer};
-use crate::config::{Config, Meter, Model, Provider};
+use crate::config::{Config, Meter, Model, Provider, Secret};
 use crate::db;
 use crate::db::app::Plan;
 use crate::db::prices::Dated;
@@ -83,7 +83,12 @@ impl<'a> Lanes<'a> {
 
     async fn open_vectors(&mut self, model: &Model) -> Result<(Batcher, Tokenizer), StartError> {
         let provider = self.provider(model)?;
-        let (embedder, tokenizer) = embedder(provider, model).await.map_err(|reason| refuse(model, reason))?;
+        let (driver, tokenizer) = embedder(provider, model).await.map_err(|reason| refuse(model, reason))?;
+        let mut own = Vec::new();
+        for (key, tenants) in own_keys(provider) {
+            let (driver, _) = embedder(&provider.with_key(key), model).await.map_err(|reason| refuse(model, reason))?;
+            own.push(Keyed { credential: key.fingerprint(), tenants, driver });
+        }
         let settings = LaneSettings {
             provider: model.provider.clone(),
             model: model.name.clone(),
@@ -92,30 +97,56 @@ impl<'a> Lanes<'a> {
             inputs: model.inputs,
             tokens: model.tokens,
             concurrency: provider.concurrency,
+            allowance: provider.allowance,
+            pack_across_tenants: provider.pack_across_tenants,
             linger: self.config.worker.linger,
             prices: self.prices(model, Meter::Tokens),
         };
         alarm(model, settings.price().is_none());
-        let batcher = Batcher::start(self.pool.clone(), self.owner, settings, Arc::clone(&embedder), self.vital);
-        self.embedders.insert(model.label.clone(), embedder);
+        self.embedders.insert(model.label.clone(), Arc::clone(&driver));
+        let others = Keyed { credential: fingerprint(provider), tenants: Vec::new(), driver };
+        let batcher = Batcher::start(self.pool.clone(), self.owner, settings, others, own, self.vital);
         self.vectors.insert(model.label.clone(), (batcher.clone(), tokenizer.clone()));
         Ok((batcher, tokenizer))
     }
 
     fn open_speech(&mut self, model: &Model) -> Result<SpeechLane, StartError> {
         let provider = self.provider(model)?;
-        let transcriber = transcriber(provider, model).map_err(|reason| refuse(model, reason))?;
+        let driver = |provider: &Provider| transcriber(provider, model).map_err(|reason| refuse(model, reason));
+        let others = Keyed { credential: fingerprint(provider), tenants: Vec::new(), driver: driver(provider)? };
+        let own = own_keys(provider).into_iter().map(|(key, tenants)| {
+            Ok(Keyed { credential: key.fingerprint(), tenants, driver: driver(&provider.with_key(key))? })
+        });
+        let own = own.collect::<Result<_, StartError>>()?;
         let settings = SpeechSettings {
             provider: model.provider.clone(),
             model: model.name.clone(),
             concurrency: provider.concurrency,
+            allowance: provider.allowance,
             prices: self.prices(model, Meter::AudioMinutes),
         };
-        let lane = SpeechLane::new(self.pool.clone(), self.owner, settings, transcriber);
+        let lane = SpeechLane::new(self.pool, self.owner, &settings, others, own);
         alarm(model, lane.price().is_none());
         self.speech.insert(model.label.clone(), lane.clone());
         Ok(lane)
     }
+}
+
+/// The keys that tenants have of their own, each with its tenants: what shares a key shares a lane. Whose key is that of all others is
+/// one of them.
+fn own_keys(provider: &Provider) -> Vec<(&Secret, Vec<String>)> {
+    let others = fingerprint(provider);
+    let mut keys: BTreeMap<String, (&Secret, Vec<String>)> = BTreeMap::new();
+    for (tenant, key) in &provider.keys {
+        keys.entry(key.fingerprint()).or_insert((key, Vec::new())).1.push(tenant.clone());
+    }
+    keys.remove(&others);
+    keys.into_values().collect()
+}
+
+/// What the credential of all tenants without a key of their own is known by.
+fn fingerprint(provider: &Provider) -> String {
+    provider.kind.key().map(Secret::fingerprint).unwrap_or_default()
 }
 
 fn refuse(model: &Model, reason: String) -> StartError {

@@ -91,8 +91,7 @@ pub enum Asked {
 ///
 /// # Errors
 /// What is wrong with the address, the credential or the service.
-pub async fn ask(config: &Config, model: &Model) -> Result<Option<Asked>, String> {
-    let Some(provider) = config.providers.get(&model.provider) else { return Ok(None) };
+pub async fn ask(provider: &Provider, model: &Model) -> Result<Option<Asked>, String> {
     let ProviderKind::OpenAi { url, key } = &provider.kind else { return Ok(None) };
     let models = open_ai(provider, url, key.as_ref(), model)?.models().await.map_err(|error| with_causes(&error))?;
     // Some services list `name:tag` and take `name`.

@@ -1,4 +1,4 @@
-//! The batcher: texts of many jobs and tenants packed into full requests, under one lane per provider and model.
+//! The batcher: texts of many jobs and tenants packed into full requests, under one lane per model and credential.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,12 +10,14 @@ use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
 use tokio::sync::mpsc;
 
+use crate::config::Allowance;
 use crate::db::prices::Dated;
 use crate::db::{self, cache};
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
-use super::gate::LaneStatus;
+use super::gate::{BREAKER_FIRST, LaneStatus};
+use super::keyed::{ByTenant, Keyed};
 use super::lane::{Item, JobCall, Lane};
 use super::vital::Vital;
 
@@ -64,6 +66,9 @@ pub enum EmbedFailure {
     Credential { after: Duration, text: String },
     #[error("the provider cannot be used as configured: {text}")]
     Misconfigured { after: Duration, text: String },
+    /// Nobody's fault that is known.
+    #[error("the request ended without an answer to every text; the worker's log says why")]
+    Lost { after: Duration },
     #[error("the database is away or busy: {0}")]
     Database(String),
 }
@@ -82,6 +87,9 @@ pub struct LaneSettings {
     pub tokens: usize,
     /// Requests under way at once.
     pub concurrency: usize,
+    pub allowance: Allowance,
+    /// Whether texts of several tenants may share a request.
+    pub pack_across_tenants: bool,
     /// How long a request that is not full waits for more texts.
     pub linger: Duration,
     /// The prices of a token, oldest date first; none that holds is an alarm.
@@ -107,35 +115,46 @@ pub(super) fn price_now(prices: &[Dated]) -> Option<(i64, Decimal)> {
     prices.iter().rev().find(|price| price.valid_from <= now).map(|price| (price.id, price.usd))
 }
 
-/// Embeds texts through one lane. Cheap to clone.
+/// Embeds texts through a lane for each credential. Cheap to clone.
 #[derive(Clone)]
 pub struct Batcher {
+    lanes: ByTenant<Entrance>,
+    pool: PgPool,
+    settings: Arc<LaneSettings>,
+}
+
+#[derive(Clone)]
+struct Entrance {
     sender: mpsc::UnboundedSender<Item>,
     lane: Arc<Lane>,
 }
 
 impl Batcher {
-    /// Starts a lane; it ends with its last clone.
+    /// Starts a lane for each credential: of tenants that have their `own`, and of all others. They end with the last clone.
     pub fn start(
         pool: PgPool,
         owner: OwnerId,
         settings: LaneSettings,
-        embedder: Arc<dyn Embedder>,
+        others: Keyed<dyn Embedder>,
+        own: Vec<Keyed<dyn Embedder>>,
         vital: &Vital,
     ) -> Self {
-        let lane = Arc::new(Lane::new(pool, owner, settings, embedder));
-        let (sender, items) = mpsc::unbounded_channel();
-        vital.spawn("batcher", Arc::clone(&lane).run(items));
-        Self { sender, lane }
+        let lanes = ByTenant::new(others, own, |keyed| {
+            let lane = Arc::new(Lane::new(pool.clone(), owner, settings.clone(), keyed));
+            let (sender, items) = mpsc::unbounded_channel();
+            vital.spawn("batcher", Arc::clone(&lane).run(items));
+            Entrance { sender, lane }
+        });
+        Self { lanes, pool, settings: Arc::new(settings) }
     }
 
     pub fn settings(&self) -> &LaneSettings {
-        &self.lane.settings
+        &self.settings
     }
 
-    /// How the lane is: open, or paused and why.
-    pub fn status(&self) -> LaneStatus {
-        self.lane.gate.status(&self.lane.settings.provider, &self.lane.settings.model)
+    /// How each lane is: open, or paused and why.
+    pub fn status(&self) -> Vec<LaneStatus> {
+        self.lanes.all().map(|entrance| entrance.lane.status()).collect()
     }
 
     /// Embeds a job's texts. Waits with thousands of others until a full request is worth sending.
@@ -160,10 +179,11 @@ impl Batcher {
         });
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
+        let Entrance { sender, .. } = self.lanes.of(&job.tenant);
         for nth in open {
             let Some(text) = texts[nth].take() else { continue };
             let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call) };
-            self.sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
+            sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
         }
         drop(call);
         while let Some((nth, answer)) = answers.recv().await {
@@ -173,9 +193,7 @@ impl Batcher {
         }
         let vectors: Option<Vec<Embedding>> = vectors.into_iter().collect();
         let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
-        vectors
-            .map(|vectors| Paid { vectors, tokens, parked })
-            .ok_or_else(|| EmbedFailure::Garbled("a text got no answer".to_owned()))
+        vectors.map(|vectors| Paid { vectors, tokens, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
     /// Fills in vectors that an earlier attempt paid for; returns their tokens.
@@ -186,13 +204,13 @@ impl Batcher {
         vectors: &mut [Option<Embedding>],
     ) -> Result<u64, EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
-        let name = self.lane.settings.cache_name();
-        let parked = db::patiently(|| cache::find(&self.lane.pool, &job.tenant, &name, &hashes, job.parked_since))
+        let name = self.settings.cache_name();
+        let parked = db::patiently(|| cache::find(&self.pool, &job.tenant, &name, &hashes, job.parked_since))
             .await
             .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
         let mut tokens = 0;
         for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
-            if let Some(found) = parked.get(hash).filter(|found| found.vector.len() == self.lane.settings.dimensions) {
+            if let Some(found) = parked.get(hash).filter(|found| found.vector.len() == self.settings.dimensions) {
                 *vector = Some(found.clone());
                 tokens += u64::try_from(text.tokens).unwrap_or(u64::MAX);
             }
@@ -205,8 +223,8 @@ impl Batcher {
         if texts.is_empty() {
             return;
         }
-        let model = self.lane.settings.cache_name();
-        if let Err(error) = cache::forget(&self.lane.pool, tenant, &model, texts).await {
+        let model = self.settings.cache_name();
+        if let Err(error) = cache::forget(&self.pool, tenant, &model, texts).await {
             tracing::warn!(vectors = texts.len(), error = db::describe(&error), "parked vectors stay behind");
         }
     }
@@ -221,7 +239,7 @@ impl Batcher {
                 embedding: embedding.clone(),
             })
             .collect();
-        self.lane.park(&parked).await;
+        self.lanes.of(tenant).lane.park(&parked).await;
     }
 }
 

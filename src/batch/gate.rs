@@ -29,8 +29,19 @@ const SUSPECTS: usize = 3;
 pub struct LaneStatus {
     pub provider: String,
     pub model: String,
+    /// Whose texts it is for, where these have a credential of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tenants: Vec<String>,
     /// Why no request goes out, and for how many seconds more.
     pub paused: Option<(String, u64)>,
+}
+
+impl LaneStatus {
+    /// What people know it by.
+    pub fn name(&self) -> String {
+        let whose = if self.tenants.is_empty() { String::new() } else { format!(" of {}", self.tenants.join(", ")) };
+        format!("{}/{}{whose}", self.provider, self.model)
+    }
 }
 
 /// Open, or shut for a while and why.
@@ -77,9 +88,9 @@ impl Gate {
         }
     }
 
-    pub fn status(&self, provider: &str, model: &str) -> LaneStatus {
+    pub fn status(&self, provider: &str, model: &str, tenants: &[String]) -> LaneStatus {
         let paused = self.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs()));
-        LaneStatus { provider: provider.to_owned(), model: model.to_owned(), paused }
+        LaneStatus { provider: provider.to_owned(), model: model.to_owned(), tenants: tenants.to_vec(), paused }
     }
 
     /// For how long it is shut, if it is, and what that means for a request.
@@ -121,25 +132,45 @@ impl Gate {
     /// Counts jobs that got nothing but bad answers; too many in a row shut the lane, or find it shut, and that is then what
     /// becomes of them.
     pub fn suspect(&self, jobs: impl Iterator<Item = JobId>, text: &str) -> Option<EmbedFailure> {
+        self.count(jobs);
+        self.is_suspected().then(|| self.blame(text))
+    }
+
+    /// Counts jobs that got nothing but bad answers or refusals.
+    pub fn count(&self, jobs: impl Iterator<Item = JobId>) {
         let mut gate = self.state();
         for job in jobs {
             if gate.suspects.len() < SUSPECTS && !gate.suspects.contains(&job) {
                 gate.suspects.push(job);
             }
         }
-        if gate.suspects.len() < SUSPECTS {
-            return None;
-        }
-        // Requests that were under way when it was shut tell nothing new.
-        if let (Some(left), true) = (gate.left(), gate.is_suspicious()) {
-            return gate.failure.clone().map(|failure| failure.waiting(left));
-        }
+    }
+
+    /// Whether so many jobs in a row got nothing of use that it may be the provider.
+    pub fn is_suspected(&self) -> bool {
+        self.state().suspects.len() >= SUSPECTS
+    }
+
+    /// Shuts the lane, since it is the provider.
+    pub fn blame(&self, text: &str) -> EmbedFailure {
+        let mut gate = self.state();
         let pause = PERSONS_PAUSE.saturating_mul(1 << gate.suspected.min(8)).min(LONGEST_PERSONS_PAUSE);
-        gate.suspected += 1;
         let failure = EmbedFailure::Misconfigured { after: pause, text: text.to_owned() };
+        // Requests that were under way when it was shut tell nothing new.
+        if let (Some(left), true, Some(shut)) = (gate.left(), gate.is_suspicious(), gate.failure.clone()) {
+            return shut.waiting(left);
+        }
+        gate.suspected += 1;
         gate.until = Some(Instant::now() + pause);
         gate.failure = Some(failure.clone());
-        Some(failure)
+        failure
+    }
+
+    /// What the lane is shut for, where it is because no job gets a good answer.
+    pub fn suspicion(&self) -> Option<EmbedFailure> {
+        let gate = self.state();
+        let left = gate.left().filter(|_| gate.is_suspicious())?;
+        gate.failure.clone().map(|failure| failure.waiting(left))
     }
 
     /// Closes the breaker. A pause that the vendor asked for, or a refused credential, outlives the answers that were under way;
@@ -164,7 +195,7 @@ impl EmbedFailure {
             Self::Unavailable { text, .. } => Self::Unavailable { after, text },
             Self::Credential { text, .. } => Self::Credential { after, text },
             Self::Misconfigured { text, .. } => Self::Misconfigured { after, text },
-            Self::Refused(_) | Self::RefusedAudio(_) | Self::Garbled(_) | Self::Database(_) => self,
+            Self::Refused(_) | Self::RefusedAudio(_) | Self::Garbled(_) | Self::Lost { .. } | Self::Database(_) => self,
         }
     }
 }

@@ -1,12 +1,13 @@
-//! A lane: one provider and model, with its queue, its requests under way, its breaker and its pauses.
+//! A lane: one model and credential, with its queue, its requests under way, its budget, its breaker and its pauses.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
 use sqlx::PgPool;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -16,10 +17,20 @@ use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
-use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, PATIENCE, PERSONS_PAUSE};
+use super::budget::Budget;
+use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
+use super::keyed::Keyed;
+use super::portions::{believed, portions, widen};
+use super::sending::Sending;
+use super::slots::Slots;
+use super::vital::contained;
 
 /// Tries of one request within the lane.
 const TRIES: u32 = 3;
+
+/// What no provider has a reason to refuse, and its tokens.
+const HARMLESS: &str = "The quick brown fox jumps over the lazy dog.";
+const HARMLESS_TOKENS: usize = 10;
 
 /// A vector and its tokens, or why there is none.
 type Answer = Result<(Embedding, u64), EmbedFailure>;
@@ -64,14 +75,23 @@ pub(super) struct Lane {
     pub settings: LaneSettings,
     owner: OwnerId,
     embedder: Arc<dyn Embedder>,
-    pub gate: Gate,
-    slots: Arc<Semaphore>,
+    tenants: Vec<String>,
+    gate: Gate,
+    slots: Arc<Slots>,
+    budget: Budget,
 }
 
 impl Lane {
-    pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, embedder: Arc<dyn Embedder>) -> Self {
-        let slots = Arc::new(Semaphore::new(settings.concurrency));
-        Self { pool, settings, owner, embedder, gate: Gate::default(), slots }
+    pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, keyed: Keyed<dyn Embedder>) -> Self {
+        let Keyed { credential, tenants, driver: embedder } = keyed;
+        let slots = Slots::new(settings.concurrency);
+        let budget = Budget::new(pool.clone(), &settings.provider, &settings.model, credential, settings.allowance);
+        Self { pool, settings, owner, embedder, tenants, gate: Gate::default(), slots, budget }
+    }
+
+    /// How it is: open, or paused and why.
+    pub fn status(&self) -> LaneStatus {
+        self.gate.status(&self.settings.provider, &self.settings.model, &self.tenants)
     }
 
     /// Packs what comes into requests until the last sender is gone.
@@ -79,14 +99,22 @@ impl Lane {
         let mut next = items.recv().await;
         while let Some(first) = next {
             // With all requests under way, texts gather here and the next request is the fuller.
-            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
+            let mut slot = Some(self.slots.acquire().await);
+            self.budget.breathe().await;
             let mut batch = vec![first];
             next = self.fill(&mut batch, &mut items).await;
-            let lane = Arc::clone(&self);
-            tokio::spawn(async move {
-                lane.send(batch).await;
-                drop(slot);
-            });
+            for batch in self.apart(batch) {
+                let slot = match slot.take() {
+                    Some(slot) => slot,
+                    None => self.slots.acquire().await,
+                };
+                self.budget.expect(sum_of_tokens(&batch));
+                let lane = Arc::clone(&self);
+                tokio::spawn(async move {
+                    lane.send(batch).await;
+                    drop(slot);
+                });
+            }
             if next.is_none() {
                 next = items.recv().await;
             }
@@ -96,11 +124,12 @@ impl Lane {
     /// Adds texts until the request is full or the linger is over; returns the text that did not fit.
     async fn fill(&self, batch: &mut Vec<Item>, items: &mut mpsc::UnboundedReceiver<Item>) -> Option<Item> {
         let end = Instant::now() + self.settings.linger;
-        let mut tokens = batch.iter().map(|item| item.tokens).sum::<usize>();
-        while batch.len() < self.settings.inputs && tokens < self.settings.tokens {
+        let most = self.settings.tokens.min(self.budget.most_tokens());
+        let mut tokens = sum_of_tokens(batch);
+        while batch.len() < self.settings.inputs && tokens < most {
             let Ok(Some(item)) = tokio::time::timeout_at(end, items.recv()).await else { return None };
             tokens += item.tokens;
-            if tokens > self.settings.tokens {
+            if tokens > most {
                 return Some(item);
             }
             batch.push(item);
@@ -108,35 +137,55 @@ impl Lane {
         None
     }
 
+    /// A request for each tenant, where these are to be kept apart.
+    fn apart(&self, batch: Vec<Item>) -> Vec<Vec<Item>> {
+        if self.settings.pack_across_tenants {
+            return vec![batch];
+        }
+        let mut apart: BTreeMap<String, Vec<Item>> = BTreeMap::new();
+        for item in batch {
+            apart.entry(item.call.job.tenant.clone()).or_default().push(item);
+        }
+        apart.into_values().collect()
+    }
+
     /// Sends a batch, and its halves where it is refused, until every text has an answer.
     async fn send(&self, batch: Vec<Item>) {
-        let mut stack = vec![(batch, 0)];
-        while let Some((mut batch, tries)) = stack.pop() {
+        let mut sending = Sending::new(batch);
+        while let Some((mut batch, tries)) = sending.parts.pop() {
             // Nobody waits for these any more: a job that failed, lost its lease or was handed back pays for nothing further.
             batch.retain(|item| !item.call.reply.is_closed());
             if batch.is_empty() {
                 continue;
             }
-            if let Err(failure) = self.gate.pass().await {
+            if let Err(failure) = self.may_send(&batch).await {
                 fail(batch, &failure);
                 continue;
             }
             match self.request(&batch).await {
-                Ok(Ok(embedded)) => self.accept(batch, embedded).await,
-                Ok(Err(error)) => self.decide(error, batch, tries, &mut stack).await,
+                Ok(Ok(embedded)) => {
+                    if self.accept(batch, embedded).await {
+                        sending.refuse();
+                    }
+                }
+                Ok(Err(error)) => self.decide(error, batch, tries, &mut sending).await,
                 Err(error) => fail(batch, &EmbedFailure::Database(db::describe(&error))),
             }
+        }
+        match self.gate.suspicion() {
+            Some(failure) => sending.acquit(&failure),
+            None => sending.refuse(),
         }
     }
 
     /// What a refused request means for its texts.
-    async fn decide(&self, error: ProviderError, mut batch: Vec<Item>, tries: u32, stack: &mut Vec<(Vec<Item>, u32)>) {
+    async fn decide(&self, error: ProviderError, batch: Vec<Item>, tries: u32, sending: &mut Sending) {
         match error {
             ProviderError::RateLimited { after } => {
                 let pause = after.unwrap_or(Duration::from_secs(1 << tries.min(6))).min(LONGEST_PAUSE);
                 self.gate.shut(pause, EmbedFailure::RateLimited { after: pause });
                 if tries + 1 < TRIES && pause <= PATIENCE {
-                    stack.push((batch, tries + 1));
+                    sending.parts.push((batch, tries + 1));
                 } else {
                     fail(batch, &EmbedFailure::RateLimited { after: pause });
                 }
@@ -146,7 +195,7 @@ impl Lane {
                 let opened = self.gate.failed(&text);
                 if tries + 1 < TRIES && opened.is_none() {
                     tokio::time::sleep(Duration::from_millis(250 << tries)).await;
-                    stack.push((batch, tries + 1));
+                    sending.parts.push((batch, tries + 1));
                 } else {
                     let after = opened.unwrap_or(BREAKER_FIRST);
                     fail(batch, &EmbedFailure::Unavailable { after, text });
@@ -159,17 +208,59 @@ impl Lane {
             ProviderError::Misconfigured(text) => {
                 self.shut_and_fail(batch, &EmbedFailure::Misconfigured { after: PERSONS_PAUSE, text });
             }
-            ProviderError::TooLarge | ProviderError::Refused(_) | ProviderError::Garbled(_) if batch.len() > 1 => {
-                let half = batch.split_off(batch.len() / 2);
-                stack.push((half, 0));
-                stack.push((batch, 0));
+            ProviderError::Refused(text) => self.refused(text, batch, sending).await,
+            ProviderError::TooLarge | ProviderError::Garbled(_) | ProviderError::Panicked if batch.len() > 1 => {
+                sending.halve(batch);
             }
             ProviderError::TooLarge => fail(batch, &EmbedFailure::Refused("the text alone is too large".to_owned())),
-            ProviderError::Refused(text) => fail(batch, &EmbedFailure::Refused(text)),
-            ProviderError::Garbled(text) => match self.suspect(&batch, &text) {
-                Some(failure) => fail(batch, &failure),
-                None => fail(batch, &EmbedFailure::Garbled(text)),
-            },
+            ProviderError::Garbled(_) | ProviderError::Panicked => {
+                let text = match error {
+                    ProviderError::Garbled(text) => text,
+                    other => other.to_string(),
+                };
+                let failure = self.suspect(&batch, &text).unwrap_or(EmbedFailure::Garbled(text));
+                fail(batch, &failure);
+            }
+        }
+    }
+
+    /// A poisoned text is found by halving. Where text after text is refused and none accepted, it may as well be the provider that
+    /// takes none at all.
+    async fn refused(&self, text: String, batch: Vec<Item>, sending: &mut Sending) {
+        if let [item] = batch.as_slice() {
+            self.gate.count(std::iter::once(item.call.job.id));
+        }
+        if self.gate.is_suspected() && self.takes_nothing(&batch).await {
+            let failure = self.gate.blame(&text);
+            sending.acquit(&failure);
+            fail(batch, &failure);
+        } else if batch.len() > 1 {
+            sending.halve(batch);
+        } else {
+            sending.doubt(batch, text);
+        }
+    }
+
+    /// Asks with a text that nobody can object to, on the account of a job that was refused.
+    async fn takes_nothing(&self, batch: &[Item]) -> bool {
+        if self.gate.suspicion().is_some() {
+            return true;
+        }
+        let Some(item) = batch.first() else { return false };
+        let call = Arc::clone(&item.call);
+        let harmless = Item { text: HARMLESS.to_owned(), tokens: HARMLESS_TOKENS, nth: item.nth, call };
+        let harmless = [harmless];
+        if self.may_send(&harmless).await.is_err() {
+            return false;
+        }
+        match self.request(&harmless).await {
+            Ok(Ok(embedded)) if embedded.vectors.iter().any(Result::is_ok) => {
+                self.gate.succeeded();
+                false
+            }
+            Ok(Ok(_) | Err(ProviderError::Refused(_) | ProviderError::TooLarge | ProviderError::Garbled(_))) => true,
+            // Nothing is learned of the texts; the next request meets the same trouble, and knows what to do about it.
+            Ok(Err(_)) | Err(_) => false,
         }
     }
 
@@ -182,26 +273,40 @@ impl Lane {
         fail(batch, failure);
     }
 
-    /// An answer with a vector for each text. Bad ones fail their texts; nothing but bad ones may be the provider's fault.
-    async fn accept(&self, batch: Vec<Item>, embedded: Embedded) {
-        if embedded.vectors.iter().any(Result::is_ok) {
+    /// An answer with a vector for each text. Bad ones fail their texts; nothing but bad ones may be the provider's fault. Says
+    /// whether any is good.
+    async fn accept(&self, batch: Vec<Item>, embedded: Embedded) -> bool {
+        let any = embedded.vectors.iter().any(Result::is_ok);
+        if any {
             self.gate.succeeded();
         } else if let Some(Err(bad)) = embedded.vectors.first() {
             let text = format!("every vector is bad; {}", bad_vector(0, batch.len(), *bad));
             if let Some(failure) = self.suspect(&batch, &text) {
-                return fail(batch, &failure);
+                fail(batch, &failure);
+                return false;
             }
         }
         self.deliver(batch, embedded).await;
+        any
+    }
+
+    /// Waits until a request may go out: the lane is open and the budget allows it.
+    async fn may_send(&self, batch: &[Item]) -> Result<(), EmbedFailure> {
+        self.gate.pass().await?;
+        self.budget.take(sum_of_tokens(batch)).await?;
+        // It may have shut while this waited.
+        self.gate.pass().await
     }
 
     /// One request on the books: intent, call, result.
     async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
         let intent = self.intent(batch);
-        db::patiently(|| async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await }).await?;
+        if let Some(wait) = self.budget.intend(self.owner, &intent).await? {
+            return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
+        }
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
         let started = Instant::now();
-        let answer = self.embedder.embed(&texts).await;
+        let answer = contained(self.embedder.embed(&texts)).await;
         telemetry::provider_request(
             &self.settings.provider,
             &self.settings.model,
@@ -209,6 +314,7 @@ impl Lane {
             answer.is_ok(),
             started.elapsed(),
         );
+        self.learn(&answer, started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
@@ -216,6 +322,20 @@ impl Lane {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         Ok(answer)
+    }
+
+    /// What an answer tells of how much more the provider takes.
+    async fn learn(&self, answer: &Result<Embedded, ProviderError>, began: Instant) {
+        match answer {
+            Ok(embedded) => {
+                self.slots.succeeded();
+                if let Some(reset) = embedded.limits.and_then(|limits| self.budget.hear(&limits)) {
+                    self.gate.shut(reset, EmbedFailure::RateLimited { after: reset });
+                    self.budget.shut(reset).await;
+                }
+            }
+            Err(error) => self.budget.learn(error, &self.slots, began).await,
+        }
     }
 
     fn intent(&self, batch: &[Item]) -> calls::Intent {
@@ -241,6 +361,7 @@ impl Lane {
             id: Uuid::new_v4(),
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
+            credential: self.budget.credential.clone(),
             seconds: None,
             shares,
         }
@@ -330,7 +451,7 @@ impl Lane {
     }
 }
 
-fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
+pub(super) fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
     for item in batch {
         item.call.failed.store(true, Ordering::Release);
         item.call.open.fetch_sub(1, Ordering::AcqRel);
@@ -338,61 +459,10 @@ fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
     }
 }
 
-fn widen(tokens: usize) -> u64 {
-    u64::try_from(tokens).unwrap_or(u64::MAX)
+fn sum_of_tokens(batch: &[Item]) -> usize {
+    batch.iter().map(|item| item.tokens).sum()
 }
 
 fn batch_tokens(batch: &[Item]) -> Vec<u64> {
     batch.iter().map(|item| widen(item.tokens)).collect()
-}
-
-/// The provider's count of tokens, or ours where it says none or one that the texts cannot have: tokenizers differ, but not by this much,
-/// and what is booked stays.
-fn believed(said: Option<u64>, texts: &[u64]) -> u64 {
-    let ours: u64 = texts.iter().sum();
-    let most = ours.saturating_mul(8).saturating_add(64 * widen(texts.len()));
-    match said {
-        Some(said) if said <= most => said,
-        Some(said) => {
-            tracing::error!(said, ours, "the provider's count of tokens is not possible: ours is booked");
-            ours
-        }
-        None => ours,
-    }
-}
-
-/// Splits a whole into parts by weight, so that the parts sum to the whole: each gets the difference of two rounded prefixes.
-fn portions(total: u64, weights: &[u64]) -> Vec<u64> {
-    let sum: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
-    let mut before: u128 = 0;
-    let mut given: u64 = 0;
-    weights
-        .iter()
-        .enumerate()
-        .map(|(nth, &weight)| {
-            before += u128::from(weight);
-            let last = nth + 1 == weights.len();
-            let upto = match (u128::from(total) * before).checked_div(sum) {
-                Some(upto) if !last => u64::try_from(upto).unwrap_or(total),
-                _ if last => total,
-                _ => given,
-            };
-            let part = upto.saturating_sub(given);
-            given = upto;
-            part
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_sum_to_the_whole() {
-        assert_eq!(portions(10, &[1, 1, 1]), [3, 3, 4]);
-        assert_eq!(portions(7, &[0, 0]), [0, 7]);
-        assert_eq!(portions(100, &[99, 1]), [99, 1]);
-        assert_eq!(portions(5, &[]), Vec::<u64>::new());
-    }
 }

@@ -3,19 +3,24 @@
 
 mod asking;
 mod batcher;
+mod budget;
 mod committer;
 mod effects;
 mod ending;
 mod facts;
 mod fit;
 mod gate;
+mod keyed;
 mod lane;
 mod leave;
 mod loader;
 mod memory;
 mod parents;
+mod portions;
 mod repeat;
 mod reuse;
+mod sending;
+mod slots;
 mod speech;
 mod transaction;
 mod vital;
@@ -25,6 +30,7 @@ pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Wo
 pub use facts::JobFacts;
 pub use fit::Fit;
 pub use gate::LaneStatus;
+pub use keyed::Keyed;
 pub use loader::{LoadError, Loaded, Loader};
 pub use memory::{Memory, Weight, weight_of_text};
 pub use repeat::{Repeated, repeat};

@@ -1,14 +1,14 @@
-//! A lane of recordings: one provider and model that transcribes, one request for each part.
+//! A lane of recordings: one model that transcribes and one credential, one request for each part.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rust_decimal::Decimal;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::config::Allowance;
 use crate::db::prices::Dated;
 use crate::db::transcripts::{self, ContentHash, Part};
 use crate::db::{self, calls};
@@ -17,7 +17,11 @@ use crate::providers::{Audio, ProviderError, Transcribed, Transcriber};
 use crate::telemetry;
 
 use super::batcher::{EmbedFailure, OfJob, price_now};
+use super::budget::Budget;
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
+use super::keyed::{ByTenant, Keyed};
+use super::slots::Slots;
+use super::vital::contained;
 
 /// Tries of one part within the lane, while its provider asks for short pauses.
 const TRIES: u32 = 3;
@@ -30,6 +34,7 @@ pub struct SpeechSettings {
     pub model: String,
     /// Requests under way at once.
     pub concurrency: usize,
+    pub allowance: Allowance,
     /// The prices of a minute, oldest date first; none that holds is an alarm.
     pub prices: Vec<Dated>,
 }
@@ -44,17 +49,19 @@ pub struct Piece {
     pub ms: u64,
 }
 
-/// Transcribes through one lane. Cheap to clone.
+/// Transcribes through a lane for each credential. Cheap to clone.
 #[derive(Clone)]
-pub struct SpeechLane(Arc<Lane>);
+pub struct SpeechLane(ByTenant<Arc<Lane>>);
 
 struct Lane {
     pool: PgPool,
     settings: SpeechSettings,
     owner: OwnerId,
     transcriber: Arc<dyn Transcriber>,
+    tenants: Vec<String>,
     gate: Gate,
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
+    budget: Budget,
 }
 
 /// Minutes of sound, to the tenth of a millisecond.
@@ -63,19 +70,24 @@ pub fn minutes(ms: u64) -> Decimal {
 }
 
 impl SpeechLane {
-    pub fn new(pool: PgPool, owner: OwnerId, settings: SpeechSettings, transcriber: Arc<dyn Transcriber>) -> Self {
-        let slots = Arc::new(Semaphore::new(settings.concurrency));
-        Self(Arc::new(Lane { pool, settings, owner, transcriber, gate: Gate::default(), slots }))
+    pub fn new(
+        pool: &PgPool,
+        owner: OwnerId,
+        settings: &SpeechSettings,
+        others: Keyed<dyn Transcriber>,
+        own: Vec<Keyed<dyn Transcriber>>,
+    ) -> Self {
+        Self(ByTenant::new(others, own, |keyed| Arc::new(Lane::new(pool.clone(), owner, settings.clone(), keyed))))
     }
 
     /// The price of a minute that holds now, and its id.
     pub fn price(&self) -> Option<(i64, Decimal)> {
-        price_now(&self.0.settings.prices)
+        price_now(&self.0.others().settings.prices)
     }
 
-    /// How the lane is: open, or paused and why.
-    pub fn status(&self) -> LaneStatus {
-        self.0.gate.status(&self.0.settings.provider, &self.0.settings.model)
+    /// How each lane is: open, or paused and why.
+    pub fn status(&self) -> Vec<LaneStatus> {
+        self.0.all().map(|lane| lane.status()).collect()
     }
 
     /// What was paid for a job's recording before.
@@ -83,7 +95,7 @@ impl SpeechLane {
     /// # Errors
     /// The database is away.
     pub async fn kept(&self, of: &OfJob, content: &ContentHash) -> Result<Vec<Part>, EmbedFailure> {
-        let found = db::patiently(|| transcripts::find(&self.0.pool, of.id, content, of.parked_since)).await;
+        let found = db::patiently(|| transcripts::find(&self.0.others().pool, of.id, content, of.parked_since)).await;
         found.map_err(|error| database(&error))
     }
 
@@ -94,14 +106,16 @@ impl SpeechLane {
     /// See [`EmbedFailure`].
     pub async fn transcribe(&self, of: &OfJob, piece: Piece) -> Result<Part, EmbedFailure> {
         let gone = || EmbedFailure::Database("the lane has stopped".to_owned());
+        let lane = self.0.of(&of.tenant);
         let mut tries = 0;
         loop {
             // Waiting ends with the job; what follows does not.
-            self.0.gate.pass().await?;
-            let slot = Arc::clone(&self.0.slots).acquire_owned().await.map_err(|_| gone())?;
+            lane.gate.pass().await?;
+            let slot = lane.slots.acquire().await;
+            lane.budget.take(0).await?;
             // It may have shut while this waited.
-            self.0.gate.pass().await?;
-            let (lane, of, piece) = (Arc::clone(&self.0), of.clone(), piece.clone());
+            lane.gate.pass().await?;
+            let (lane, of, piece) = (Arc::clone(lane), of.clone(), piece.clone());
             let task = tokio::spawn(async move {
                 let answer = lane.request(&of, &piece).await;
                 drop(slot);
@@ -121,12 +135,30 @@ fn database(error: &sqlx::Error) -> EmbedFailure {
 }
 
 impl Lane {
+    fn new(pool: PgPool, owner: OwnerId, settings: SpeechSettings, keyed: Keyed<dyn Transcriber>) -> Self {
+        let Keyed { credential, tenants, driver: transcriber } = keyed;
+        let slots = Slots::new(settings.concurrency);
+        let budget = Budget::new(pool.clone(), &settings.provider, &settings.model, credential, settings.allowance);
+        Self { pool, settings, owner, transcriber, tenants, gate: Gate::default(), slots, budget }
+    }
+
+    fn status(&self) -> LaneStatus {
+        self.gate.status(&self.settings.provider, &self.settings.model, &self.tenants)
+    }
+
+    fn wait(&self, after: Duration) -> EmbedFailure {
+        let after = after.min(LONGEST_PAUSE);
+        self.gate.shut(after, EmbedFailure::RateLimited { after });
+        EmbedFailure::RateLimited { after }
+    }
+
     /// One request on the books: intent, call, result, and the transcript kept.
     async fn request(&self, of: &OfJob, piece: &Piece) -> Result<Part, EmbedFailure> {
         let intent = calls::Intent {
             id: Uuid::new_v4(),
             provider: self.settings.provider.clone(),
             model: self.settings.model.clone(),
+            credential: self.budget.credential.clone(),
             seconds: Some(Decimal::new(i64::try_from(piece.ms).unwrap_or(i64::MAX), 3)),
             shares: vec![calls::Share {
                 job: of.id,
@@ -136,12 +168,17 @@ impl Lane {
                 tokens: 0,
             }],
         };
-        let intended = || async { calls::intend(&mut *self.pool.acquire().await?, self.owner, &intent).await };
-        db::patiently(intended).await.map_err(|error| database(&error))?;
+        if let Some(wait) = self.budget.intend(self.owner, &intent).await.map_err(|error| database(&error))? {
+            return Err(self.wait(wait));
+        }
         let started = Instant::now();
-        let answer = self.transcriber.transcribe(&piece.audio).await;
+        let answer = contained(self.transcriber.transcribe(&piece.audio)).await;
         let took = started.elapsed();
         telemetry::provider_request(&self.settings.provider, &self.settings.model, 1, answer.is_ok(), took);
+        match &answer {
+            Ok(_) => self.slots.succeeded(),
+            Err(error) => self.budget.learn(error, &self.slots, started).await,
+        }
         let result = self.result(&intent, piece.ms, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
@@ -169,11 +206,7 @@ impl Lane {
     /// What an error means for the job, and for the lane.
     fn failure(&self, job: JobId, error: ProviderError) -> EmbedFailure {
         match error {
-            ProviderError::RateLimited { after } => {
-                let after = after.unwrap_or(Duration::from_secs(1)).min(LONGEST_PAUSE);
-                self.gate.shut(after, EmbedFailure::RateLimited { after });
-                EmbedFailure::RateLimited { after }
-            }
+            ProviderError::RateLimited { after } => self.wait(after.unwrap_or(Duration::from_secs(1))),
             // Not tried again at once, as texts are: nobody knows whether it was paid, and a part is dear.
             ProviderError::Unavailable(text) | ProviderError::NoAnswer(text) => {
                 EmbedFailure::Unavailable { after: self.gate.failed(&text).unwrap_or(BREAKER_FIRST), text }
@@ -184,6 +217,7 @@ impl Lane {
                 "it is larger than the provider takes; lower largest_part or longest_part of the model".to_owned(),
             ),
             ProviderError::Refused(text) => EmbedFailure::RefusedAudio(text),
+            ProviderError::Panicked => EmbedFailure::Garbled(ProviderError::Panicked.to_string()),
             ProviderError::Garbled(text) => {
                 self.gate.suspect(std::iter::once(job), &text).unwrap_or(EmbedFailure::Garbled(text))
             }

@@ -6,6 +6,8 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::providers::ProviderError;
+
 /// Tasks that a worker cannot do without: one that panics is told to whoever ends the worker, since a worker that lacks a part looks
 /// alive and does nothing. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +56,12 @@ impl Vital {
 pub(super) async fn guarded<T, E: From<sqlx::Error>>(step: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let outcome = AssertUnwindSafe(step).catch_unwind().await;
     outcome.unwrap_or_else(|panic| Err(sqlx::Error::Encode(format!("it panicked: {}", said(&*panic)).into()).into()))
+}
+
+/// A request whose driver may panic over what it is given, or over what comes back. The message is for the log alone: it may quote a
+/// text.
+pub(super) async fn contained<T>(request: impl Future<Output = Result<T, ProviderError>>) -> Result<T, ProviderError> {
+    AssertUnwindSafe(request).catch_unwind().await.unwrap_or(Err(ProviderError::Panicked))
 }
 
 /// A panic's message.

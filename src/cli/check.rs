@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 
 use crate::app::{self, Asked};
-use crate::config::{Config, Model, ProviderKind};
+use crate::config::{Config, Model, Provider, ProviderKind};
 use crate::db;
 use crate::db::app::{Misfit, Plan, TargetPlan};
 use crate::embedded::{self, Artifact};
@@ -116,7 +116,10 @@ async fn of_machine(config: &Config) -> Vec<Finding> {
     findings.extend(of_stores(config).await);
     for model in config.models.values() {
         findings.extend(of_model(config, model));
-        findings.extend(of_provider(config, model).await);
+        let Some(provider) = config.providers.get(&model.provider) else { continue };
+        findings.extend(of_provider(provider, model).await);
+        findings.extend(of_own_keys(provider, model).await);
+        findings.extend(of_allowance(provider, model));
     }
     findings
 }
@@ -218,11 +221,38 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
     Some(finding)
 }
 
+/// A text that takes up more than a minute's tokens is sent, and all others wait for it.
+fn of_allowance(provider: &Provider, model: &Model) -> Option<Finding> {
+    let tokens = provider
+        .allowance
+        .tokens
+        .filter(|&tokens| usize::try_from(tokens).is_ok_and(|tokens| tokens < model.longest))?;
+    let message = format!(
+        "tokens_per_minute of provider {} is {tokens}, but one text may have {} tokens: all others would wait for minutes after such a \
+         text; raise it, or lower the model's longest",
+        provider.name, model.longest
+    );
+    Some(Finding::new(Level::Warning, format!("model {}", model.label), message))
+}
+
+/// Asks with the credentials that tenants have of their own; only what is wrong with one is worth a line.
+async fn of_own_keys(provider: &Provider, model: &Model) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (tenant, key) in &provider.keys {
+        if let Err(why) = app::ask(&provider.with_key(key), model).await {
+            let message = format!("{}: provider {}, with the key of tenant {tenant}: {why}", model.name, provider.name);
+            findings.push(Finding::new(Level::Error, format!("model {}", model.label), message));
+        }
+    }
+    findings
+}
+
 /// Asks the model's provider what can be asked without paying.
-async fn of_provider(config: &Config, model: &Model) -> Option<Finding> {
+async fn of_provider(provider: &Provider, model: &Model) -> Option<Finding> {
     let about = format!("model {}", model.label);
-    let (name, provider) = (&model.name, &model.provider);
-    let (level, message) = match app::ask(config, model).await {
+    let asked = app::ask(provider, model).await;
+    let (name, provider) = (&model.name, &provider.name);
+    let (level, message) = match asked {
         Ok(None) => return None,
         Ok(Some(Asked::Listed)) => {
             (Level::Ok, format!("{name}: provider {provider} takes the credential and lists the model (asked, unpaid)"))

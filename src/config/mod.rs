@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rust_decimal::Decimal;
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use url::Url;
 
@@ -82,6 +83,13 @@ impl<T: std::ops::Deref> Secret<T> {
     /// The value itself, for the one place that sends it.
     pub fn expose(&self) -> &T::Target {
         &self.0
+    }
+}
+
+impl Secret {
+    /// What tells secrets apart and may be stored: a prefix of a digest.
+    pub fn fingerprint(&self) -> String {
+        Sha256::digest(&self.0).iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
     }
 }
 
@@ -209,6 +217,18 @@ pub struct Provider {
     pub concurrency: usize,
     /// The longest one request may take; none: what its kind of work is given.
     pub timeout: Option<Duration>,
+    pub allowance: Allowance,
+    /// Credentials of their own, by tenant.
+    pub keys: BTreeMap<String, Secret>,
+    /// Whether texts of several tenants may share a request, where they share a credential.
+    pub pack_across_tenants: bool,
+}
+
+/// What a provider allows one credential in a minute, to all workers together; none: no limit is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowance {
+    pub requests: Option<u32>,
+    pub tokens: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -224,7 +244,30 @@ pub enum ProviderKind {
     Hash,
 }
 
+impl Provider {
+    /// The same provider, asked with another key.
+    #[must_use]
+    pub fn with_key(&self, other: &Secret) -> Self {
+        let mut provider = self.clone();
+        match &mut provider.kind {
+            ProviderKind::OpenAi { key, .. } => *key = Some(other.clone()),
+            ProviderKind::ElevenLabs { key, .. } => *key = other.clone(),
+            ProviderKind::Local { .. } | ProviderKind::Hash => {}
+        }
+        provider
+    }
+}
+
 impl ProviderKind {
+    /// The credential of all tenants that have none of their own.
+    pub fn key(&self) -> Option<&Secret> {
+        match self {
+            Self::OpenAi { key, .. } => key.as_ref(),
+            Self::ElevenLabs { key, .. } => Some(key),
+            Self::Local { .. } | Self::Hash => None,
+        }
+    }
+
     /// Whether it works in this process, unpaid.
     pub fn runs_here(&self) -> bool {
         match self {

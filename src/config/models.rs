@@ -9,7 +9,7 @@ use super::raw::{Item, Section};
 use super::values::{
     amount, at_least, boolean, moment, one_of, path, secret, some_time, text, text_or_empty, url, whole, word,
 };
-use super::{Meter, Model, Price, Provider, ProviderKind, TokenizerKind, speech};
+use super::{Allowance, Meter, Model, Price, Provider, ProviderKind, TokenizerKind, speech};
 
 const OPENAI: &str = "https://api.openai.com/v1";
 const ELEVENLABS: &str = "https://api.elevenlabs.io";
@@ -25,11 +25,15 @@ enum Kind {
 pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
     let concurrency = section.or("concurrency", whole(1..=10_000), 8_usize);
     let timeout = section.optional("timeout", some_time);
+    let (mut allowance, mut keys, mut pack_across_tenants) = (Allowance::default(), BTreeMap::new(), true);
     let kinds =
         [("openai", Kind::OpenAi), ("elevenlabs", Kind::ElevenLabs), ("local", Kind::Local), ("hash", Kind::Hash)];
     // Without a kind nobody knows which keys belong here.
     let kind = match section.need("kind", word(&kinds), "\"openai\"")? {
-        Kind::OpenAi => open_ai(&mut section),
+        Kind::OpenAi => {
+            allowance.tokens = section.read("tokens_per_minute", per_minute);
+            open_ai(&mut section)
+        }
         Kind::ElevenLabs => eleven_labs(&mut section),
         Kind::Local => {
             let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -38,8 +42,21 @@ pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
         }
         Kind::Hash => Some(ProviderKind::Hash),
     };
+    if kind.as_ref().is_some_and(|kind| !kind.runs_here()) {
+        allowance.requests = section.read("requests_per_minute", per_minute);
+        pack_across_tenants = section.or("pack_across_tenants", boolean, true);
+        keys = section
+            .entries("keys")
+            .into_iter()
+            .filter_map(|(tenant, item)| Some((tenant, item.read(secret)?)))
+            .collect();
+    }
     section.finish();
-    Some(Provider { name, kind: kind?, concurrency, timeout })
+    Some(Provider { name, kind: kind?, concurrency, timeout, allowance, keys, pack_across_tenants })
+}
+
+fn per_minute(item: &Item) -> Result<u32, String> {
+    whole(1..=i64::from(u32::MAX))(item)
 }
 
 fn open_ai(section: &mut Section) -> Option<ProviderKind> {

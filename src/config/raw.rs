@@ -84,14 +84,7 @@ pub(super) struct Section<'a> {
 
 impl<'a> Section<'a> {
     fn new(reader: &'a Reader<'a>, key: String, shape: String, at: usize, table: DeTable<'a>) -> Self {
-        let mut section = Self { reader, key, shape, at, table, known: BTreeSet::new(), overridable: false };
-        for key in unsupported::keys(&section.shape) {
-            if section.table.contains_key(*key) {
-                section.misfit_at(key, unsupported::message(key));
-                section.table.remove(*key);
-            }
-        }
-        section
+        Self { reader, key, shape, at, table, known: BTreeSet::new(), overridable: false }
     }
 
     /// Where the section begins.

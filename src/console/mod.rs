@@ -138,8 +138,12 @@ async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
     Arc::clone(&console).count_backlog().await;
     let database = ready::answers(&console.watched, PATIENCE).await;
     telemetry::database_up(database.is_ok());
-    for lane in (console.watched.lanes)() {
-        telemetry::lane_paused(&lane.provider, &lane.model, lane.paused.is_some());
+    let lanes = (console.watched.lanes)();
+    for lane in &lanes {
+        // Of lanes with a credential each, one that is paused is enough.
+        let same = |other: &&LaneStatus| (&other.provider, &other.model) == (&lane.provider, &lane.model);
+        let paused = lanes.iter().filter(same).any(|lane| lane.paused.is_some());
+        telemetry::lane_paused(&lane.provider, &lane.model, paused);
     }
     let (in_hand, slots) = (console.watched.hands)();
     telemetry::hands(in_hand, slots);

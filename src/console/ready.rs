@@ -54,8 +54,7 @@ pub(super) async fn look(watched: &Watched, patience: Duration) -> Readiness {
     let lanes = (watched.lanes)();
     for lane in &lanes {
         if let Some((why, seconds)) = &lane.paused {
-            let name = format!("{}/{}", lane.provider, lane.model);
-            problems.push(problem("lane", &name, format!("{why}; tried again in {seconds} s")));
+            problems.push(problem("lane", &lane.name(), format!("{why}; tried again in {seconds} s")));
         }
     }
     readiness(watched, problems, lanes)

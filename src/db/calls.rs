@@ -14,6 +14,8 @@ pub struct Intent {
     pub id: Uuid,
     pub provider: String,
     pub model: String,
+    /// A fingerprint of the secret that it is made with.
+    pub credential: String,
     /// Of sound, as measured; none where texts are sent.
     pub seconds: Option<Decimal>,
     pub shares: Vec<Share>,
@@ -30,21 +32,27 @@ pub struct Share {
 }
 
 /// Writes the intent with its estimated shares. Durable when it returns: the call may be made. May be repeated where the answer was lost.
-pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Intent) -> sqlx::Result<()> {
+/// Where the provider told a worker to wait, nothing is written and the answer says for how long.
+pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Intent) -> sqlx::Result<Option<Duration>> {
     let jobs: Vec<i64> = intent.shares.iter().map(|share| share.job.0).collect();
     let revisions: Vec<i64> = intent.shares.iter().map(|share| share.revision.0).collect();
     let tenants: Vec<String> = intent.shares.iter().map(|share| share.tenant.clone()).collect();
     let inputs: Vec<i32> = intent.shares.iter().map(|share| share.inputs).collect();
     let tokens: Vec<i64> = intent.shares.iter().map(|share| share.tokens).collect();
-    sqlx::query!(
-        r#"with call as (
+    let shut = sqlx::query_scalar!(
+        r#"with shut as (
+               select extract(epoch from shut_until - clock_timestamp())::float8 as seconds from gristmill.budgets
+               where provider = $3 and credential = $13 and shut_until > clock_timestamp()
+           ), call as (
                insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, seconds)
-               values ($1, $2, $3, $4, $5, $6, $12) on conflict (id) do nothing
+               select $1, $2, $3, $4, $5, $6, $12 where not exists (select from shut) on conflict (id) do nothing
+           ), shares as (
+               insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens)
+               select $1, job_id, revision, tenant, inputs, tokens
+               from unnest($7::bigint[], $8::bigint[], $9::text[], $10::int[], $11::bigint[]) as share (job_id, revision, tenant, inputs, tokens)
+               where not exists (select from shut) on conflict do nothing
            )
-           insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens)
-           select $1, job_id, revision, tenant, inputs, tokens
-           from unnest($7::bigint[], $8::bigint[], $9::text[], $10::int[], $11::bigint[]) as share (job_id, revision, tenant, inputs, tokens)
-           on conflict do nothing"#,
+           select seconds as "seconds!" from shut"#,
         intent.id,
         owner.0,
         intent.provider,
@@ -57,10 +65,11 @@ pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Inte
         &inputs,
         &tokens,
         intent.seconds,
+        intent.credential,
     )
-    .execute(connection)
+    .fetch_optional(connection)
     .await?;
-    Ok(())
+    Ok(shut.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()))
 }
 
 /// How a call ended.

@@ -68,15 +68,27 @@ pub fn bad_vector(index: usize, texts: usize, bad: BadVector) -> String {
     format!("the vector of input {} of {texts} {bad}", index + 1)
 }
 
-/// What is left of a provider's budget for our credential, as of one answer.
+/// What a provider allows our credential and what is left of it, as of one answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RateLimits {
+    /// What is allowed in a minute.
+    pub requests: Option<u64>,
+    pub tokens: Option<u64>,
     pub remaining_requests: Option<u64>,
     pub remaining_tokens: Option<u64>,
     /// How long until the budget of requests is whole again.
     pub reset_requests: Option<Duration>,
     /// How long until the budget of tokens is whole again.
     pub reset_tokens: Option<Duration>,
+}
+
+impl RateLimits {
+    /// How long until there is something again of what has run out.
+    pub fn exhausted(&self) -> Option<Duration> {
+        let requests = (self.remaining_requests, self.reset_requests);
+        let tokens = (self.remaining_tokens, self.reset_tokens);
+        [requests, tokens].into_iter().filter(|(left, _)| *left == Some(0)).filter_map(|(_, reset)| reset).max()
+    }
 }
 
 /// Makes text of recordings.
@@ -167,6 +179,9 @@ pub enum ProviderError {
     /// The answer broke the contract, and which vector belongs to which text cannot be told.
     #[error("the provider's answer is not usable: {0}")]
     Garbled(String),
+    /// Our own driver panicked: which input made it, and whether the request is paid, cannot be told.
+    #[error("the worker panicked over the request; its log says where")]
+    Panicked,
 }
 
 impl ProviderError {
@@ -182,6 +197,7 @@ impl ProviderError {
             Self::Unavailable(_) => ("failed", Some("unavailable")),
             // Nobody knows whether it is paid.
             Self::NoAnswer(_) => ("unknown", Some("no_answer")),
+            Self::Panicked => ("unknown", Some("panicked")),
         }
     }
 }

@@ -11,6 +11,8 @@ use super::RateLimits;
 /// What is left of the budget, where the headers say so.
 pub(super) fn limits(headers: &HeaderMap) -> Option<RateLimits> {
     let limits = RateLimits {
+        requests: number(headers, "x-ratelimit-limit-requests"),
+        tokens: number(headers, "x-ratelimit-limit-tokens"),
         remaining_requests: number(headers, "x-ratelimit-remaining-requests"),
         remaining_tokens: number(headers, "x-ratelimit-remaining-tokens"),
         reset_requests: text(headers, "x-ratelimit-reset-requests").and_then(go_duration),
@@ -23,15 +25,12 @@ pub(super) fn limits(headers: &HeaderMap) -> Option<RateLimits> {
 pub(super) fn after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     let milliseconds = || text(headers, "retry-after-ms")?.parse::<f64>().ok().and_then(|ms| seconds(ms / 1000.0));
     let said = || text(headers, "retry-after").and_then(|text| seconds_or_date(text, now));
-    milliseconds().or_else(said).or_else(|| exhausted(&limits(headers)?))
+    milliseconds().or_else(said).or_else(|| reset(&limits(headers)?))
 }
 
 /// The reset of what has run out; where nothing has, the later of the two: asking too early is refused again.
-fn exhausted(limits: &RateLimits) -> Option<Duration> {
-    let requests = (limits.remaining_requests, limits.reset_requests);
-    let tokens = (limits.remaining_tokens, limits.reset_tokens);
-    let run_out = [requests, tokens].into_iter().filter(|(left, _)| *left == Some(0)).filter_map(|(_, reset)| reset);
-    run_out.max().or(requests.1.max(tokens.1))
+fn reset(limits: &RateLimits) -> Option<Duration> {
+    limits.exhausted().or(limits.reset_requests.max(limits.reset_tokens))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -144,8 +143,13 @@ mod tests {
     #[test]
     fn limits_are_read_where_they_are_told() {
         assert_eq!(limits(&headers(&[("x-request-id", "r")])), None);
-        let told = [("x-ratelimit-remaining-requests", "59"), ("x-ratelimit-reset-tokens", "1s")];
+        let told = [
+            ("x-ratelimit-limit-requests", "60"),
+            ("x-ratelimit-remaining-requests", "59"),
+            ("x-ratelimit-reset-tokens", "1s"),
+        ];
         let want = RateLimits {
+            requests: Some(60),
             remaining_requests: Some(59),
             reset_tokens: Some(Duration::from_secs(1)),
             ..RateLimits::default()

@@ -1,11 +1,16 @@
 //! Texts of many jobs share requests; what is wrong with one of them, or with the vendor, stays where it belongs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use gristmill::batch::{Batcher, EmbedFailure, Keyed, LaneSettings, OfJob, Text, Vital};
+use gristmill::config::Allowance;
+use gristmill::domain::{JobId, OwnerId, Revision};
+use gristmill::providers::{Embedded, Embedder, ProviderError};
 use insta::assert_snapshot;
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of, vector_of};
-use crate::world::{DIMENSIONS, World};
+use crate::world::{DIMENSIONS, USER, World};
 
 fn vendor() -> FakeOpenAi {
     FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
@@ -97,6 +102,124 @@ async fn a_poisoned_text_fails_alone() {
     // Halving a hundred texts takes fourteen requests; each neighbour is paid once.
     assert!(vendor.requests() <= 20, "{} requests", vendor.requests());
     assert_eq!(vendor.paid_texts().len(), 99);
+}
+
+#[tokio::test]
+async fn poisoned_neighbours_fail_alone_too() {
+    let vendor = vendor();
+    vendor.poison("POISON");
+    let world = world_of(&vendor).await;
+    world.register().await;
+    // Their keys come first, so they stand beside each other in a request.
+    world
+        .sql(&format!(
+            "insert into public.documents (id, user_id, name, content) \
+             select lpad(nth::text, 32, '0')::uuid, '{USER}', 'poisoned', format('Sentence %s with POISON in it.', nth) \
+             from generate_series(1, 10) as nth"
+        ))
+        .await;
+    world.insert_sentences(90).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"
+    10 failed refused
+    90 completed
+    ");
+    // Some requests held nothing but poison: whether the vendor takes anything at all was asked with a text of our own.
+    let (ours, rows): (Vec<_>, Vec<_>) =
+        vendor.paid_texts().into_iter().partition(|text| text.starts_with("The quick brown fox"));
+    assert_eq!(rows.len(), 90);
+    assert!(ours.len() <= 3, "{}", ours.len());
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_everything_shuts_its_lane_after_few_requests() {
+    let vendor = vendor();
+    vendor.always(Answer::refused("input must be a token array"));
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert_sentences(200).await;
+
+    let worker = world.start().await;
+    worker.idle().await;
+    let lanes = worker.running.lane_status();
+    worker.stop().await;
+
+    assert_snapshot!(world.states().await, @"200 waiting misconfigured");
+    let (paused, seconds) = lanes[0].paused.clone().expect("the lane is paused");
+    assert_snapshot!(paused, @"the provider cannot be used as configured: status 400, invalid_request_error: input must be a token array");
+    assert!(seconds > 240, "{seconds}");
+    // Eight to a single text, four to those beside it, and one with a text of our own; a request that was under way beside it may double that.
+    assert!(vendor.requests() <= 20, "{} requests", vendor.requests());
+    let burnt: i64 = world.value("select count(*) from gristmill.embedding_jobs where attempt > 0").await;
+    assert_eq!(burnt, 0);
+}
+
+#[tokio::test]
+async fn two_refused_texts_do_not_shut_the_lane() {
+    let vendor = vendor();
+    vendor.poison("POISON");
+    let world = world_of(&vendor).await;
+    world.register().await;
+    world.insert("one", "POISON in a sentence.").await;
+    world.insert("two", &"A paragraph with POISON in it. ".repeat(100)).await;
+
+    let worker = world.start().await;
+    worker.idle().await;
+    let lanes = worker.running.lane_status();
+    worker.stop().await;
+
+    assert_eq!((world.states().await.as_str(), &lanes[0].paused), ("2 failed refused", &None));
+}
+
+/// Panics over a text that says so, and forgets the vectors of others.
+struct Clumsy;
+
+#[async_trait::async_trait]
+impl Embedder for Clumsy {
+    async fn embed(&self, texts: &[String]) -> Result<Embedded, ProviderError> {
+        tokio::task::yield_now().await;
+        assert!(!texts.iter().any(|text| text.contains("PANIC")), "on purpose");
+        let kept = texts.iter().filter(|text| !text.contains("FORGOTTEN"));
+        Ok(Embedded { vectors: kept.map(|text| Ok(vector_of(text, 8).into())).collect(), ..Embedded::default() })
+    }
+}
+
+#[tokio::test]
+async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_on() {
+    let world = World::new().await;
+    let settings = LaneSettings {
+        provider: "clumsy".to_owned(),
+        model: "clumsy".to_owned(),
+        dimensions: 8,
+        sparse: false,
+        inputs: 100,
+        tokens: 1_000,
+        concurrency: 2,
+        allowance: Allowance::default(),
+        pack_across_tenants: true,
+        linger: Duration::from_millis(20),
+        prices: Vec::new(),
+    };
+    let driver: Arc<dyn Embedder> = Arc::new(Clumsy);
+    let keyed = Keyed { credential: String::new(), tenants: Vec::new(), driver };
+    let batcher = Batcher::start(world.pool.clone(), OwnerId::fresh(), settings, keyed, Vec::new(), &Vital::default());
+    let embed = async |id: i64, text: &str| {
+        let of =
+            OfJob { id: JobId(id), revision: Revision(1), tenant: String::new(), tried: false, parked_since: None };
+        batcher.embed(&of, vec![Text { text: text.to_owned(), tokens: 3 }]).await.map(|paid| paid.vectors.len())
+    };
+
+    let (panic, one, two) = tokio::join!(embed(1, "Do not PANIC."), embed(2, "One."), embed(3, "Two."));
+
+    let blamed = Err(EmbedFailure::Garbled("the worker panicked over the request; its log says where".to_owned()));
+    assert_eq!((panic, one, two), (blamed, Ok(1), Ok(1)));
+    let calls = world.list("select concat_ws(' ', outcome, error_kind) from gristmill.provider_calls order by 1").await;
+    assert!(calls.iter().any(|call| call == "unknown panicked") && !calls.contains(&"intent".to_owned()), "{calls:?}");
+    // What has no answer for a reason that nobody knows is put off, not burnt.
+    assert_eq!(embed(4, "FORGOTTEN").await, Err(EmbedFailure::Lost { after: Duration::from_secs(10) }));
+    assert_eq!(embed(5, "Three.").await, Ok(1));
 }
 
 #[tokio::test]

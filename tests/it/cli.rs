@@ -228,6 +228,21 @@ async fn check_asks_the_provider_without_paying() {
         assert_eq!((ran.code, vendor.requests()), (i32::from(level == "error"), 0), "nothing was embedded");
         assert!(!format!("{}{}", ran.out, ran.err).contains("canary"), "{} {}", ran.out, ran.err);
     }
+    let ours_alone = vendor("sk-canary-secret", "small");
+    let world = World::with_vendor(&ours_alone).await;
+    let world =
+        world.change("key = \"sk-canary-secret\"", "key = \"sk-canary-secret\"\nkeys = { acme = \"sk-acme-canary\" }");
+    let ran = gristmill(&world, &["check"]).await;
+    let said = "small: provider vendor, with the key of tenant acme: the provider refused the credential";
+    assert!(ran.code == 1 && ran.out.contains(said) && !ran.out.contains("canary"), "{}", ran.out);
+
+    let world = World::with_vendor(&ours_alone)
+        .await
+        .change("kind = \"openai\"", "kind = \"openai\"\ntokens_per_minute = 7999");
+    let ran = gristmill(&world, &["check"]).await;
+    let said = "tokens_per_minute of provider vendor is 7999, but one text may have 8000 tokens";
+    assert!(ran.code == 0 && ran.out.contains(said), "{}", ran.out);
+
     let gone = vendor("sk-canary-secret", "small");
     let world = World::with_vendor(&gone).await;
     drop(gone);

@@ -236,6 +236,7 @@ async fn calls_of_a_dead_worker_become_unknown_and_those_of_a_living_one_stay() 
     world.insert("note", "The mill grinds.").await;
     let share = Share { job: JobId(7), revision: Revision(1), tenant: String::new(), inputs: 3, tokens: 30 };
     let intent = Intent {
+        credential: String::new(),
         id: Uuid::new_v4(),
         provider: "vendor".to_owned(),
         model: "small".to_owned(),

@@ -318,7 +318,10 @@ async fn a_rate_limit_puts_the_job_off_until_the_vendor_says_and_burns_nothing()
         .await;
     assert!((20.0..=30.0).contains(&wait), "{wait}");
 
-    world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    // Its time comes, and that of all workers, who were told with it.
+    world
+        .sql("update gristmill.budgets set shut_until = now(); update gristmill.embedding_jobs set run_at = now()")
+        .await;
     world.work().await;
 
     assert_snapshot!(story(&world).await, @r"

@@ -302,6 +302,25 @@ async fn a_recording_may_come_after_its_row() {
 }
 
 #[tokio::test]
+async fn a_tenant_s_own_key_and_what_it_is_allowed_hold_for_its_recordings() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await;
+    let own =
+        format!("key = \"xi-canary-secret\"\nkeys = {{ \"{USER}\" = \"xi-own-canary\" }}\nrequests_per_minute = 2");
+    let world = world.change("key = \"xi-canary-secret\"", &own);
+    world.dream(Some(("wav", &wav(&[(1.0, true)])))).await;
+    world.dream(Some(("wav", &wav(&[(2.0, true)])))).await;
+
+    world.work().await;
+
+    // One goes at once; the moment of the other is half a minute away.
+    let keys: Vec<String> = vendor.seen().into_iter().map(|seen| seen.key).collect();
+    assert_eq!(keys, ["xi-own-canary"]);
+    let states = world.list("select concat_ws(' ', state, error_kind) from gristmill.embedding_jobs order by 1").await;
+    assert_eq!(states, ["completed", "waiting rate_limited"]);
+}
+
+#[tokio::test]
 async fn a_rate_limit_is_waited_out_or_slept_off() {
     let vendor = FakeSpeech::start();
     let limited =
@@ -319,7 +338,14 @@ async fn a_rate_limit_is_waited_out_or_slept_off() {
     assert!(due, "the vendor's time is not kept");
     assert_eq!(world.calls().await, ["refused rate_limited 1.000", "refused rate_limited 1.000"]);
 
+    // Another worker keeps the pause that the first was told.
     world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    world.work().await;
+    assert_eq!((vendor.seen().len(), world.calls().await.len()), (2, 2));
+
+    world
+        .sql("update gristmill.budgets set shut_until = now(); update gristmill.embedding_jobs set run_at = now()")
+        .await;
     world.work().await;
     assert_eq!(vendor.paid(), [1.0]);
 }

@@ -100,6 +100,16 @@ fn providers_models_and_prices_are_checked() {
         "[providers.a]\nkind = \"openai\"\nurl = \"http://localhost/v1?key=x\"",
         &["3: providers.a.url: must end before `?` and `#`: paths are added to it"],
     );
+    check(
+        "[providers.a]\nkind = \"openai\"\nkey = \"x\"\nrequests_per_minute = 0\ntokens_per_minute = 5000000000\n\
+         keys = { acme = \"${UNSET:-}\" }\npack_across_tenants = \"no\"",
+        &[
+            "4: providers.a.requests_per_minute: must be a whole number from 1 to 4294967295",
+            "5: providers.a.tokens_per_minute: must be a whole number from 1 to 4294967295",
+            "6: providers.a.keys.acme: is empty",
+            "7: providers.a.pack_across_tenants: \"no\" is neither true nor false",
+        ],
+    );
     check_change(
         "provider = \"openai\", name",
         "provider = \"opnai\", name",
@@ -125,6 +135,22 @@ fn providers_models_and_prices_are_checked() {
         "[[prices]]\nmodel = \"small\"\nusd = 1\nfrom = 2026-01-01T00:00:00Z\n[pipelines.documents]",
         &["9: prices[1]: prices the same model, meter and day again; remove one"],
     );
+}
+
+#[test]
+fn what_a_provider_allows_and_whose_key_is_used_are_read() {
+    let config = read(
+        "[providers.a]\nkind = \"elevenlabs\"\nkey = \"x\"\nrequests_per_minute = 60\nkeys = { acme = \"y\" }\n\
+         pack_across_tenants = false\n[providers.b]\nkind = \"openai\"\nkey = \"x\"\ntokens_per_minute = 7",
+    );
+    let (a, b) = (&config.providers["a"], &config.providers["b"]);
+    assert_eq!(a.allowance, Allowance { requests: Some(60), tokens: None });
+    assert_eq!(b.allowance, Allowance { requests: None, tokens: Some(7) });
+    assert_eq!((a.pack_across_tenants, b.pack_across_tenants, b.keys.len()), (false, true, 0));
+    assert_eq!(a.keys["acme"].expose(), "y");
+    // What is stored of a secret says nothing of it, and tells it from others.
+    assert_eq!((a.keys["acme"].fingerprint().len(), format!("{:?}", a.keys)), (16, "{\"acme\": Secret(…)}".to_owned()));
+    assert_ne!(a.keys["acme"].fingerprint(), a.kind.key().unwrap().fingerprint());
 }
 
 #[test]

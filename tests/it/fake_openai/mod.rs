@@ -49,6 +49,8 @@ pub struct Options {
     pub longest: usize,
     /// Like services that do not know `encoding_format`.
     pub only_floats: bool,
+    /// More requests at once are answered with 429 on the spot, to be sent again soon.
+    pub most_at_once: usize,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             most_tokens: 300_000,
             longest: 8_192,
             only_floats: false,
+            most_at_once: usize::MAX,
         }
     }
 }
@@ -274,12 +277,22 @@ async fn pooling(State(service): State<Arc<Service>>, headers: HeaderMap, body: 
 async fn answer(service: &Service, headers: &HeaderMap, path: &'static str, request: &Request, form: Form) -> Response {
     let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
     let number = service.note(path, request, authorization.clone());
-    let _in_flight = InFlight::enter(service);
+    let in_flight = InFlight::enter(service);
+    let too_many = in_flight.1 > service.options.most_at_once;
     let scripted = service.script.lock().unwrap().pop_front();
     service.arrived.send_modify(|arrived| *arrived += 1);
-    service.held.subscribe().wait_for(|&gates| gates == 0).await.unwrap();
+    if !too_many {
+        service.held.subscribe().wait_for(|&gates| gates == 0).await.unwrap();
+    }
 
-    let answer = scripted.unwrap_or_else(|| service.usual(request, authorization.as_deref()));
+    let usual = || {
+        if too_many {
+            Answer::status(429).with("retry-after-ms", "50")
+        } else {
+            service.usual(request, authorization.as_deref())
+        }
+    };
+    let answer = scripted.unwrap_or_else(usual);
     let dimensions = request.dimensions.unwrap_or(service.options.dimensions);
     let response = answer.respond(&request.input, dimensions, form);
     service.seen.lock().unwrap()[number].status = Some(response.status().as_u16());
@@ -385,14 +398,14 @@ impl Service {
     }
 }
 
-/// Counts a request while it is under way, to its end or until the client goes away.
-struct InFlight<'a>(&'a Service);
+/// Counts a request while it is under way, to its end or until the client goes away; and how many there were with it.
+struct InFlight<'a>(&'a Service, usize);
 
 impl<'a> InFlight<'a> {
     fn enter(service: &'a Service) -> Self {
         let now = service.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         service.most_in_flight.fetch_max(now, Ordering::SeqCst);
-        Self(service)
+        Self(service, now)
     }
 }
 

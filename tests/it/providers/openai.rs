@@ -119,12 +119,16 @@ async fn vectors_are_matched_by_their_number_not_their_order() {
 async fn the_requests_name_and_the_limits_are_passed_on() {
     let answer = Answer::good()
         .with("x-request-id", "req_1")
+        .with("x-ratelimit-limit-requests", "60")
+        .with("x-ratelimit-limit-tokens", "150000")
         .with("x-ratelimit-remaining-requests", "59")
         .with("x-ratelimit-remaining-tokens", "149984")
         .with("x-ratelimit-reset-tokens", "6m0s");
     let embedded = answered(answer).await.unwrap();
     assert_eq!(embedded.request_id.as_deref(), Some("req_1"));
     let limits = RateLimits {
+        requests: Some(60),
+        tokens: Some(150_000),
         remaining_requests: Some(59),
         remaining_tokens: Some(149_984),
         reset_requests: None,
