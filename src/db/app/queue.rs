@@ -145,15 +145,18 @@ pub async fn open_asked(
         .not_before
         .as_ref()
         .map_or_else(String::new, |column| format!("and coalesce(queue.{0} <= clock_timestamp(), true)", column.sql()));
+    // The source has a level of its own: what a condition names without an alias may be a column of the job table's as well.
     let statement = format!(
         "with asking as materialized ( \
-             select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority \
-             from {table} as queue join {source} on {joined} \
+             select gm_key, min(gm_tenant) as gm_tenant, {priority} as gm_priority \
+             from {table} as queue cross join lateral ( \
+                 select {key} as gm_key, {tenant} as gm_tenant from {source} where {joined} and {when} \
+             ) as wanted \
              left join ( \
                  select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror \
                  from gristmill.embedding_jobs where pipeline = $1 \
-             ) as gm_jobs on gm_source_key = {key} \
-             where queue.{status} = {pending} {due} and {when} \
+             ) as gm_jobs on gm_source_key = gm_key \
+             where queue.{status} = {pending} {due} \
                and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
                     or gm_state = 'cancelled' and gm_kind is distinct from 'person') \
              group by 1 order by 1 limit $2 \
@@ -297,7 +300,7 @@ pub async fn answer(
     let mut arrays = vec![format!("${first}::text[]")];
     let mut names = vec!["word".to_owned()];
     for (nth, write) in queue.columns.iter().enumerate() {
-        sets.push(format!("{} = {}", write.column.sql(), super::write::new_value(write, nth, "queue")));
+        sets.push(format!("{} = {}", write.column.sql(), super::write::new_value(write, nth, "queue", "given")));
         arrays.push(format!("${}::text[]", first + 1 + nth));
         names.push(format!("c{nth}"));
     }
