@@ -163,7 +163,10 @@ fn unsaid(plan: &Plan) -> String {
         }));
     }
     differs.extend(plan.write.iter().filter(|write| write.counts_chunks()).map(|write| {
-        format!("(gm_state = 'completed' and source.{}::text is distinct from gm_wanted::text)", write.column.sql())
+        // A number may be written with decimals.
+        let kind = if write.column.is_plain_json() { write.column.type_sql() } else { "text".to_owned() };
+        let said = format!("source.{}::{kind}", write.column.sql());
+        format!("(gm_state = 'completed' and {said} is distinct from (gm_wanted::text)::{kind})")
     }));
     if differs.is_empty() {
         return "false".to_owned();
