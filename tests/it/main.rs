@@ -31,6 +31,7 @@ mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
 mod schema;
+mod shapes;
 mod signals;
 mod sparse;
 mod spine;
