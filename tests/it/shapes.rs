@@ -6,6 +6,7 @@
 mod keys;
 mod named;
 mod names;
+mod proposed;
 mod rows;
 mod shape;
 mod tables;
