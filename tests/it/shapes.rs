@@ -112,6 +112,10 @@ impl Crowd {
             for row in one.rows.clone() {
                 one.note(&self.world, &row.insert(&one.shape)).await;
             }
+            if one.shape.queue {
+                let ask = one.rows[0].ask(&one.shape);
+                one.note(&self.world, &ask).await;
+            }
             one.announced(&self.world).await;
         }
         self.work("after the inserts").await;
@@ -130,7 +134,26 @@ impl Crowd {
             one.verified(&self.world).await;
             one.found(&self.world).await;
         }
+        self.adopt().await;
         self.applications.iter().filter_map(|one| one.report(&self.pgvector)).collect()
+    }
+
+    /// Rows that were there before, with their vectors, are done when the pipelines are registered anew.
+    async fn adopt(&mut self) {
+        self.world.sql("delete from gristmill.embedding_jobs; delete from gristmill.pipelines").await;
+        for one in self.applications.iter_mut().filter(|one| one.plan.is_some()) {
+            let plan = one.plan.clone().expect("there is one");
+            app::register(&self.world.pool, &plan, 2, &|| false).await.expect("the pipeline registers");
+            let query = format!(
+                "select concat_ws(' ', count(*), state) from gristmill.embedding_jobs where pipeline = {} group by state order by 1 desc",
+                literal(&one.name)
+            );
+            let found = one.lines(&self.world, &query).await;
+            let with = one.rows.iter().filter(|row| !row.chunks(&one.shape).is_empty()).count();
+            let without = (with < one.rows.len()).then(|| format!("{} waiting", one.rows.len() - with));
+            let expected: Vec<String> = std::iter::once(format!("{with} completed")).chain(without).collect();
+            one.expect("adopted", &found, &expected);
+        }
     }
 
     async fn resolve(&mut self) {
@@ -375,6 +398,12 @@ impl Application {
         let expected: Vec<_> = self.rows.iter().map(|row| row_says(&self.shape, row)).collect();
         self.expect(&format!("rows {stage}"), &found, &expected);
 
+        if self.shape.queue {
+            let (answered, attempts) = (sql(&self.shape.names.answered), sql(&self.shape.names.attempts));
+            let query = format!("select concat_ws(' ', {answered}, {attempts}) from {}", self.shape.queue());
+            let found = self.lines(world, &query).await;
+            self.expect(&format!("answers {stage}"), &found, &vec!["it's done 1".to_owned()]);
+        }
         if self.shape.effect {
             let query = format!("select tag::text from {}", self.shape.log());
             let mut log: BTreeMap<String, usize> = BTreeMap::new();

@@ -87,6 +87,12 @@ impl Row {
         format!("insert into {} ({}) values ({})", shape.source(), columns.join(", "), values.join(", "))
     }
 
+    /// Asks for the row in the application's job table.
+    pub fn ask(&self, shape: &Shape) -> String {
+        let columns: Vec<String> = shape.names.asked.iter().map(|name| sql(name)).collect();
+        format!("insert into {} ({}) values ({})", shape.queue(), columns.join(", "), self.key.join(", "))
+    }
+
     /// Brings the row up to what it is here.
     pub fn update(&self, shape: &Shape) -> String {
         let names = &shape.names;

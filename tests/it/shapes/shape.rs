@@ -27,6 +27,8 @@ pub struct Shape {
     /// Whether facts of the job are folded into a jsonb column of the row.
     pub facts: bool,
     pub effect: bool,
+    /// Whether the application has a job table of its own.
+    pub queue: bool,
     pub partitioned: bool,
     pub target: Target,
     pub half: bool,
@@ -44,6 +46,11 @@ pub struct Names {
     pub target: String,
     pub log: String,
     pub people: String,
+    pub queue: String,
+    /// The job table's columns that name a row of the source.
+    pub asked: Vec<String>,
+    pub answered: String,
+    pub attempts: String,
     pub tag: String,
     pub head: String,
     pub body: String,
@@ -156,7 +163,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
     let noticed = prop::sample::select(vec![Noticed::Triggers, Noticed::Triggers, Noticed::ChangedAt, Noticed::Asked]);
     let count = prop::option::of(prop::sample::select(vec!["int", "bigint", "smallint", "text", "numeric(8,2)"]));
     let rows = (texts, any::<bool>(), tenant, when, noticed, prop::option::of(status()));
-    let more = (count, any::<bool>(), any::<bool>(), prop::bool::weighted(0.2));
+    let more = (count, any::<bool>(), any::<bool>(), prop::bool::weighted(0.3), prop::bool::weighted(0.2));
     let vectors = (any::<bool>(), prop::sample::select(vec![3_usize, 8, 64]), any::<bool>());
     let spelled = (raw_names(), any::<bool>(), prop::bool::weighted(0.3));
     (spelled, keys(), 0..64_usize, rows, more, target(), vectors).prop_map(
@@ -165,7 +172,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
             keys,
             first_value,
             (body, head, tenant, when, noticed, status),
-            (count, facts, effect, partitioned),
+            (count, facts, effect, queue, partitioned),
             target,
             (half, dimensions, declared),
         )| {
@@ -183,6 +190,7 @@ fn shapes() -> impl Strategy<Value = Shape> {
                 count,
                 facts,
                 effect,
+                queue,
                 partitioned,
                 target,
                 half,
@@ -237,7 +245,7 @@ fn target() -> impl Strategy<Value = Target> {
 }
 
 fn raw_names() -> impl Strategy<Value = Vec<String>> {
-    prop::collection::vec(names::name(), 40)
+    prop::collection::vec(names::name(), 48)
 }
 
 /// Columns that every table has.
@@ -263,6 +271,10 @@ fn spell(raw: Vec<String>, shared_schema: bool, alike: bool, keys: usize) -> (Ve
         target: name(),
         log: name(),
         people: name(),
+        queue: name(),
+        asked: (0..keys).map(|_| name()).collect(),
+        answered: name(),
+        attempts: name(),
         tag: name(),
         head: name(),
         body: name(),

@@ -39,6 +39,11 @@ impl Shape {
         format!("{}.{}", sql(&self.names.types_schema), sql(&self.names.log))
     }
 
+    /// The application's own job table.
+    pub fn queue(&self) -> String {
+        format!("{}.{}", sql(&self.names.target_schema), sql(&self.names.queue))
+    }
+
     fn people(&self) -> String {
         format!("{}.{}", sql(&self.names.types_schema), sql(&self.names.people))
     }
@@ -78,6 +83,15 @@ impl Shape {
         self.source_table(pgvector, &words, &mut ddl);
         if let Target::Chunks(chunks) = &self.target {
             self.chunk_table(chunks, pgvector, &mut ddl);
+        }
+        if self.queue {
+            let names = &self.names;
+            let pairs = names.asked.iter().zip(&self.keys);
+            let mut columns: Vec<String> =
+                pairs.map(|(name, (_, kind))| format!("{} {}", sql(name), self.typed(kind.sql))).collect();
+            columns.push(format!("{} varchar(12) default 'WAITS'", sql(&names.answered)));
+            columns.push(format!("{} smallint", sql(&names.attempts)));
+            let _ = writeln!(ddl, "create table {} ({});", self.queue(), columns.join(", "));
         }
         ddl
     }
@@ -182,7 +196,7 @@ impl Shape {
         let body = braces(&names.body);
         let text = if self.head { format!("{}\n\n{body}", braces(&names.generated)) } else { body };
         let mut toml = format!(
-            "\n[pipelines.{name}]\nkind = \"embed\"\nmodel = [\"d3\", \"d8\", \"d64\"]\nexisting = \"backfill\"\n\
+            "\n[pipelines.{name}]\nkind = \"embed\"\nmodel = [\"d3\", \"d8\", \"d64\"]\nexisting = \"adopt\"\n\
              [pipelines.{name}.source]\ntable = {}\nkey = [{}]\ntext = {}\n",
             table(&names.source_schema, &names.source),
             keys.join(", "),
@@ -241,6 +255,19 @@ impl Shape {
         }
         if !writes.is_empty() {
             toml.push_str(&format!("[pipelines.{name}.write]\n{}\n", writes.join("\n")));
+        }
+        if self.queue {
+            let entry = |column: &str, template: &str| format!("{} = {}", key(&written(column)), value(template));
+            let keys: Vec<String> =
+                names.asked.iter().zip(&self.keys).map(|(asked, (key, _))| entry(asked, &braces(key))).collect();
+            toml.push_str(&format!(
+                "[pipelines.{name}.queue]\ntable = {}\nkey = {{ {} }}\ncolumns = {{ {} }}\n\
+                 status = {{ column = {}, words = {{ pending = \"WAITS\", completed = \"it's done\", skipped = \"{{none}}\" }} }}\n",
+                table(&names.target_schema, &names.queue),
+                keys.join(", "),
+                entry(&names.attempts, "{job.attempts}"),
+                value(&written(&names.answered)),
+            ));
         }
         if self.effect {
             let statement =
