@@ -12,12 +12,11 @@ const MARKS: [char; 9] = ['"', '.', '|', '?', '{', '}', ';', '\n', '\0'];
 /// # Errors
 /// Why there is no name, and the way out, for a person: without the text itself, which the environment may have brought.
 pub(super) fn take(text: &str) -> Result<(String, &str), String> {
-    let (name, rest) = match text.strip_prefix('"') {
-        Some(inside) => unquote(inside).ok_or("has a `\"` that is never closed")?,
-        None => {
-            let (name, rest) = text.split_at(text.find(MARKS).unwrap_or(text.len()));
-            (name.to_owned(), rest)
-        }
+    let (name, rest) = if let Some(inside) = text.strip_prefix('"') {
+        unquote(inside).ok_or("has a `\"` that is never closed")?
+    } else {
+        let (name, rest) = text.split_at(text.find(MARKS).unwrap_or(text.len()));
+        (name.to_owned(), rest)
     };
     match name.as_str() {
         "" => Err(NOT_A_NAME.to_owned()),

@@ -21,6 +21,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use crate::applications::reconnected;
+use crate::cli::gristmill;
 use crate::world::World;
 
 use names::{literal, sql};
@@ -41,7 +42,8 @@ async fn any_shape_of_tables_is_served() {
     let mut faults = Vec::new();
     let mut from = first;
     while from < first + count {
-        let until = (from + TOGETHER).min(first + count);
+        // A shape finds the same surroundings wherever a run begins.
+        let until = ((from / TOGETHER + 1) * TOGETHER).min(first + count);
         faults.extend(Crowd::new(from..until).await.run().await);
         from = until;
     }
@@ -82,7 +84,7 @@ dimensions = 64
 
 impl Crowd {
     async fn new(seeds: std::ops::Range<u64>) -> Self {
-        let pgvector = if seeds.start / TOGETHER % 2 == 0 { "public" } else { "Ext. {\"$1\"}" };
+        let pgvector = if (seeds.start / TOGETHER).is_multiple_of(2) { "public" } else { "Ext. {\"$1\"}" };
         let mut world = World::new().await;
         let ours = world.toml.find("[models.small]").expect("the models are there");
         world.toml.truncate(ours);
@@ -133,6 +135,10 @@ impl Crowd {
         for one in &mut self.applications {
             one.verified(&self.world).await;
             one.found(&self.world).await;
+        }
+        let checked = gristmill(&self.world, &["check"]).await;
+        if checked.code != 0 {
+            self.applications[0].faults.push(format!("check: {}\n{}", checked.out, checked.err));
         }
         self.adopt().await;
         self.applications.iter().filter_map(|one| one.report(&self.pgvector)).collect()
@@ -452,6 +458,11 @@ impl Application {
                 let expected = self.rows.iter().filter(|row| row.in_set(&self.shape)).count();
                 self.expect("rows of the view", &shown, &expected);
             }
+        }
+        if self.shape.noticed == Noticed::Triggers
+            && let Err(error) = tables_of::remove(&mut connection, &TriggerSet::of(&plan)).await
+        {
+            self.faults.push(format!("triggers remove: {error}"));
         }
         match tables_of::search(&mut connection, &plan, &vector, 3).await {
             Ok(hits) if hits.first().is_some_and(|hit| hit.similarity > 0.99) => {}
