@@ -1,3 +1,5 @@
+use super::identifier;
+
 /// Which column a value goes to: `"a"`, `"a|b"` (the first that exists), `"a?"` (may be missing), `"page|metadata.page"` (a
 /// fall-back into a jsonb column).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +24,17 @@ impl ColumnChoice {
     /// # Errors
     /// A message for a person where a part is not a name.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (names, optional) = text.strip_suffix('?').map_or((text, false), |names| (names, true));
-        let candidates = names.split('|').map(Candidate::parse).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { candidates, optional })
+        let (first, mut rest) = Candidate::take(text)?;
+        let mut candidates = vec![first];
+        while let Some(after) = rest.strip_prefix('|') {
+            let (candidate, after) = Candidate::take(after)?;
+            candidates.push(candidate);
+            rest = after;
+        }
+        match rest {
+            "" | "?" => Ok(Self { candidates, optional: rest == "?" }),
+            _ => Err(identifier::NOT_A_NAME.to_owned()),
+        }
     }
 
     /// The first name, for messages.
@@ -34,18 +44,12 @@ impl ColumnChoice {
 }
 
 impl Candidate {
-    fn parse(text: &str) -> Result<Self, String> {
-        let (column, json_key) = text.split_once('.').map_or((text, None), |(column, key)| (column, Some(key)));
-        if !is_name(column) || !json_key.is_none_or(is_name) {
-            return Err(format!("`{text}` is not a column name"));
-        }
-        Ok(Self { column: column.to_owned(), json_key: json_key.map(str::to_owned) })
+    fn take(text: &str) -> Result<(Self, &str), String> {
+        let (column, rest) = identifier::take(text)?;
+        let Some(rest) = rest.strip_prefix('.') else { return Ok((Self { column, json_key: None }, rest)) };
+        let (key, rest) = identifier::take(rest)?;
+        Ok((Self { column, json_key: Some(key) }, rest))
     }
-}
-
-/// What a schema, table or column may be called here: what Postgres takes, without our own marks. Written without quotes.
-pub(super) fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.len() <= 63 && !name.contains(['"', '\0', '?', '|'])
 }
 
 #[cfg(test)]
@@ -58,8 +62,16 @@ mod tests {
         assert!(choice.optional);
         assert_eq!(choice.candidates[0], Candidate { column: "page".into(), json_key: None });
         assert_eq!(choice.candidates[1], Candidate { column: "metadata".into(), json_key: Some("page".into()) });
-        for wrong in ["", "a||b", "a\"b", "?"] {
+        for wrong in ["", "a||b", "a\"b", "?", "a?b", "a?|b", "a.b.c"] {
             assert!(ColumnChoice::parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn marks_in_double_quotes_are_letters_of_a_name() {
+        let choice = ColumnChoice::parse(r#""what?"|"a|b"."c.d"?"#).unwrap();
+        assert!(choice.optional);
+        assert_eq!(choice.candidates[0], Candidate { column: "what?".into(), json_key: None });
+        assert_eq!(choice.candidates[1], Candidate { column: "a|b".into(), json_key: Some("c.d".into()) });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::columns::is_name;
+use super::identifier;
 use super::raw::{Item, Section};
 use super::values::{Scope, boolean, list, table, template, text, word};
 use super::{Effect, JobFact, Name, Occasion, Shared, Statement};
@@ -107,10 +107,7 @@ fn shared(mut section: Section) -> Option<Shared> {
     let table = section.need("table", table, "\"public.folders\"");
     let mut key = Vec::new();
     for (column, item) in section.entries("key") {
-        if !is_name(&column) || column.contains('.') {
-            item.misfit("is not a column name");
-        }
-        key.extend(item.read(template(Scope::Row)).map(|template| (column, template)));
+        key.extend(item.read(|item| Ok((identifier::whole(&column)?, template(Scope::Row)(item)?))));
     }
     if key.is_empty() {
         section.misfit_at(

@@ -1,7 +1,7 @@
 //! `workers.toml`: raw TOML in, checked limits, addresses and rules out. What does not hold is named with file and line.
 //!
 //! [`Config::read`] is the only way in. `raw` knows TOML and places, `values` turns one item into one value, and `check` reads
-//! the sections with the modules named after them. `template` and `columns` are the two small languages inside strings,
+//! the sections with the modules named after them. `template`, `columns` and `identifier` are the small languages inside strings,
 //! `environment` fills in `${X}`, and `unsupported` lists what a later version brings. Nothing here asks a database: what
 //! depends on one is checked by `db::catalog`.
 
@@ -11,6 +11,7 @@ mod effects;
 mod environment;
 mod error;
 mod generation;
+mod identifier;
 mod limits;
 mod models;
 mod pipelines;
@@ -43,6 +44,7 @@ use url::Url;
 
 pub use columns::{Candidate, ColumnChoice};
 pub use error::{ConfigError, Place};
+pub use identifier::written;
 pub use shape::{
     Assignment, ChunkSize, Chunking, Effect, Existing, FileRule, Limit, Longer, Occasion, OnLeave, Pipeline,
     PipelineKind, Queue, Shared, Signal, Skip, Source, Status, StatusWords, Target, TenantRule, TextRule, Value,
@@ -378,8 +380,9 @@ pub struct TableName {
 }
 
 impl std::fmt::Display for TableName {
+    /// The name as the file would write it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.schema, self.table)
+        write!(f, "{}.{}", written(&self.schema), written(&self.table))
     }
 }
 

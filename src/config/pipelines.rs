@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::check::Named;
-use super::columns::is_name;
+use super::identifier;
 use super::raw::{Item, Section};
 use super::template::{ChunkFact, Name, Piece};
 use super::values::{Scope, at_least, boolean, column, duration, list, one_of, sql, table, template, template_of_row};
@@ -191,10 +191,11 @@ fn source(mut section: Section, kind: PipelineKind, has_file: bool) -> Option<So
 fn tenant(item: &Item) -> Result<TenantRule, String> {
     let rule = sql(item)?;
     let text = rule.text.trim();
-    let is_word = |text: &str| text.chars().all(|letter| letter.is_alphanumeric() || letter == '_');
-    if is_word(text) && is_name(text) && !text.starts_with(|first: char| first.is_ascii_digit()) {
-        item.uses(text);
-        return Ok(TenantRule::Name(text.to_owned()));
+    let is_word = !text.starts_with(|first: char| first.is_ascii_digit())
+        && text.chars().all(|letter| letter.is_alphanumeric() || letter == '_');
+    if let (true, Ok(name)) = (is_word || text.starts_with('"'), identifier::whole(text)) {
+        item.uses(&name);
+        return Ok(TenantRule::Name(name));
     }
     let quoted = text.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));
     match quoted.map(|inner| inner.replace("''", "\u{0}")) {
@@ -229,7 +230,7 @@ fn text_rule(section: &mut Section) -> Option<TextRule> {
 fn values(section: &mut Section) -> BTreeMap<String, Sql> {
     let entries = section.entries("values").into_iter();
     let value = |(name, item): (String, Item)| {
-        if !is_name(&name) || name.contains(['.', '{', '}', ';']) || name == "tenant" {
+        if identifier::whole(&name).as_ref() != Ok(&name) || name == "tenant" {
             item.misfit("is not a name for a value; templates have to name it in braces");
         }
         Some((name, item.read(sql)?))

@@ -1,5 +1,6 @@
 //! `[pipelines.x.queue]`: the application's own job table.
 
+use super::identifier;
 use super::raw::{Item, Section};
 use super::targets::{assignments, words};
 use super::template::Name;
@@ -11,7 +12,8 @@ pub(super) fn queue(mut section: Section) -> Option<Queue> {
     let table = section.need("table", optional_table, "\"public.embedding_jobs\"");
     let mut key = Vec::new();
     for (column, item) in section.entries("key") {
-        let Some(template) = item.read(template_of_row) else { continue };
+        let read = item.read(|item| Ok((identifier::whole(&column)?, template_of_row(item)?)));
+        let Some((column, template)) = read else { continue };
         match template.single() {
             Some(Name::Row(name)) => key.push((column, name.clone())),
             _ => item.misfit("must be one column of the source row, like \"{id}\""),

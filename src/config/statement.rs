@@ -39,9 +39,9 @@ impl Statement {
             rest = &rest[first.len_utf8()..];
             match first {
                 '{' => {
-                    let (name, after) = rest.split_once('}').ok_or("`{` is never closed")?;
+                    let (name, after) = Name::take(rest)?.ok_or("`{` is never closed")?;
                     pieces.push(Piece::Text(std::mem::take(&mut plain)));
-                    pieces.push(Piece::Name(Name::parse(name)?));
+                    pieces.push(Piece::Name(name));
                     rest = after;
                 }
                 '}' => return Err("a single `}` closes nothing".to_owned()),
@@ -189,6 +189,7 @@ mod tests {
 
     #[test]
     fn names_are_numbered_once_each() {
+        assert_eq!(numbered(r#"select {"a}b"} + {c}"#), "select ($1::pg_catalog.text)::t + ($2::pg_catalog.text)::t");
         assert_eq!(
             numbered("update t set n = {n}, m = {job.chunks} where n <> {n};"),
             "update t set n = ($1::pg_catalog.text)::t, m = ($2::pg_catalog.text)::t where n <> ($1::pg_catalog.text)::t"

@@ -85,7 +85,7 @@ fn version(section: &mut Section) -> Option<(String, String)> {
         } else {
             Ok(())
         }?;
-        Ok((column.clone(), word))
+        Ok((choice.first().to_owned(), word))
     })
 }
 

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::identifier;
+
 /// A text with names in braces: `"{title}: {chunk.text}"`. `{{` and `}}` are braces themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Template(pub Vec<Piece>);
@@ -82,13 +84,13 @@ impl Template {
             if brace == "}" {
                 return Err("a single `}` closes nothing; write `}}` for a brace".to_owned());
             }
-            let Some((name, after)) = after.split_once('}') else {
+            let Some((name, after)) = Name::take(after)? else {
                 return Err("`{` is never closed; write `{{` for a brace".to_owned());
             };
             if !plain.is_empty() {
                 pieces.push(Piece::Text(std::mem::take(&mut plain)));
             }
-            pieces.push(Piece::Name(Name::parse(name)?));
+            pieces.push(Piece::Name(name));
             rest = after;
         }
         plain.push_str(rest);
@@ -154,7 +156,8 @@ impl fmt::Display for Name {
     /// The name with its braces.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Row(name) => write!(f, "{{{name}}}"),
+            Self::Row(name) if name == TENANT => write!(f, "{{\"{name}\"}}"),
+            Self::Row(name) => write!(f, "{{{}}}", identifier::written(name)),
             Self::Tenant => f.write_str("{tenant}"),
             Self::Job(fact) => write!(f, "{{job.{}}}", fact.word()),
             Self::Chunk(fact) => write!(f, "{{chunk.{}}}", fact.word()),
@@ -170,12 +173,27 @@ struct Line {
     known: usize,
 }
 
+/// The one plain name that is ours; the column of that name stands in double quotes.
+const TENANT: &str = "tenant";
+
 impl Name {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Takes what stands behind an opening brace, and the brace that closes it; none where nothing does.
+    pub(super) fn take(text: &str) -> Result<Option<(Self, &str)>, String> {
+        if !text.starts_with('"') {
+            return text.split_once('}').map(|(name, rest)| Ok((Self::parse(name)?, rest))).transpose();
+        }
+        let (name, rest) = identifier::take(text).map_err(|message| format!("`{{{text}` {message}"))?;
+        match rest.strip_prefix('}') {
+            Some(rest) => Ok(Some((Self::Row(name), rest))),
+            None => Err(format!("`{{{text}` is not a name in braces: behind its quotes there must be a `}}`")),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
         let word = |ok: Option<Self>, all: Vec<&str>| {
             ok.ok_or_else(|| format!("`{{{text}}}` is not a name; known are {}", all.join(", ")))
         };
-        if text == "tenant" {
+        if text == TENANT {
             return Ok(Self::Tenant);
         }
         if let Some(fact) = text.strip_prefix("job.") {
@@ -184,12 +202,9 @@ impl Name {
         if let Some(fact) = text.strip_prefix("chunk.") {
             return word(ChunkFact::of(fact).map(Self::Chunk), ChunkFact::ALL.iter().map(|fact| fact.word()).collect());
         }
-        if text.is_empty() || text.contains(['{', '"', '\0', '\n', '.', ';']) {
-            return Err(format!(
-                "`{{{text}}}` is not a name: a column, a value, {{job.x}} or {{chunk.x}} may stand in braces"
-            ));
-        }
-        Ok(Self::Row(text.to_owned()))
+        identifier::whole(text).map(Self::Row).map_err(|message| {
+            format!("`{{{text}}}` {message}; a column, a value, {{job.x}} or {{chunk.x}} may stand in braces")
+        })
     }
 }
 
@@ -222,14 +237,26 @@ mod tests {
 
     #[test]
     fn a_template_is_shown_as_it_was_written() {
-        for text in ["{{{a}}}: {job.error}\n{chunk.text} {tenant}", "", "plain"] {
+        let odd = r#"{"odd}.name"}{"6"" pipes"}{"tenant"}{"job.id"}"#;
+        for text in ["{{{a}}}: {job.error}\n{chunk.text} {tenant}", odd, "", "plain"] {
             assert_eq!(Template::parse(text).unwrap().to_string(), text);
         }
     }
 
     #[test]
+    fn a_name_in_double_quotes_is_a_column_whatever_it_is_called() {
+        let names: Vec<String> = Template::parse(r#"{"a}b"}: {"tenant"} {"job.id"}"#)
+            .unwrap()
+            .0
+            .into_iter()
+            .filter_map(|piece| if let Piece::Name(Name::Row(name)) = piece { Some(name) } else { None })
+            .collect();
+        assert_eq!(names, ["a}b", "tenant", "job.id"]);
+    }
+
+    #[test]
     fn what_is_not_a_name_is_refused() {
-        for text in ["{", "}", "{}", "{chunk.nope}", "{a.b}", "{a;b}"] {
+        for text in ["{", "}", "{}", "{chunk.nope}", "{a.b}", "{a;b}", "{\"a}", "{\"a\"", "{\"a\": 1}", "{\"\"}"] {
             assert!(Template::parse(text).is_err(), "{text}");
         }
     }

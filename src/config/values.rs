@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use toml::de::DeValue;
 use url::Url;
 
-use super::columns::is_name;
+use super::identifier;
 use super::raw::{Given, Item};
 use super::template::{ChunkFact, Name, Template};
 use super::units::{self, suggestion};
@@ -201,19 +201,16 @@ pub(super) fn list<T: PartialEq>(parse: impl Fn(&Item) -> Parsed<T>) -> impl Fn(
 /// The name of a column or of one of the `values`.
 pub(super) fn column(item: &Item) -> Parsed<String> {
     from_text(item, "a column name", |text| {
-        if is_name(text) && !text.contains('.') {
-            item.uses(text);
-            Ok(text.to_owned())
-        } else {
-            Err("is not a column name (at most 63 bytes, without quotes)".to_owned())
-        }
+        let name = identifier::whole(text)?;
+        item.uses(&name);
+        Ok(name)
     })
 }
 
 /// A column that may have alternatives.
 pub(super) fn column_choice(item: &Item) -> Parsed<ColumnChoice> {
     let text = item.text()?;
-    ColumnChoice::parse(&text.value).map_err(|_| format!("{} is not a column name", text.shown))
+    ColumnChoice::parse(&text.value).map_err(|message| format!("{} {message}", text.shown))
 }
 
 /// `schema.table`, or `table` in schema public.
@@ -222,11 +219,10 @@ pub(super) fn table(item: &Item) -> Parsed<TableName> {
 }
 
 pub(super) fn table_name(text: &str) -> Parsed<TableName> {
-    let (schema, table) = text.split_once('.').unwrap_or(("public", text));
-    if is_name(schema) && is_name(table) && !table.contains('.') {
-        Ok(TableName { schema: schema.to_owned(), table: table.to_owned() })
-    } else {
-        Err("is not a table name like public.documents (written without quotes)".to_owned())
+    let (first, rest) = identifier::take(text)?;
+    match rest.strip_prefix('.') {
+        Some(table) => Ok(TableName { schema: first, table: identifier::whole(table)? }),
+        None => Ok(TableName { schema: "public".to_owned(), table: identifier::whole(text)? }),
     }
 }
 

@@ -25,7 +25,7 @@ pub mod workers;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use crate::config::Database;
 
@@ -77,6 +77,9 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
     PgPoolOptions::new()
         .max_connections(settings.connections)
         .acquire_timeout(Duration::from_secs(10))
+        // In place of the pool's own question whether the connection lives.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(is_outside_transactions(connection)))
         .after_connect(move |connection, _| {
             let pinned = pinned.clone();
             Box::pin(async move {
@@ -87,6 +90,12 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         .connect_with(options)
         .await
         .map_err(ConnectError::Away)
+}
+
+/// A `begin` that is given up before its answer came is forgotten by sqlx, not by the server: what the next user of the connection
+/// writes would be in a transaction that nobody ends.
+async fn is_outside_transactions(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::raw_sql("select now() = statement_timestamp()").fetch_one(connection).await?.try_get(0)
 }
 
 /// A plain connection of its own beside a pool: what must not wait for whoever has drained the pool. Only for our own tables.

@@ -602,13 +602,14 @@ async fn what_does_not_fit_is_named_with_its_place() {
     let status = "[pipelines.notes.status]\ncolumn = \"state\"\nwords = { processing = \"busy\", skipped = \"\" }\n";
     let enums =
         "create type progress as enum ('pending', 'completed', 'failed'); alter table app.notes add state progress";
-    let without_pgvector = "drop extension vector cascade; create schema app; create table app.notes (id int, body text); \
+    let without_pgvector = "drop extension vector cascade; create schema app; create table app.notes (id int primary key, body text); \
         create table app.note_chunks (note_id int, nth int, body text, embedding real[])";
     let more = |keys: &str| NOTES.replace("key = [\"id\"]", &format!("key = [\"id\"]\n{keys}"));
     let checks = "alter table app.notes add state text check (state in ('pending', 'busy', 'completed')), \
         add check (state <> 'busy' or body <> '')";
     let domain = "create domain app.progress as text check (value in ('pending', 'busy', 'failed')); alter table app.notes add state app.progress";
-    let cases: [(&str, String, String); 13] = [
+    let numbers = "alter table app.notes add made int, add changed bigint";
+    let cases: [(&str, String, String); 17] = [
         ("no source", String::new(), NOTES.to_owned()),
         ("no target", NOTE_TABLES.replace("app.note_chunks", "app.other"), NOTES.to_owned()),
         ("no columns", NOTE_TABLES.to_owned(), NOTES.replace("{body}", "{bodi}").replace("nth =", "n =")),
@@ -617,6 +618,28 @@ async fn what_does_not_fit_is_named_with_its_place() {
         ("more columns", NOTE_TABLES.replace("nth int", "owner int not null, nth int"), NOTES.to_owned()),
         ("a typo in a condition", NOTE_TABLES.to_owned(), more("when = \"delete_at is null\"")),
         ("no changed_at", NOTE_TABLES.to_owned(), more("changed_at = \"updated_at\"\norder = \"created\"")),
+        (
+            "times that are none",
+            format!("{NOTE_TABLES}; {numbers}"),
+            more("changed_at = \"changed\"\norder = \"made\""),
+        ),
+        (
+            "a value that is called like a column",
+            NOTE_TABLES.to_owned(),
+            more("when = \"body <> ''\"\nvalues = { body = \"upper(source.body)\" }"),
+        ),
+        (
+            "a key that may be null",
+            format!(
+                "{NOTE_TABLES}; alter table app.notes drop constraint notes_pkey, alter id drop identity, alter id drop not null"
+            ),
+            NOTES.to_owned(),
+        ),
+        (
+            "a short column",
+            format!("{NOTE_TABLES}; alter table app.notes add state varchar(8)"),
+            format!("{NOTES}{status}"),
+        ),
         ("a word", format!("{NOTE_TABLES}; {enums}"), format!("{NOTES}{status}")),
         ("a check", format!("{NOTE_TABLES}; {checks}"), format!("{NOTES}{status}")),
         ("a domain", format!("{NOTE_TABLES}; {domain}"), format!("{NOTES}{status}")),
@@ -647,6 +670,16 @@ async fn what_does_not_fit_is_named_with_its_place() {
     # no changed_at
     workers.toml:56: pipelines.notes.source.changed_at: table app.notes has no column updated_at; it has id, body
     workers.toml:57: pipelines.notes.source.order: table app.notes has no column created; it has id, body
+    # times that are none
+    workers.toml:56: pipelines.notes.source.changed_at: Postgres says: operator does not exist: bigint > timestamp with time zone
+    workers.toml:57: pipelines.notes.source.order: Postgres says: cannot cast type integer to timestamp with time zone
+    # a value that is called like a column
+    workers.toml:56: pipelines.notes.source.when: Postgres says: column reference "body" is ambiguous
+    # a key that may be null
+    workers.toml:55: pipelines.notes.source.key: column id of app.notes may be null, and such a row has no key
+        to mend it: alter table "app"."notes" alter column "id" set not null;
+    # a short column
+    workers.toml:64: pipelines.notes.status: column state of app.notes does not take the word `completed`: it holds 8 characters
     # a word
     workers.toml:64: pipelines.notes.status: type progress has no word `busy`; it has pending, completed, failed
         to mend it: alter type "public"."progress" add value 'busy';

@@ -36,6 +36,7 @@ mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
 mod schema;
+mod shapes;
 mod signals;
 mod sparse;
 mod spine;

@@ -180,6 +180,18 @@ async fn what_cannot_be_the_key_of_a_row_holds_up_nobody_who_asks() {
 }
 
 #[tokio::test]
+async fn a_condition_may_name_a_column_that_the_job_table_has_as_well() {
+    let world = dreams(&TABLES.replace("priority int,", "priority int, done boolean,")).await;
+    ask(&world, "'a%', 'c%'").await;
+
+    world.work().await;
+
+    let rows =
+        "select concat_ws(' ', d.name, q.status) from app.jobs q join app.dreams d on d.id = q.dream_id order by 1";
+    assert_eq!(world.list(rows).await, ["a mill completed", "c open pending"]);
+}
+
+#[tokio::test]
 async fn what_does_not_fit_the_job_table_is_named() {
     let said = async |tables: &str, pipeline: &str| {
         let world = configured(World::new().await, pipeline);

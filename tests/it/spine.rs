@@ -56,3 +56,23 @@ async fn old_history_goes_as_fast_as_it_came() {
     world.wait_for("select count(*) = 1 from gristmill.job_attempts").await;
     worker.stop().await;
 }
+
+#[tokio::test]
+async fn what_follows_a_begin_that_was_given_up_is_in_no_transaction() {
+    let world = World::new().await;
+    let mut left = Vec::new();
+    for _ in 0..12 {
+        left.push(world.pool.acquire().await.expect("the database is there"));
+    }
+    for connection in &mut left {
+        sqlx::raw_sql("begin").execute(&mut **connection).await.expect("it begins");
+    }
+    drop(left);
+
+    world.sql("create table public.seen ()").await;
+
+    let mut other = world.database.connect().await;
+    let seen: bool =
+        sqlx::query_scalar("select to_regclass('public.seen') is not null").fetch_one(&mut other).await.unwrap();
+    assert!(seen, "the statement stands in a transaction that nobody ends");
+}

@@ -127,6 +127,23 @@ async fn a_row_that_cannot_be_read_does_not_silence_its_neighbours() {
 }
 
 #[tokio::test]
+async fn columns_may_be_called_like_the_variables_of_a_trigger() {
+    let condition =
+        "text = \"{body}\"\nwhen = \"found and new is null and old is null and tg_op <> '' and sqlerrm is null\"";
+    let pipeline =
+        PIPELINE.replace("text = \"{body} {size}\"\n[pipelines.notes.source.values]\nsize = \"10 / size\"", condition);
+    let columns = "size int, found boolean default true, new int, old int, tg_op text default 'x', sqlerrm text, ";
+    let world = application(&TABLES.replace("size int not null default 1, ", columns), &pipeline).await;
+    world.install_triggers().await;
+
+    world.sql("insert into app.notes (id, body) values (1, 'One.'), (2, 'Two.')").await;
+    assert_eq!(jobs(&world).await, "[\"1\"] pending r1\n[\"2\"] pending r1");
+    world.work().await;
+    world.sql("update app.notes set found = false where id = 1; delete from app.notes where id = 2").await;
+    assert_eq!(jobs(&world).await, "[\"1\"] pending r2\n[\"2\"] pending r2");
+}
+
+#[tokio::test]
 async fn keys_and_content_read_the_same_under_any_settings() {
     let values = "raw bytea, real float8, span interval, moment timestamptz, day date, price money, kind regclass";
     let pipeline = PIPELINE

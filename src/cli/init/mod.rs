@@ -17,7 +17,7 @@ use crate::db::app::{Surveyed, buckets, commonest_word, has_function, survey};
 use super::failure::Failure;
 use super::session::{self, Session};
 
-use propose::{MODEL, Proposal, Surroundings, propose};
+use propose::{MODEL, Proposal, Surroundings, comment, propose};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  gristmill init                     writes ./workers.toml\n  \
@@ -102,17 +102,31 @@ async fn surroundings(connection: &mut sqlx::PgConnection, tables: &[Surveyed]) 
     Ok(Surroundings { versions, has_uid: has_function(connection, "auth.uid()").await? })
 }
 
-/// Holds each proposal against the database; what does not fit is commented out, with why.
+/// Holds each proposal against the language and the database; what does not fit is commented out, with why.
 async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<BTreeMap<String, Vec<String>>, Failure> {
-    let text = file(proposals, &BTreeMap::new(), &[]);
-    let (config, _) = session::read_without_secrets("workers.toml", &text, &|_| None)
-        .map_err(|misfits| Failure::of_config(&misfits))?;
+    let read = |proposals: &[Proposal]| {
+        let text = file(proposals, &BTreeMap::new(), &[]);
+        session::read_without_secrets("workers.toml", &text, &|_| None)
+    };
+    let mut left_out = BTreeMap::new();
+    let mut sound = Vec::new();
+    for proposal in proposals {
+        match read(std::slice::from_ref(proposal)) {
+            Ok(_) => sound.push(proposal.clone()),
+            Err(misfits) => {
+                let why = misfits.into_iter().map(|misfit| misfit.message).collect();
+                left_out.insert(proposal.name.clone(), why);
+            }
+        }
+    }
+    let (config, _) = read(&sound).map_err(|misfits| Failure::of_config(&misfits))?;
     let resolved = app::resolve(pool, &config).await?;
     let said = |misfits: &[db::app::Misfit]| {
         let errors = misfits.iter().filter(|misfit| !misfit.warning);
         errors.map(|misfit| misfit.message.clone()).collect::<Vec<_>>()
     };
-    Ok(resolved.refused.iter().map(|(name, misfits)| (name.clone(), said(misfits))).collect())
+    left_out.extend(resolved.refused.iter().map(|(name, misfits)| (name.clone(), said(misfits))));
+    Ok(left_out)
 }
 
 /// The whole file.
@@ -178,7 +192,7 @@ fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>, bucket
             None => text.push_str(&sections),
             Some(why) => {
                 for line in why {
-                    let _ = writeln!(text, "# Does not fit yet: {line}");
+                    let _ = writeln!(text, "# Does not fit yet: {}", comment(line));
                 }
                 for line in sections.lines() {
                     let _ = writeln!(text, "# {line}");

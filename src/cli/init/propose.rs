@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::config::{Name, TableName, written};
 use crate::db::app::{Column, Reference, Surveyed};
 
 /// A pipeline that is proposed.
@@ -15,8 +16,12 @@ pub(super) struct Proposal {
     pub toml: String,
 }
 
-/// What stands for the model in a proposal's text.
-pub(super) const MODEL: &str = "MODEL";
+/// What stands for the model in a proposal's text: nothing that a name can hold.
+pub(super) const MODEL: &str = "\0model\0";
+/// And for the pipeline's name.
+const NAME: &str = "\0name\0";
+/// The longest name that Postgres takes, in bytes.
+const LONGEST: usize = 63;
 
 /// What the proposals need to know besides the tables.
 pub(super) struct Surroundings {
@@ -75,7 +80,7 @@ pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Vec<Proposa
             nth += 1;
         }
         names.push(proposal.name.clone());
-        proposal.toml = proposal.toml.replace("NAME", &proposal.name);
+        proposal.toml = proposal.toml.replace(NAME, &proposal.name);
     }
     proposals
 }
@@ -113,15 +118,37 @@ fn name_of(table: &Surveyed) -> String {
     if name.is_empty() { "rows".to_owned() } else { name }
 }
 
+/// A string as a value, in which `${` would name the environment.
 fn quoted(text: &str) -> String {
-    // What JSON escapes, TOML reads alike.
-    serde_json::Value::from(text).to_string()
+    string(&text.replace("${", "$${"))
+}
+
+fn string(text: &str) -> String {
+    // What JSON escapes, TOML reads alike; it lets one character through that TOML does not take.
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+/// A column of the source row, for a template.
+fn braces(column: &str) -> String {
+    Name::Row(column.to_owned()).to_string()
+}
+
+/// A name with something before or behind it, cut in the middle where it would be too long.
+fn longer(before: &str, name: &str, behind: &str) -> String {
+    let room = LONGEST - before.len() - behind.len();
+    let kept = name.char_indices().map(|(at, letter)| at + letter.len_utf8()).take_while(|end| *end <= room).last();
+    format!("{before}{}{behind}", &name[..kept.unwrap_or_default()])
+}
+
+/// A text that stands behind `#`.
+pub(super) fn comment(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 /// A key of a TOML table.
 fn key(column: &str) -> String {
     let bare = column.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
-    if bare { column.to_owned() } else { quoted(column) }
+    if bare { column.to_owned() } else { string(&written(column)) }
 }
 
 fn map(entries: &[(String, String)]) -> String {
@@ -136,12 +163,13 @@ fn dimensions(column: &Column) -> Option<usize> {
 
 /// `[pipelines.x]` and its source; says whether the content may be a file.
 fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -> bool {
-    let keys: Vec<String> = table.key.iter().map(|column| quoted(column)).collect();
+    let keys: Vec<String> = table.key.iter().map(|column| quoted(&written(column))).collect();
     let _ = write!(
         text,
-        "# {why}\n[pipelines.NAME]\nkind = \"embed\"\nmodel = \"{MODEL}\"\n\
+        "# {}\n[pipelines.{NAME}]\nkind = \"embed\"\nmodel = \"{MODEL}\"\n\
          existing = \"adopt\"                              # rows that are there: valid vectors are done, unpaid; or backfill, or ignore\n\
-         [pipelines.NAME.source]\ntable = {}\nkey = [{}]\n",
+         [pipelines.{NAME}.source]\ntable = {}\nkey = [{}]\n",
+        comment(why),
         quoted(&table.table.name.to_string()),
         keys.join(", "),
     );
@@ -187,7 +215,7 @@ fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -
     let owner = one(table, TENANTS).map_or_else(String::new, |tenant| format!("{{{}}}/", tenant.name));
     let _ = write!(
         text,
-        "[pipelines.NAME.file]\nstore = \"files\"\npath = {}\n\
+        "[pipelines.{NAME}.file]\nstore = \"files\"\npath = {}\n\
          within = {}                          # what a path must lie below, so that a row cannot name another's file\n",
         quoted(&format!("{{{}}}", path.name)),
         quoted(&owner),
@@ -212,7 +240,7 @@ fn status(table: &Surveyed, text: &mut String) {
     }
     let _ = write!(
         text,
-        "[pipelines.NAME.status]\ncolumn = {}\nwords = {{ skipped = \"\" }}                       # the word for a row with nothing to embed; \"\": left as it is\n",
+        "[pipelines.{NAME}.status]\ncolumn = {}\nwords = {{ skipped = \"\" }}                       # the word for a row with nothing to embed; \"\": left as it is\n",
         quoted(&status.name)
     );
     if !columns.is_empty() {
@@ -227,7 +255,7 @@ fn status(table: &Surveyed, text: &mut String) {
         written.extend(one(table, names).map(|column| (column.name.clone(), value.to_owned())));
     }
     if !written.is_empty() {
-        text.push_str("[pipelines.NAME.write]\n");
+        let _ = writeln!(text, "[pipelines.{NAME}.write]");
         for (column, value) in written {
             let _ = writeln!(text, "{} = {}", key(&column), quoted(&value));
         }
@@ -239,15 +267,11 @@ fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Su
     let mut text = String::new();
     let why = format!("{}: its text is cut into chunks, which go to {}", from.table.name, target.table.name);
     let file = source(from, &why, None, &mut text);
-    let parent: Vec<(String, String)> = reference
-        .columns
-        .iter()
-        .zip(&reference.foreign)
-        .map(|(column, of)| (column.clone(), format!("{{{of}}}")))
-        .collect();
+    let parent: Vec<(String, String)> =
+        reference.columns.iter().zip(&reference.foreign).map(|(column, of)| (column.clone(), braces(of))).collect();
     let _ = write!(
         text,
-        "[pipelines.NAME.chunks]\ntokens = 400\noverlap = 40\n[pipelines.NAME.target]\ntable = {}\nparent = {}\n",
+        "[pipelines.{NAME}.chunks]\ntokens = 400\noverlap = 40\n[pipelines.{NAME}.target]\ntable = {}\nparent = {}\n",
         quoted(&target.table.name.to_string()),
         map(&parent),
     );
@@ -280,7 +304,7 @@ fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Su
             && version.is_none_or(|version| version.name != column.name)
             && from.table.column(&column.name).is_some()
         {
-            columns.push((column.name.clone(), format!("{{{}}}", column.name)));
+            columns.push((column.name.clone(), braces(&column.name)));
         }
     }
     let _ = writeln!(text, "columns = {}", map(&columns));
@@ -300,8 +324,8 @@ fn row(table: &Surveyed) -> Option<Proposal> {
     let file = source(table, &why, Some(&needs), &mut text);
     let _ = write!(
         text,
-        "[pipelines.NAME.chunks]\nwhole = true\nlonger = \"mean\"                              # a text longer than the model takes: fail, cut or mean\n\
-         [pipelines.NAME.target]\ncolumns = {}\n",
+        "[pipelines.{NAME}.chunks]\nwhole = true\nlonger = \"mean\"                              # a text longer than the model takes: fail, cut or mean\n\
+         [pipelines.{NAME}.target]\ncolumns = {}\n",
         map(&[(vector.name.clone(), "{chunk.vector}".to_owned())]),
     );
     status(table, &mut text);
@@ -318,8 +342,9 @@ fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
     let why = format!("{}: vectors go to a table that is made for them", table.table.name);
     let file = source(table, &why, None, &mut text);
     let parent: Vec<(String, String)> =
-        table.key.iter().map(|column| (format!("source_{column}"), format!("{{{column}}}"))).collect();
-    let made = format!("{}.{}_vectors", table.table.name.schema, table.table.name.table);
+        table.key.iter().map(|column| (longer("source_", column, ""), braces(column))).collect();
+    let TableName { schema, table: name } = &table.table.name;
+    let made = TableName { schema: schema.clone(), table: longer("", name, "_vectors") }.to_string();
     let owner = one(table, TENANTS).filter(|column| column.type_name == "uuid");
     let mut columns: Vec<(String, String)> =
         owner.iter().map(|column| (column.name.clone(), format!("{{{}}}", column.name))).collect();
@@ -333,7 +358,7 @@ fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
     }
     let _ = write!(
         text,
-        "[pipelines.NAME.chunks]\ntokens = 400\noverlap = 40\n[pipelines.NAME.target]\ntable = {}\ncreate = true\nparent = {}\ncolumns = {}\n",
+        "[pipelines.{NAME}.chunks]\ntokens = 400\noverlap = 40\n[pipelines.{NAME}.target]\ntable = {}\ncreate = true\nparent = {}\ncolumns = {}\n",
         quoted(&made),
         map(&parent),
         map(&columns),

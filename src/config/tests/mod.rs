@@ -2,12 +2,14 @@
 
 mod environment;
 mod generation;
+mod names;
 mod pipelines;
 mod settings;
 mod shipped;
 mod speech;
 mod targets;
 
+use super::identifier::NOT_A_NAME;
 use super::*;
 
 fn environment(name: &str) -> Option<String> {

@@ -54,7 +54,7 @@ fn targets_are_checked() {
     target(
         "place = ",
         "\"a\\\"b\" = \"{id}\", place = ",
-        &["24: pipelines.documents.target.columns.\"a\\\"b\": `a\"b` is not a column name"],
+        &[&format!("24: pipelines.documents.target.columns.\"a\\\"b\": {NOT_A_NAME}")],
     );
     check_change(
         "chunks = { whole = true }\n",
@@ -150,7 +150,7 @@ fn columns_of_the_row_are_set_once() {
     check_change(
         "column = \"status\"",
         "column = \"${MANY}|a\\\"b\"",
-        &["26: pipelines.documents.status.column: \"${MANY}|a\"b\" is not a column name"],
+        &[&format!("26: pipelines.documents.status.column: \"${{MANY}}|a\"b\" {NOT_A_NAME}")],
     );
     let words = read(GOOD).pipelines.remove(0).status.unwrap().words;
     assert_eq!((words.completed.as_str(), words.skipped), ("completed", None));

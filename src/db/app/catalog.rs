@@ -71,6 +71,13 @@ impl Column {
             && ["int2", "int4", "int8", "float4", "float8", "numeric", "bool"].contains(&self.type_name.as_str())
     }
 
+    /// The most characters it takes, where its type says.
+    pub fn longest(&self) -> Option<usize> {
+        let limited = self.type_schema == "pg_catalog" && ["varchar", "bpchar"].contains(&self.type_name.as_str());
+        // The modifier counts the four bytes of a length as well.
+        usize::try_from(self.modifier).ok().filter(|_| limited).and_then(|modifier| modifier.checked_sub(4))
+    }
+
     pub fn is_jsonb(&self) -> bool {
         self.type_schema == "pg_catalog" && self.type_name == "jsonb"
     }
@@ -130,7 +137,8 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> sqlx::Res
     let Some(found) = found else { return Ok(None) };
     let columns = sqlx::query!(
         r#"select a.attname as "name!", t.oid as type_oid, t.typarray as array_oid, tn.nspname as "type_schema!", t.typname as "type_name!",
-                  a.atttypmod as modifier, a.attnotnull as not_null, (a.atthasdef or a.attidentity <> '') as "has_default!",
+                  a.atttypmod as modifier, (a.attnotnull or t.typnotnull) as "not_null!",
+                  (a.atthasdef or a.attidentity <> '' or t.typdefault is not null) as "has_default!",
                   (a.attgenerated <> '' or a.attidentity = 'a') as "generated!", (t.typtype = 'e') as "is_enum!"
            from pg_catalog.pg_attribute a
            join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace

@@ -3,10 +3,11 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::config::Existing;
+use crate::config::{Existing, Name};
 use crate::domain::SourceKey;
 
-use super::load::parent_match;
+use super::catalog::Column;
+use super::load::parent_is;
 use super::plan::{Plan, TargetPlan};
 use super::sweep::{Slice, behind, bind_key, patient, read};
 
@@ -111,20 +112,16 @@ pub(super) fn valid_chunks(plan: &Plan) -> String {
     }
 }
 
-/// The parent match with the source row's own columns in place of asked keys.
+/// The chunks of the source row. Its key is cast where the parent's type is another: a text may well name a uuid.
 pub(super) fn parent_of_source(plan: &Plan) -> String {
-    let TargetPlan::Chunks { parent, .. } = &plan.target else { return "true".to_owned() };
-    let mut matches = parent_match(plan, "chunk");
-    for (nth, write) in parent.iter().enumerate() {
-        let name = write.names().first().and_then(|name| match name {
-            crate::config::Name::Row(name) => Some(super::quote(name)),
-            _ => None,
-        });
-        let value = name.map_or_else(|| "null".to_owned(), |name| format!("source.{name}"));
-        let asked = format!("asked.gm_k{}::{}", nth + 1, write.column.type_sql());
-        matches = matches.replace(&asked, &value);
-    }
-    matches
+    parent_is(plan, "chunk", |_, write| {
+        let named = |column: &&Column| write.names().iter().any(|name| **name == Name::Row(column.name.clone()));
+        match plan.key.iter().find(named) {
+            Some(key) if key.type_oid == write.column.type_oid => format!("source.{}", key.sql()),
+            Some(key) => format!("(source.{}::text)::{}", key.sql(), write.column.type_sql()),
+            None => "null".to_owned(),
+        }
+    })
 }
 
 /// How many rows a person's word would have embedded, and the keys of up to `limit` of them, taken at random.

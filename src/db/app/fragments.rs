@@ -12,12 +12,18 @@ use super::quote;
 pub(super) async fn try_out(connection: &mut PgConnection, plan: &Plan, misfits: &mut Vec<Misfit>) -> sqlx::Result<()> {
     let source = &plan.pipeline.source;
     let mut fragments: Vec<(&Place, String)> = Vec::new();
-    let plain = format!("{} as source", plan.source);
-    for sql in [&source.when, &source.needs].into_iter().flatten() {
-        fragments.push((&sql.place, format!("select ({})::boolean from {plain}", sql.text)));
-    }
     for (name, sql) in &source.values {
-        fragments.push((&sql.place, format!("select ({}) as {} from {plain}", sql.text, quote(name))));
+        fragments
+            .push((&sql.place, format!("select ({}) as {} from {} as source", sql.text, quote(name), plan.source)));
+    }
+    // From here on beside the values, whose names may be those of columns.
+    for sql in [&source.when, &source.needs].into_iter().flatten() {
+        fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
+    }
+    for (column, compared) in [(&source.changed_at, " > now()"), (&source.order, "::timestamptz")] {
+        let Some(name) = column else { continue };
+        let statement = format!("select source.{}{compared} from {} as source", quote(name), plan.source);
+        fragments.push((plan.pipeline.place_of(name), statement));
     }
     let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
     for sql in rules.into_iter().flatten() {

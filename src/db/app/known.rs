@@ -26,6 +26,11 @@ fn is_other(plan: &Plan, write: &ColumnWrite, row: &str) -> Option<String> {
     let held = format!("{row}.{}", column.sql());
     match &write.kind {
         WriteKind::Vector | WriteKind::Sparse(_) => None,
+        // A number may be written with decimals.
+        WriteKind::Plain(template) if is_count(template) && column.is_plain_json() => {
+            let value = column_value(plan, template)?;
+            Some(format!("{held} is distinct from (({value})::text)::{}", column.type_sql()))
+        }
         WriteKind::Plain(_) if column.modifier >= 0 && !TEXTS.contains(&column.type_name.as_str()) => None,
         WriteKind::Plain(template) => {
             let value = column_value(plan, template)?;
@@ -45,6 +50,10 @@ fn is_other(plan: &Plan, write: &ColumnWrite, row: &str) -> Option<String> {
             })
         }
     }
+}
+
+fn is_count(template: &Template) -> bool {
+    matches!(template.single(), Some(Name::Job(JobFact::Chunks | JobFact::Pages | JobFact::TokensOfText)))
 }
 
 /// What was embedded of a chunk, as text; none where the stored columns do not say.

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use crate::config::Name;
 use crate::domain::{Digest, SourceKey};
 
+use super::assign::ColumnWrite;
 use super::plan::{Plan, TargetPlan};
 use super::{asked, by_column};
 
@@ -280,13 +281,16 @@ pub(super) fn nth_of(row: &sqlx::postgres::PgRow) -> sqlx::Result<usize> {
 
 /// `chunk."document_id" = asked.gm_k1::type and …`, and the version where there is one.
 pub(super) fn parent_match(plan: &Plan, chunk: &str) -> String {
+    parent_is(plan, chunk, |nth, write| format!("asked.gm_k{}::{}", nth + 1, write.column.type_sql()))
+}
+
+/// The chunks whose parent columns have these values, and the version where there is one.
+pub(super) fn parent_is(plan: &Plan, chunk: &str, value: impl Fn(usize, &ColumnWrite) -> String) -> String {
     let TargetPlan::Chunks { parent, version, .. } = &plan.target else { return "true".to_owned() };
     let mut parts: Vec<String> = parent
         .iter()
         .enumerate()
-        .map(|(nth, write)| {
-            format!("{chunk}.{} = asked.gm_k{}::{}", write.column.sql(), nth + 1, write.column.type_sql())
-        })
+        .map(|(nth, write)| format!("{chunk}.{} = {}", write.column.sql(), value(nth, write)))
         .collect();
     if let Some((column, word)) = version {
         parts.push(format!("{chunk}.{} = {}::{}", column.sql(), super::literal(word), column.type_sql()));

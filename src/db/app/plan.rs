@@ -17,7 +17,7 @@ use super::limits::{self, LimitPlan};
 use super::parents::{self, ParentPlan};
 use super::queue::{self, QueuePlan};
 use super::rights;
-use super::shape::{Shape, row_names};
+use super::shape::{Shape, refuse_nulls, row_names};
 use super::vector::{SparseKind, VectorKind, VectorType};
 use super::{asked, words};
 
@@ -255,6 +255,7 @@ async fn resolve_now(
         ));
     }
     let key = key_columns(&table, pipeline, &mut misfits);
+    refuse_nulls(pipeline, &table, &key, &mut misfits);
     let names = row_names(pipeline, &table, &mut misfits);
     let shape = Shape::new(pipeline, &names);
     let write = assign::resolve(&table, &pipeline.write, &mut misfits);

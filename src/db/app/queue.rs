@@ -147,14 +147,17 @@ impl QueuePlan {
 
 /// Rows that ask and are due, and whose source row's job rests, of the pipeline `$1`.
 fn due(plan: &Plan, queue: &QueuePlan) -> String {
+    // The source has a level of its own: what a condition names without an alias may be a column of the job table's as well.
     format!(
-        "{table} as queue join {source} on {joined} \
+        "{table} as queue cross join lateral ( \
+             select {key} as gm_key, {tenant} as gm_tenant from {source} where {joined} and {when} \
+         ) as wanted \
          left join ( \
              select source_key as gm_source_key, state as gm_state, error_kind as gm_kind, mirror_error as gm_mirror, \
                     reason as gm_reason \
              from gristmill.embedding_jobs where pipeline = $1 \
-         ) as gm_jobs on gm_source_key = {key} \
-         where queue.{status} = {pending} {due} and {when} \
+         ) as gm_jobs on gm_source_key = gm_key \
+         where queue.{status} = {pending} {due} \
            and (gm_state is null or gm_state in ('completed', 'skipped', 'failed') and gm_mirror is null \
                 or gm_state = 'cancelled' and gm_kind is distinct from 'person' \
                 or gm_state = 'waiting' and gm_reason = {unmet})",
@@ -164,6 +167,7 @@ fn due(plan: &Plan, queue: &QueuePlan) -> String {
         source = plan.relation(&plan.source),
         joined = queue.joined(),
         key = plan.key_json("source"),
+        tenant = plan.tenant,
         status = queue.status.sql(),
         pending = queue.word(&queue.words.pending),
         when = plan.when,
@@ -231,12 +235,10 @@ pub async fn open_asked(
     );
     let statement = format!(
         "with asking as materialized ( \
-             select {key} as gm_key, min({tenant}) as gm_tenant, {priority} as gm_priority from {due} group by 1 order by 1 limit $2 \
+             select gm_key, min(gm_tenant) as gm_tenant, {priority} as gm_priority from {due} group by 1 order by 1 limit $2 \
          ) \
          select coalesce(sum(gristmill.open_jobs($1, array[gm_key], array[gm_tenant], array[null::timestamptz], gm_priority, false)), 0)::bigint \
          from asking where pg_try_advisory_xact_lock(hashtextextended('gristmill queue ' || $1, 0))",
-        key = plan.key_json("source"),
-        tenant = plan.tenant,
         due = due(plan, queue),
     );
     let mut transaction = super::sweep::patient(connection).await?;
@@ -423,7 +425,7 @@ pub async fn answer(
     let mut arrays = vec![format!("${first}::text[]")];
     let mut names = vec!["word".to_owned()];
     for (nth, write) in queue.columns.iter().enumerate() {
-        sets.push(format!("{} = {}", write.column.sql(), super::write::new_value(write, nth, "queue")));
+        sets.push(format!("{} = {}", write.column.sql(), super::write::new_value(write, nth, "queue", "given")));
         arrays.push(format!("${}::text[]", first + 1 + nth));
         names.push(format!("c{nth}"));
     }

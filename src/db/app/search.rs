@@ -38,10 +38,12 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
                 || "true".to_owned(),
                 |(column, word)| format!("chunk.{} = {}::{}", column.sql(), literal(word), column.type_sql()),
             );
+            // Below the source alone: what a condition names without an alias may be a column of the chunk's as well.
             format!(
-                "select {key} as key, 1 - chunk.gm_distance as similarity, {text} as text, {page} as page, {section} as section \
+                "select found.gm_key as key, 1 - chunk.gm_distance as similarity, {text} as text, {page} as page, {section} as section \
                  from (select chunk.*, {distance} as gm_distance from {table} as chunk where {ours} order by gm_distance limit $3) as chunk \
-                 join {from} on {parent} where {when} order by chunk.gm_distance limit $2",
+                 cross join lateral (select {key} as gm_key from {from} where {parent} and {when}) as found \
+                 order by chunk.gm_distance limit $2",
                 key = plan.key_json("source"),
                 text = or_null(chosen(ChunkFact::Text)),
                 page = or_null(chosen(ChunkFact::Page)),

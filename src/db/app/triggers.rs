@@ -69,14 +69,22 @@ fn transition(event: &str) -> &'static str {
 /// errors: the sweep catches up. `others` does not catch a cancellation.
 fn function_sql(plan: &Plan, function: &str, event: &str) -> String {
     let text_format: String = TEXT_FORMAT.iter().map(|(name, value)| format!("set {name} = {value} ")).collect();
+    let source = source_of(plan, event);
     format!(
         "create or replace function {function}() returns trigger language plpgsql security definer \
-         set search_path = '' {text_format}set enable_nestloop = off as $gristmill${}$gristmill$",
-        source_of(plan, event),
+         set search_path = '' {text_format}set enable_nestloop = off as {tag}{source}{tag}",
+        tag = dollar_quote(&source),
     )
 }
 
-/// A function's source, by which an installed one is known.
+/// A dollar quote that a text does not hold: names and expressions of the application's may hold any.
+fn dollar_quote(text: &str) -> String {
+    let tags = (0_u32..).map(|nth| if nth == 0 { "$gristmill$".to_owned() } else { format!("$gristmill_{nth}$") });
+    tags.into_iter().find(|tag| !text.contains(tag.as_str())).unwrap_or_default()
+}
+
+/// A function's source, by which an installed one is known. Columns win over PL/pgSQL's own variables: an application may call one
+/// `found` or `new`.
 fn source_of(plan: &Plan, event: &str) -> String {
     let name = literal(&plan.pipeline.name);
     let (new, old) = (alone(plan, "new"), alone(plan, "old"));
@@ -88,6 +96,7 @@ fn source_of(plan: &Plan, event: &str) -> String {
     };
     format!(
         "\n\
+         #variable_conflict use_column\n\
          declare gm_pair record;\n\
          begin\n\
              if current_setting('gristmill.writer', true) = {name} then return null; end if;\n\

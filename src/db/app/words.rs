@@ -32,6 +32,15 @@ pub(super) async fn fit(
     }
     let checks = catalog::checks(connection, table, &column.name).await?;
     for word in words.all() {
+        // A cast to the type as such would cut it.
+        if let Some(most) = column.longest().filter(|most| word.chars().count() > *most) {
+            let column = format!("column {} of {}", column.name, table.name);
+            misfits.push(Misfit::new(
+                place,
+                format!("{column} does not take the word `{word}`: it holds {most} characters"),
+            ));
+            continue;
+        }
         let value = format!("select {}::{} as {}", literal(word), column.type_sql(), column.sql());
         // What fails must not take a transaction around it along.
         let mut attempt = connection.begin().await?;

@@ -202,12 +202,16 @@ pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mu
     let plain = columns_but(columns, |kind| matches!(kind, WriteKind::Vector | WriteKind::Sparse(_)));
     let sets: Vec<String> = plain
         .iter()
-        .map(|(nth, write)| format!("{} = {}", write.column.sql(), new_value(write, *nth, "chunk")))
+        .map(|(nth, write)| format!("{} = {}", write.column.sql(), new_value(write, *nth, "chunk", "given")))
         .collect();
     let differs: Vec<String> = plain
         .iter()
         .map(|(nth, write)| {
-            format!("chunk.{}::text is distinct from ({})::text", write.column.sql(), new_value(write, *nth, "chunk"))
+            format!(
+                "chunk.{}::text is distinct from ({})::text",
+                write.column.sql(),
+                new_value(write, *nth, "chunk", "given")
+            )
         })
         .collect();
     let aliases: Vec<String> = plain.iter().map(|(nth, _)| format!("c{nth}")).collect();
@@ -289,7 +293,7 @@ pub async fn update_sources(
             differs.push("asked.vector is not null".to_owned());
             continue;
         }
-        let value = new_value(write, nth, "source").replace("given.", "asked.");
+        let value = new_value(write, nth, "source", "asked");
         if let WriteKind::Sparse(_) = write.kind {
             sets.push(format!("{0} = coalesce({value}, source.{0})", write.column.sql()));
         } else {
@@ -406,21 +410,22 @@ fn columns_but(columns: &[ColumnWrite], left_out: impl Fn(&WriteKind) -> bool) -
     columns.iter().enumerate().filter(|(_, write)| !left_out(&write.kind)).collect()
 }
 
-/// What a column becomes: the given value, or the given keys merged into the object that is there; what else is there stays.
-pub(super) fn new_value(write: &ColumnWrite, nth: usize, row: &str) -> String {
+/// What a column of `row` becomes: the value that `given` has, or the given keys merged into the object that is there; what else is
+/// there stays.
+pub(super) fn new_value(write: &ColumnWrite, nth: usize, row: &str, given: &str) -> String {
     let column = write.column.sql();
     match &write.kind {
         WriteKind::Merge(keys) => {
             let names: Vec<String> = keys.keys().map(|key| super::literal(key)).collect();
             format!(
                 "(case coalesce(jsonb_typeof({row}.{column}), 'null') \
-                     when 'object' then ({row}.{column} - array[{}]::text[]) || jsonb_strip_nulls(given.c{nth}::jsonb) \
-                     when 'null' then jsonb_strip_nulls(given.c{nth}::jsonb) else {row}.{column} end)",
+                     when 'object' then ({row}.{column} - array[{}]::text[]) || jsonb_strip_nulls({given}.c{nth}::jsonb) \
+                     when 'null' then jsonb_strip_nulls({given}.c{nth}::jsonb) else {row}.{column} end)",
                 names.join(", ")
             )
         }
         WriteKind::Plain(_) | WriteKind::Sparse(_) | WriteKind::Vector => {
-            format!("given.c{nth}::{}", write.column.type_sql())
+            format!("{given}.c{nth}::{}", write.column.type_sql())
         }
     }
 }
