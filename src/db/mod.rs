@@ -5,6 +5,7 @@ pub mod announcements;
 pub mod app;
 pub mod attempts;
 pub mod backlog;
+pub mod bench;
 pub mod cache;
 pub mod calls;
 pub mod claims;
