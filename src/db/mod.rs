@@ -54,7 +54,8 @@ const TEXT_FORMAT: [(&str, &str); 7] = [
 ];
 
 /// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
-/// = off` makes a policy that would hide rows an error with a name), read committed, and a search path of pgvector's schema only.
+/// = off` makes a policy that would hide rows an error with a name), read committed, a search path of pgvector's schema only, and plans
+/// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -72,7 +73,7 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
     let text_format: String = TEXT_FORMAT.iter().map(|(name, value)| format!("set {name} = {value}; ")).collect();
     let pinned = format!(
         "{text_format}set search_path = {search_path}; set row_security = off; \
-         set default_transaction_isolation = 'read committed'; set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
+         set plan_cache_mode = force_custom_plan; set default_transaction_isolation = 'read committed'; set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
     );
     PgPoolOptions::new()
         .max_connections(settings.connections)
