@@ -25,6 +25,7 @@ pub(super) enum Target {
     RatioAtLeast(f64),
     /// A multiple of the floor.
     RatioAtMost(f64),
+    AtLeast(f64),
     AtMost(f64),
 }
 
@@ -49,6 +50,7 @@ impl Figure {
             Target::RatioAtMost(times) => {
                 (format!("at most {times} of the floor"), self.ratio.map(|ratio| ratio <= times))
             }
+            Target::AtLeast(least) => (format!("at least {least} {}", self.unit), Some(self.value >= least)),
             Target::AtMost(most) => (format!("at most {most} {}", self.unit), Some(self.value <= most)),
         };
         Self { target: Some(text), met, ..self }

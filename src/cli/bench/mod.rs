@@ -1,9 +1,15 @@
 //! `gristmill bench`: how fast it is, as ratios to floors measured in the same run.
 
+mod again;
 mod end_to_end;
 mod figure;
+mod freshness;
 mod ground;
 mod provider;
+mod queue;
+mod reading;
+mod rig;
+mod scaling;
 mod texts;
 mod worker;
 
@@ -43,6 +49,9 @@ pub(super) struct Args {
     /// Runs of each; default: 3, with --quick 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
+    /// Jobs that the backlog bench piles up; default: 10000000, with --quick 100000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10_000..))]
+    backlog: Option<u32>,
     /// Jobs in hand at once of each worker (`worker.slots`)
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     slots: u32,
@@ -56,6 +65,22 @@ enum Bench {
     EndToEnd,
     /// The same with a provider that takes 100 ms, two requests at once
     Latency,
+    /// One insert after another: how long until its vector is there
+    Freshness,
+    /// Rows opened again, none or 1 % of them changed: what is paid for
+    Again,
+    /// Jobs without a text: claimed, skipped, finished
+    NoOp,
+    /// Claims from a backlog of millions, also while an old transaction is open
+    Backlog,
+    /// One tenant has a great many rows waiting, others insert one each
+    Fairness,
+    /// 1, 2 and 4 workers at one provider, without and with its limit of requests
+    Scaling,
+    /// Prose into chunks, beside the tokenizer alone
+    Chunking,
+    /// PDF and DOCX files from end to end, beside reading them alone
+    Documents,
 }
 
 /// What every bench works with.
@@ -64,6 +89,7 @@ struct Bed {
     quick: bool,
     rows: usize,
     rounds: usize,
+    backlog: i64,
     slots: usize,
     knobs: Knobs,
     quiet: bool,
@@ -100,6 +126,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
         quick: args.quick,
         rows: wide(args.rows.unwrap_or(if args.quick { 1_000 } else { 20_000 })),
         rounds: wide(args.rounds.unwrap_or(if args.quick { 1 } else { 3 })),
+        backlog: i64::from(args.backlog.unwrap_or(if args.quick { 100_000 } else { 10_000_000 })),
         slots: wide(args.slots),
         knobs: args.knobs,
         quiet: session.json,
@@ -128,6 +155,14 @@ impl Bench {
         match self {
             Self::EndToEnd => end_to_end::instant(bed).await,
             Self::Latency => end_to_end::slow(bed).await,
+            Self::Freshness => freshness::run(bed).await,
+            Self::Again => again::run(bed).await,
+            Self::NoOp => queue::nothing_to_do(bed).await,
+            Self::Backlog => queue::backlog(bed).await,
+            Self::Fairness => queue::fairness(bed).await,
+            Self::Scaling => scaling::run(bed).await,
+            Self::Chunking => reading::chunking(bed),
+            Self::Documents => reading::documents(bed).await,
         }
     }
 }

@@ -7,15 +7,19 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+use crate::config::Config;
 use crate::db;
 use crate::embedded::ShortLivedFolder;
 
 use super::super::failure::Failure;
+use super::end_to_end::DIMENSIONS;
 use super::ground::Field;
 use super::provider::Loopback;
 
 /// The one pipeline of the benches.
 pub(super) const PIPELINE: &str = "bench";
+
+const STATUS: &str = "[pipelines.bench.status]\ncolumn = \"status\"\nwords = { skipped = \"skipped\" }";
 
 /// How the worker is configured.
 #[derive(Debug, Clone)]
@@ -28,11 +32,26 @@ pub(super) struct Setup {
     pub dimensions: usize,
     /// The source has files instead of texts, below this folder.
     pub files: Option<PathBuf>,
+    /// Whether the rows show how far they are.
+    pub status: bool,
 }
 
 impl Setup {
+    /// As many do it: everything else as it is by default.
+    pub(super) fn of(slots: usize) -> Self {
+        Self { slots, concurrency: 8, inputs: 2_048, dimensions: DIMENSIONS, files: None, status: true }
+    }
+
+    /// The configuration as the worker reads it.
+    pub(super) fn config(&self, field: &Field, provider: &Loopback) -> Result<Config, Failure> {
+        let toml = self.toml(field, &provider.url());
+        Config::read("the bench's configuration", &toml, &|_| None).map_err(|misfits| Failure::of_config(&misfits))
+    }
+
     fn toml(&self, field: &Field, provider: &str) -> String {
-        let Self { slots, concurrency, inputs, dimensions, files } = self;
+        let Self { slots, concurrency, inputs, dimensions, files, status } = self;
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let status = if *status { STATUS } else { "" };
         let file = files.as_ref().map_or_else(String::new, |folder| {
             format!(
                 "[stores.files]\nkind = \"local\"\nroot = {:?}\n[pipelines.{PIPELINE}.file]\nstore = \"files\"\npath = \"{{path}}\"\nwithin = \"\"\n\
@@ -47,6 +66,8 @@ url = {url:?}
 slots = {slots}
 listen = "off"
 sweep = "1h"
+[parser]
+processes = {cores}
 [providers.loopback]
 kind = "openai"
 url = "{provider}"
@@ -80,9 +101,7 @@ chunk_index = "{{chunk.index}}"
 content = "{{chunk.text}}"
 tokens = "{{chunk.tokens}}"
 embedding = "{{chunk.vector}}"
-[pipelines.{PIPELINE}.status]
-column = "status"
-words = {{ skipped = "skipped" }}
+{status}
 "#,
             url = field.url,
         )
@@ -126,6 +145,20 @@ impl Worker {
         }
         worker.rest().await;
         Ok(worker)
+    }
+
+    /// Installs the pipeline's triggers, as an operator would.
+    pub(super) async fn install_triggers(&self) -> Result<(), Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["triggers", "install", "--config"]).arg(self.folder.path().join("workers.toml"));
+        let output = command.stdin(Stdio::null()).output().await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Failure::Failed(format!(
+            "triggers cannot be installed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )))
     }
 
     /// Waits until it takes next to no processor time.

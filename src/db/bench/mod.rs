@@ -1,10 +1,12 @@
 //! What `gristmill bench` does to its own database: tables of an application as there are many, rows, and the same writes by hand.
 
 mod by_hand;
+mod queue;
 
 use sqlx::{PgConnection, PgPool};
 
 pub use by_hand::{Batch, write};
+pub use queue::{fused, hold_horizon, pile};
 
 /// Rows of one insert.
 const SLICE: usize = 2_000;
@@ -78,19 +80,47 @@ pub async fn register(pool: &PgPool, pipeline: &str) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Opens a job for every row that is as asked.
-pub async fn open(pool: &PgPool, pipeline: &str, ids: (i64, i64)) -> sqlx::Result<()> {
+/// Opens a job for every row.
+pub async fn open(pool: &PgPool, pipeline: &str) -> sqlx::Result<()> {
+    open_from(pool, pipeline, 0).await
+}
+
+/// Opens a job for every row from `id` on.
+pub async fn open_from(pool: &PgPool, pipeline: &str, id: i64) -> sqlx::Result<()> {
     sqlx::query(
         "select gristmill.open_jobs($1, array_agg(jsonb_build_array(id::text) order by id), array_agg(tenant order by id), \
                 array_agg(null::timestamptz), 0, true) \
-         from bench.documents where id between $2 and $3 group by id / 5000",
+         from bench.documents where id >= $2 group by id / 5000",
     )
     .bind(pipeline)
-    .bind(ids.0)
-    .bind(ids.1)
+    .bind(id)
     .execute(pool)
     .await?;
     Ok(())
+}
+
+/// Opens the job of one row.
+pub async fn open_one(connection: &mut PgConnection, pipeline: &str, id: i64) -> sqlx::Result<()> {
+    sqlx::query("select gristmill.open_jobs($1, array[jsonb_build_array($2::text)], array['one'], array[null::timestamptz], 0, true)")
+        .bind(pipeline)
+        .bind(id.to_string())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Changes one row in so many.
+pub async fn change(pool: &PgPool, every: i64) -> sqlx::Result<()> {
+    sqlx::query("update bench.documents set content = 'Changed. ' || content where id % $1 = 0")
+        .bind(every)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// Whether a row has its vector.
+pub async fn has_vector(pool: &PgPool, id: i64) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select exists (select from bench.chunks where document_id = $1)").bind(id).fetch_one(pool).await
 }
 
 /// Brings everything to disk, statistics included, so that no run pays for its preparation.
@@ -109,13 +139,23 @@ pub async fn is_registered(pool: &PgPool, pipeline: &str) -> sqlx::Result<bool> 
         .await
 }
 
-/// Jobs that are not finished.
-pub async fn unfinished(pool: &PgPool) -> sqlx::Result<i64> {
+/// Whether a job is left that is not finished. Each state has an index of its own, so that asking costs next to nothing.
+pub async fn is_unfinished(pool: &PgPool) -> sqlx::Result<bool> {
     sqlx::query_scalar(
-        "select count(*) from gristmill.embedding_jobs where state in ('waiting', 'pending', 'processing')",
+        "select exists (select from gristmill.embedding_jobs where state = 'processing') \
+             or exists (select from gristmill.embedding_jobs where state = 'pending') \
+             or exists (select from gristmill.embedding_jobs where state = 'waiting')",
     )
     .fetch_one(pool)
     .await
+}
+
+/// Vectors of rows from `id` on.
+pub async fn vectors_from(pool: &PgPool, id: i64) -> sqlx::Result<i64> {
+    sqlx::query_scalar("select count(distinct document_id) from bench.chunks where document_id >= $1")
+        .bind(id)
+        .fetch_one(pool)
+        .await
 }
 
 /// What a run has left.
