@@ -53,6 +53,9 @@ const TEXT_FORMAT: [(&str, &str); 7] = [
     ("quote_all_identifiers", "off"),
 ];
 
+/// How long a connection that lies idle is taken to be whole.
+const TRUSTED: Duration = Duration::from_millis(500);
+
 /// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
 /// = off` makes a policy that would hide rows an error with a name), read committed, a search path of pgvector's schema only, and plans
 /// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables.
@@ -78,6 +81,16 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
     PgPoolOptions::new()
         .max_connections(settings.connections)
         .acquire_timeout(Duration::from_secs(10))
+        // Every loan would begin with a round trip; what was in use a moment ago is whole, and where it is not, its step is done again.
+        .test_before_acquire(false)
+        .before_acquire(|connection, loan| {
+            Box::pin(async move {
+                if loan.idle_for > TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .after_connect(move |connection, _| {
             let pinned = pinned.clone();
             Box::pin(async move {
