@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::domain::SourceKey;
 
@@ -31,6 +31,21 @@ pub async fn set_writer(connection: &mut PgConnection, pipeline: &str) -> sqlx::
     .bind(pipeline)
     .fetch_one(connection)
     .await
+}
+
+/// Begins a transaction in which a pipeline writes, as [`set_writer`] says, in one round trip.
+///
+/// # Errors
+/// The database is away.
+pub async fn begin_writer<'c>(
+    connection: &'c mut PgConnection,
+    pipeline: &str,
+) -> sqlx::Result<Transaction<'c, Postgres>> {
+    let statement = format!(
+        "begin; select set_config('gristmill.writer', {}, true), set_config('lock_timeout', '100ms', true)",
+        super::literal(pipeline)
+    );
+    sqlx::Connection::begin_with(connection, AssertSqlSafe(statement)).await
 }
 
 /// A source row that a commit holds.
@@ -438,7 +453,7 @@ fn text_arrays(count: usize) -> String {
 fn bound(
     statement: &str,
     columns: Vec<Vec<String>>,
-) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+) -> sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments> {
     let mut query = sqlx::query(AssertSqlSafe(statement.to_owned()));
     for column in columns {
         query = query.bind(column);
