@@ -18,7 +18,7 @@ pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     for _ in 0..bed.rounds {
         let mut rig = Rig::build(bed, &Setup::of(bed.slots), Knobs::default()).await?;
         rig.lay(&rig::rows(texts::texts(bed.rows, BYTES))).await?;
-        rig.go().await?;
+        rig.go(bed.rows).await?;
         let (seconds, inputs) = again(&mut rig).await?;
         rates.push(real(bed.rows) / seconds);
         unchanged.push(inputs / real(bed.rows) * 100.0);
@@ -44,6 +44,6 @@ async fn again(rig: &mut Rig) -> Result<(f64, f64), Failure> {
     db::bench::open(&rig.field.pool, PIPELINE).await?;
     db::bench::settle(&rig.field.pool).await?;
     rig.rest().await;
-    let seconds = rig.go().await?;
+    let seconds = rig.go(0).await?;
     Ok((seconds, float(rig.provider.counted().inputs - before)))
 }

@@ -46,7 +46,9 @@ const INPUTS: usize = 100;
 
 /// The provider takes its time: what is left is how well it is kept busy.
 pub(super) async fn slow(bed: &Bed) -> Result<Vec<Figure>, Failure> {
-    let setup = Setup { concurrency: AT_ONCE, inputs: INPUTS, ..Setup::of(bed.slots) };
+    // As many in hand as the provider has at once, and as many again before and behind it.
+    let slots = bed.slots.max(4 * AT_ONCE * INPUTS);
+    let setup = Setup { concurrency: AT_ONCE, inputs: INPUTS, ..Setup::of(slots) };
     let mut rates = Vec::new();
     let mut floors = Vec::new();
     for _ in 0..bed.rounds {
@@ -81,7 +83,7 @@ async fn by_worker(bed: &Bed, setup: &Setup, knobs: Knobs) -> Result<Run, Failur
     rig.lay(&rig::rows(texts::texts(bed.rows, BYTES))).await?;
 
     let processor = rig.workers[0].processor_time();
-    let seconds = rig.go().await?;
+    let seconds = rig.go(bed.rows).await?;
     let processor_ms = rig.workers[0].processor_time().saturating_sub(processor).as_secs_f64() * 1_000.0;
     let run = Run {
         rows: real(bed.rows),

@@ -41,7 +41,7 @@ pub(super) async fn nothing_to_do(bed: &Bed) -> Result<Vec<Figure>, Failure> {
 
         let mut rig = Rig::build(bed, &Setup { status: false, ..Setup::of(bed.slots) }, Knobs::default()).await?;
         rig.lay(&rig::rows(vec![String::new(); bed.rows])).await?;
-        rates.push(real(bed.rows) / rig.go().await?);
+        rates.push(real(bed.rows) / rig.go(0).await?);
         rig.leave().await?;
     }
     let figure = Figure::beside("no-op: jobs without a text", "jobs/s", &rates, &floors);

@@ -89,7 +89,7 @@ pub(super) async fn documents(bed: &Bed) -> Result<Vec<Figure>, Failure> {
         let extractor = Extractor::new(app::parser_settings(&setup.config(&rig.field, &rig.provider)?));
         floors.push(real(count) / alone(&extractor, count).await?.as_secs_f64());
         rig.lay(&rows).await?;
-        rates.push(real(count) / rig.go().await?);
+        rates.push(real(count) / rig.go(count).await?);
         rig.leave().await?;
     }
     Ok(vec![Figure::beside("documents: PDF and DOCX", "files/s", &rates, &floors).to_reach(Target::RatioAtLeast(0.85))])

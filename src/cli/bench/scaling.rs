@@ -70,7 +70,7 @@ async fn together(
         rig.join(&setup).await?;
     }
     rig.lay(&rig::rows(texts::texts(rows, 200))).await?;
-    let seconds = rig.go().await?;
+    let seconds = rig.go(rows).await?;
     let counted = rig.provider.counted();
     rig::whole(rows, &db::bench::written(&rig.field.pool).await?)?;
     rig.leave().await?;

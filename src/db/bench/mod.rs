@@ -139,12 +139,14 @@ pub async fn is_registered(pool: &PgPool, pipeline: &str) -> sqlx::Result<bool> 
         .await
 }
 
-/// Whether a job is left that is not finished. Each state has an index of its own, so that asking costs next to nothing.
+/// Whether a job is left that is not finished. Each state has an index of its own; the orders are theirs, or the planner, who has
+/// seen a table of nothing but waiting jobs, would read all of it.
 pub async fn is_unfinished(pool: &PgPool) -> sqlx::Result<bool> {
     sqlx::query_scalar(
-        "select exists (select from gristmill.embedding_jobs where state = 'processing') \
-             or exists (select from gristmill.embedding_jobs where state = 'pending') \
-             or exists (select from gristmill.embedding_jobs where state = 'waiting')",
+        "select coalesce((select id from gristmill.embedding_jobs where state = 'processing' order by lease_until limit 1), \
+                         (select id from gristmill.embedding_jobs where state = 'pending' \
+                          order by pipeline, tenant, (-priority), run_at, id limit 1), \
+                         (select id from gristmill.embedding_jobs where state = 'waiting' order by run_at limit 1)) is not null",
     )
     .fetch_one(pool)
     .await
