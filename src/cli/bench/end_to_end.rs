@@ -31,11 +31,11 @@ pub(super) async fn instant(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     let each = |of: fn(&Run) -> f64| runs.iter().map(of).collect::<Vec<f64>>();
     Ok(vec![
         Figure::beside("end-to-end", "rows/s", &each(|run| run.rows / run.seconds), &floors)
-            .to_reach(Target::RatioAtLeast(0.7)),
+            .held_to(Target::RatioAtLeast(0.7)),
         Figure::of("end-to-end: worker's processor time", "ms/row", &each(|run| run.processor_ms / run.rows))
-            .to_reach(Target::AtMost(0.2)),
+            .held_to(Target::AtMost(0.2)),
         Figure::of("end-to-end: worker's peak memory", "MiB", &each(|run| run.peak_bytes / MEBIBYTE))
-            .to_reach(Target::AtMost(60.0)),
+            .held_to(Target::AtMost(60.0)),
         Figure::of("end-to-end: inputs of a request", "inputs", &each(Run::inputs_of_a_request)),
     ])
 }
@@ -58,7 +58,7 @@ pub(super) async fn slow(bed: &Bed) -> Result<Vec<Figure>, Failure> {
         rates.push(run.rows / run.seconds);
     }
     let figure = Figure::beside("latency: 100 ms, 2 requests at once", "rows/s", &rates, &floors);
-    Ok(vec![figure.to_reach(Target::RatioAtLeast(0.9))])
+    Ok(vec![figure.held_to(Target::RatioAtLeast(0.9))])
 }
 
 /// What a worker's run was.

@@ -42,7 +42,7 @@ impl Figure {
     }
 
     /// With a target.
-    pub(super) fn to_reach(self, target: Target) -> Self {
+    pub(super) fn held_to(self, target: Target) -> Self {
         let (text, met) = match target {
             Target::RatioAtLeast(part) => {
                 (format!("at least {part} of the floor"), self.ratio.map(|ratio| ratio >= part))
@@ -112,9 +112,9 @@ mod tests {
 
     #[test]
     fn a_ratio_is_of_runs_side_by_side_and_held_against_its_target() {
-        let figure = Figure::beside("x", "rows/s", &[10.0, 40.0, 30.0], &[20.0, 40.0, 40.0])
-            .to_reach(Target::RatioAtLeast(0.75));
+        let figure =
+            Figure::beside("x", "rows/s", &[10.0, 40.0, 30.0], &[20.0, 40.0, 40.0]).held_to(Target::RatioAtLeast(0.75));
         assert_eq!((figure.ratio, figure.met), (Some(0.75), Some(true)));
-        assert_eq!(Figure::of("x", "MB", &[61.0]).to_reach(Target::AtMost(60.0)).met, Some(false));
+        assert_eq!(Figure::of("x", "MB", &[61.0]).held_to(Target::AtMost(60.0)).met, Some(false));
     }
 }

@@ -45,7 +45,7 @@ pub(super) async fn nothing_to_do(bed: &Bed) -> Result<Vec<Figure>, Failure> {
         rig.leave().await?;
     }
     let figure = Figure::beside("no-op: jobs without a text", "jobs/s", &rates, &floors);
-    Ok(vec![figure.to_reach(Target::RatioAtLeast(0.8))])
+    Ok(vec![figure.held_to(Target::RatioAtLeast(0.8))])
 }
 
 /// Claims of 500 jobs: from a small backlog, from a large one, and from a large one while an old transaction is open.
@@ -68,7 +68,7 @@ pub(super) async fn backlog(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     old.close().await?;
     large.leave().await?;
     let figure = |name: &str, times: &[f64]| {
-        Figure::beside(name, "ms", &[median(times)], &[median(&few)]).to_reach(Target::RatioAtMost(1.5))
+        Figure::beside(name, "ms", &[median(times)], &[median(&few)]).held_to(Target::RatioAtMost(1.5))
     };
     Ok(vec![
         figure(&format!("backlog: a claim with {jobs} jobs waiting"), &many),
@@ -136,8 +136,8 @@ pub(super) async fn fairness(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     }
     Ok(vec![
         Figure::of(&format!("fairness: one row beside {many} of another tenant"), "s", &[one])
-            .to_reach(Target::AtMost(2.0)),
-        Figure::of(&format!("fairness: {others} tenants with one row each"), "s", &[all]).to_reach(Target::AtMost(5.0)),
+            .held_to(Target::AtMost(2.0)),
+        Figure::of(&format!("fairness: {others} tenants with one row each"), "s", &[all]).held_to(Target::AtMost(5.0)),
     ])
 }
 

@@ -35,7 +35,7 @@ pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     for (rates, workers) in rates.iter().zip(WORKERS).skip(1) {
         let linear: Vec<f64> = alone.iter().map(|rate| rate * real(workers)).collect();
         let figure = Figure::beside(&format!("scaling: {workers} workers"), "rows/s", rates, &linear);
-        figures.push(figure.to_reach(Target::RatioAtLeast(0.95)));
+        figures.push(figure.held_to(Target::RatioAtLeast(0.95)));
     }
     figures.extend(limited(bed, each * 4).await?);
     Ok(figures)
@@ -53,8 +53,8 @@ async fn limited(bed: &Bed, rows: usize) -> Result<[Figure; 2], Failure> {
     }
     Ok([
         Figure::beside("scaling: requests sent with a limit", "1/min", &sent, &allowed)
-            .to_reach(Target::RatioAtMost(1.02)),
-        Figure::of("scaling: of these answered with 429", "%", &refused).to_reach(Target::AtMost(2.0)),
+            .held_to(Target::RatioAtMost(1.02)),
+        Figure::of("scaling: of these answered with 429", "%", &refused).held_to(Target::AtMost(2.0)),
     ])
 }
 

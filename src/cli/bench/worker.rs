@@ -116,7 +116,7 @@ pub(super) struct Worker {
 }
 
 /// Longer than any machine needs to start a worker.
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_mins(1);
 
 impl Worker {
     /// Starts `gristmill run` and waits until it has registered its pipeline and is quiet.
