@@ -19,8 +19,10 @@ use super::fit::Fit;
 use super::transaction;
 use super::vital::{Vital, guarded};
 
-/// Most jobs, chunks and bytes of one transaction.
-const MOST_JOBS: usize = 64;
+/// Most jobs, chunks and bytes of one transaction: a flush to disk and a dozen statements are the same for many jobs as for few.
+const MOST_JOBS: usize = 256;
+/// With effects, which run one by one: their rows, and those that they share, are locked for as long.
+const MOST_WITH_EFFECTS: usize = 64;
 const MOST_CHUNKS: usize = 2_000;
 const MOST_BYTES: usize = 16 << 20;
 /// How often a group whose rows are busy is tried again before its jobs wait.
@@ -142,6 +144,7 @@ impl Committer {
     pub fn start(pool: PgPool, fit: Fit, vital: &Vital) -> Self {
         let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
         let shares = fit.plan().effects.iter().any(|effect| effect.shared.is_some());
+        let most = if fit.plan().effects.is_empty() { MOST_JOBS } else { MOST_WITH_EFFECTS };
         let shared = Arc::new(Shared { pool, fit, again: sender.downgrade() });
         vital.spawn("committer", async move {
             let commits = Arc::new(Semaphore::new(if shares { SHARING_COMMITS } else { COMMITS }));
@@ -156,7 +159,7 @@ impl Committer {
                 while let Ok(more) = requests.try_recv() {
                     waiting.push_back(more);
                 }
-                let group = next_group(&mut waiting);
+                let group = next_group(&mut waiting, most);
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     shared.commit(group).await;
@@ -179,7 +182,7 @@ impl Committer {
     }
 }
 
-fn next_group(waiting: &mut VecDeque<Request>) -> Vec<Request> {
+fn next_group(waiting: &mut VecDeque<Request>, most: usize) -> Vec<Request> {
     let mut group = Vec::new();
     let (mut chunks, mut bytes) = (0, 0);
     while let Some(request) = waiting.pop_front() {
@@ -189,7 +192,7 @@ fn next_group(waiting: &mut VecDeque<Request>) -> Vec<Request> {
             bytes += request.work.facts.text.as_ref().map_or(0, String::len);
         }
         group.push(request);
-        if group.len() >= MOST_JOBS || chunks >= MOST_CHUNKS || bytes >= MOST_BYTES {
+        if group.len() >= most || chunks >= MOST_CHUNKS || bytes >= MOST_BYTES {
             break;
         }
     }

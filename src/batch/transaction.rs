@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use rust_decimal::Decimal;
-use sqlx::{Acquire as _, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
 use crate::config::{Meter, OnLeave, PipelineKind};
 use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, TargetPlan, WriteKind};
@@ -56,14 +56,13 @@ pub(super) struct Going<'a> {
 /// Writes a group of jobs in one transaction and says what became of each.
 pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bool) -> Result<Vec<Verdict>, Refusal> {
     let mut connection = pool.acquire().await?;
-    let mut transaction = connection.begin().await?;
-    let now = app::set_writer(&mut transaction, &plan.pipeline.name).await?;
+    let mut transaction = app::begin_writer(&mut connection, &plan.pipeline.name).await?;
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
     let mut locked = lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
     effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;
     parents::lock(&mut transaction, plan, works, &mut verdicts).await?;
     asking::lock(&mut transaction, plan, works, &mut verdicts).await?;
-    lock_jobs(&mut transaction, works, &mut verdicts).await?;
+    let now = lock_jobs(&mut transaction, works, &mut verdicts).await?;
     if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {
         // Another generation was accepted meanwhile: its workers do these jobs.
         for verdict in verdicts.iter_mut().filter(|verdict| verdict.is_none()) {
@@ -152,14 +151,15 @@ async fn lock_sources(
     Ok(locked)
 }
 
-/// Locks the job rows and asks lease and revision again.
+/// Locks the job rows and asks lease and revision again. Returns the transaction's time; without a row of a job there is nobody to ask.
 async fn lock_jobs(
     connection: &mut PgConnection,
     works: &[&Work],
     verdicts: &mut [Option<Verdict>],
-) -> sqlx::Result<()> {
+) -> sqlx::Result<String> {
     let held: Vec<_> = works.iter().map(|work| (work.job.id, work.job.lease)).collect();
     let locked: HashMap<_, _> = jobs::lock(connection, &held).await?.into_iter().map(|row| (row.id, row)).collect();
+    let now = locked.values().next().map(|row| row.now.clone()).unwrap_or_default();
     for (nth, work) in works.iter().enumerate() {
         let verdict = match locked.get(&work.job.id) {
             None => Verdict::Busy,
@@ -172,7 +172,7 @@ async fn lock_jobs(
             verdicts[nth] = Some(verdict);
         }
     }
-    Ok(())
+    Ok(now)
 }
 
 fn needs_chunks(works: &[&Work], open: &[usize]) -> bool {

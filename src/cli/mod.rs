@@ -3,6 +3,7 @@
 mod accept;
 mod ask;
 mod backfill;
+mod bench;
 mod check;
 mod cost;
 mod demo;
@@ -110,6 +111,8 @@ enum Command {
     Forget(forget::Args),
     /// Find the chunks nearest to a text
     Search(search::Args),
+    /// Measure how fast it is, beside floors measured in the same run
+    Bench(bench::Args),
     /// Ask a running worker whether it is well, for a container's health check
     Health(health::Args),
 }
@@ -173,6 +176,7 @@ impl Command {
             Self::Resume(args) => pause::resume(session, &args).await,
             Self::Forget(args) => forget::run(session, &args).await,
             Self::Search(args) => search::run(session, &args).await,
+            Self::Bench(args) => bench::run(session, args).await,
             Self::Health(args) => health::run(session, &args).await,
         }
     }

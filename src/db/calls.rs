@@ -96,7 +96,8 @@ pub struct Part {
     pub cost: Option<Decimal>,
 }
 
-/// Writes what became of a call.
+/// Writes what became of a call. Its commit is not waited for: those of the jobs come later and bring it to disk with their own, and
+/// what is lost with the database is an open intent, whose end nobody knows.
 pub async fn settle(connection: &mut PgConnection, result: &CallResult) -> sqlx::Result<()> {
     let jobs: Vec<i64> = result.parts.iter().map(|part| part.job.0).collect();
     let revisions: Vec<i64> = result.parts.iter().map(|part| part.revision.0).collect();
@@ -106,7 +107,7 @@ pub async fn settle(connection: &mut PgConnection, result: &CallResult) -> sqlx:
         r#"with call as (
                update gristmill.provider_calls
                set finished_at = clock_timestamp(), outcome = $2, error_kind = $3, request_id = $4, tokens = $5, cost = $6, price_id = $7
-               where id = $1
+               where id = $1 and set_config('synchronous_commit', 'off', true) is not null
            )
            update gristmill.provider_call_jobs as share
            set tokens = part.tokens, cost = part.cost

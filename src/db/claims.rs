@@ -128,7 +128,7 @@ pub async fn tenants(
 
 /// Claims up to `each` ready jobs of every tenant in `ring`, `limit` in all, behind each tenant's cursor. No row lock outlives
 /// this statement: from here on the lease keeps other workers away. Nothing is claimed for a pipeline that is paused or that is
-/// registered with another generation.
+/// registered with another generation. Its commit is not waited for: a claim that is lost with the database is refused by its lease.
 pub async fn claim(
     db: impl PgExecutor<'_>,
     by: Claimer<'_>,
@@ -153,6 +153,7 @@ pub async fn claim(
                    order by -priority, run_at, id limit $7 for update skip locked
                ) as job
                where registered.name = $1 and registered.generation = $2 and registered.paused_at is null
+                 and set_config('synchronous_commit', 'off', true) is not null
                limit $8
            )
            update gristmill.embedding_jobs as job

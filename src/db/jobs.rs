@@ -248,6 +248,8 @@ pub struct Locked {
     /// Whether the lease is the asked one and still good.
     pub leased: bool,
     pub revision: Revision,
+    /// The transaction's time, as text.
+    pub now: String,
 }
 
 /// Locks the rows of a group for its commit. Rows that somebody else holds are missing from the answer.
@@ -256,7 +258,8 @@ pub async fn lock(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)]) -> sqlx::R
     sqlx::query_as!(
         Locked,
         r#"select job.id as "id: JobId", job.revision as "revision: Revision",
-                  coalesce(job.lease_id = held.lease_id and job.lease_until > clock_timestamp(), false) as "leased!"
+                  coalesce(job.lease_id = held.lease_id and job.lease_until > clock_timestamp(), false) as "leased!",
+                  now()::text as "now!"
            from unnest($1::bigint[], $2::uuid[]) as held (id, lease_id)
            join gristmill.embedding_jobs as job on job.id = held.id
            order by job.id for update of job skip locked"#,

@@ -5,6 +5,7 @@ pub mod announcements;
 pub mod app;
 pub mod attempts;
 pub mod backlog;
+pub mod bench;
 pub mod budgets;
 pub mod cache;
 pub mod calls;
@@ -53,8 +54,12 @@ const TEXT_FORMAT: [(&str, &str); 7] = [
     ("quote_all_identifiers", "off"),
 ];
 
+/// How long a connection that lies idle is taken to be whole.
+const TRUSTED: Duration = Duration::from_millis(500);
+
 /// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
-/// = off` makes a policy that would hide rows an error with a name), read committed, and a search path of pgvector's schema only.
+/// = off` makes a policy that would hide rows an error with a name), read committed, a search path of pgvector's schema only, and plans
+/// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -72,14 +77,23 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
     let text_format: String = TEXT_FORMAT.iter().map(|(name, value)| format!("set {name} = {value}; ")).collect();
     let pinned = format!(
         "{text_format}set search_path = {search_path}; set row_security = off; \
-         set default_transaction_isolation = 'read committed'; set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
+         set plan_cache_mode = force_custom_plan; set default_transaction_isolation = 'read committed'; set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
     );
     PgPoolOptions::new()
         .max_connections(settings.connections)
         .acquire_timeout(Duration::from_secs(10))
-        // In place of the pool's own question whether the connection lives.
+        // Every loan would begin with a round trip; what was in use a moment ago is whole, and where it is not, its step is done again.
         .test_before_acquire(false)
-        .before_acquire(|connection, _| Box::pin(is_outside_transactions(connection)))
+        .before_acquire(|connection, loan| {
+            Box::pin(async move {
+                if loan.idle_for > TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        // Asked when nobody waits for the answer.
+        .after_release(|connection, _| Box::pin(is_outside_transactions(connection)))
         .after_connect(move |connection, _| {
             let pinned = pinned.clone();
             Box::pin(async move {

@@ -1,6 +1,7 @@
 //! What a commit writes, and what it leaves alone.
 
 use insta::assert_snapshot;
+use uuid::Uuid;
 
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::ledger::paragraph;
@@ -141,4 +142,23 @@ async fn a_chunk_that_somebody_holds_keeps_only_its_own_row_waiting() {
 
     let texts = "select count(*)::text from public.document_chunks where content like 'New. %'";
     assert_eq!(world.list(texts).await, ["20"]);
+}
+
+/// A plan that was made while a table was empty would read all of it, however large it has become.
+#[tokio::test]
+async fn statements_are_planned_for_the_tables_as_they_are() {
+    let world = World::new().await;
+    let mut session = world.pool.acquire().await.unwrap();
+    let statement = "select count(*) from public.document_chunks where document_id = $1";
+    for _ in 0..8 {
+        let found: i64 = sqlx::query_scalar(statement).bind(Uuid::nil()).fetch_one(&mut *session).await.unwrap();
+        assert_eq!(found, 0);
+    }
+    let plans: (i64, i64) =
+        sqlx::query_as("select generic_plans, custom_plans from pg_prepared_statements where statement = $1")
+            .bind(statement)
+            .fetch_one(&mut *session)
+            .await
+            .unwrap();
+    assert_eq!(plans, (0, 8));
 }

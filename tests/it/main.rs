@@ -7,6 +7,7 @@ mod applications;
 mod apps;
 mod architecture;
 mod batching;
+mod bench;
 mod budgets;
 mod cli;
 mod commit;

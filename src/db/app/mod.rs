@@ -54,8 +54,8 @@ pub use vector_index::{
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_set};
 pub use write::{
-    ChunkRow, LockedRow, SourceUpdate, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread, set_writer,
-    update_chunks, update_sources, which_exist,
+    ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread,
+    set_writer, update_chunks, update_sources, which_exist,
 };
 
 /// Quotes an identifier.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::domain::SourceKey;
 
@@ -31,6 +31,21 @@ pub async fn set_writer(connection: &mut PgConnection, pipeline: &str) -> sqlx::
     .bind(pipeline)
     .fetch_one(connection)
     .await
+}
+
+/// Begins a transaction in which a pipeline writes, as [`set_writer`] says, in one round trip.
+///
+/// # Errors
+/// The database is away.
+pub async fn begin_writer<'c>(
+    connection: &'c mut PgConnection,
+    pipeline: &str,
+) -> sqlx::Result<Transaction<'c, Postgres>> {
+    let statement = format!(
+        "begin; select set_config('gristmill.writer', {}, true), set_config('lock_timeout', '100ms', true)",
+        super::literal(pipeline)
+    );
+    sqlx::Connection::begin_with(connection, AssertSqlSafe(statement)).await
 }
 
 /// A source row that a commit holds.
@@ -326,7 +341,8 @@ pub async fn update_sources(
 }
 
 /// Sets the status word of rows nobody else holds: of those in the set, or, to take a word back, of those that still have one of
-/// `instead_of`. Best effort, in a transaction of its own.
+/// `instead_of`. Best effort, in one statement, since claims wait for it. The commit of a word for jobs in hand is not waited for: their
+/// own commits write the next one.
 ///
 /// # Errors
 /// The database is away or refuses; nothing depends on it.
@@ -338,14 +354,21 @@ pub async fn mirror(
     instead_of: &[&str],
 ) -> sqlx::Result<()> {
     let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
-    let word_parameter = plan.key.len() + 1;
-    let asked_for = if instead_of.is_empty() {
-        format!("{} and source.{}::text is distinct from ${word_parameter}", plan.when, column.sql())
+    let writer = plan.key.len() + 1;
+    let word_parameter = writer + 1;
+    let (asked_for, waited_for) = if instead_of.is_empty() {
+        (format!("{} and source.{}::text is distinct from ${word_parameter}", plan.when, column.sql()), "'off'")
     } else {
-        format!("source.{}::text = any (${})", column.sql(), word_parameter + 1)
+        (
+            format!("source.{}::text = any (${})", column.sql(), word_parameter + 1),
+            "current_setting('synchronous_commit')",
+        )
     };
     let statement = format!(
-        "with free as (select {key} from {asked} join {table} as source on {key_match} \
+        "with free as (select {key} from set_config('gristmill.writer', ${writer}, true) as gm_writer, \
+                 set_config('lock_timeout', '100ms', true) as gm_patience, \
+                 set_config('synchronous_commit', {waited_for}, true) as gm_haste, \
+                 {asked} join {table} as source on {key_match} \
              where {asked_for} \
              order by {key} for no key update of source skip locked) \
          update {table} as source set {column} = (${word_parameter}::text)::{type_sql} from free where {same}",
@@ -362,12 +385,10 @@ pub async fn mirror(
             .collect::<Vec<_>>()
             .join(" and "),
     );
-    let mut transaction = sqlx::Connection::begin(connection).await?;
-    set_writer(&mut transaction, &plan.pipeline.name).await?;
-    let query = bound(&statement, by_column(keys, plan.key.len())).bind(word);
+    let query = bound(&statement, by_column(keys, plan.key.len())).bind(&plan.pipeline.name).bind(word);
     let query = if instead_of.is_empty() { query } else { query.bind(instead_of) };
-    query.execute(&mut *transaction).await?;
-    transaction.commit().await
+    query.execute(connection).await?;
+    Ok(())
 }
 
 /// Removes every chunk a row has in the target, or empties its vector column.
@@ -437,7 +458,7 @@ fn text_arrays(count: usize) -> String {
 fn bound(
     statement: &str,
     columns: Vec<Vec<String>>,
-) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+) -> sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments> {
     let mut query = sqlx::query(AssertSqlSafe(statement.to_owned()));
     for column in columns {
         query = query.bind(column);

@@ -1,0 +1,158 @@
+//! The queue alone: jobs that do nothing, claims from a large backlog, and tenants beside each other.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+
+use crate::db;
+use crate::db::bench::Row;
+use crate::db::claims::{self, Claimer, Cursor};
+use crate::domain::OwnerId;
+
+use super::super::failure::Failure;
+use super::Bed;
+use super::end_to_end::DIMENSIONS;
+use super::figure::{Figure, Target, median};
+use super::provider::Knobs;
+use super::rig::{self, Rig, real};
+use super::texts;
+use super::worker::{PIPELINE, Setup};
+
+/// Jobs of one claim by hand, as many as the floor is asked for.
+const BATCH: i64 = 500;
+
+/// Rows without a text: claimed, loaded, skipped, finished under their lease.
+pub(super) async fn nothing_to_do(bed: &Bed) -> Result<Vec<Figure>, Failure> {
+    let (mut rates, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..bed.rounds {
+        let field = bed.ground.field(DIMENSIONS).await?;
+        db::bench::register(&field.pool, PIPELINE).await?;
+        rig::lay(&field, &rig::rows(vec![String::new(); bed.rows])).await?;
+        let mut connection = field.pool.acquire().await?;
+        let began = Instant::now();
+        let mut claimed = db::bench::fused(&mut connection, PIPELINE, &[], BATCH).await?;
+        while !claimed.is_empty() {
+            claimed = db::bench::fused(&mut connection, PIPELINE, &claimed, BATCH).await?;
+        }
+        floors.push(real(bed.rows) / began.elapsed().as_secs_f64());
+        drop(connection);
+        field.leave().await?;
+
+        let mut rig = Rig::build(bed, &Setup { status: false, ..Setup::of(bed.slots) }, Knobs::default()).await?;
+        rig.lay(&rig::rows(vec![String::new(); bed.rows])).await?;
+        rates.push(real(bed.rows) / rig.go(0).await?);
+        rig.leave().await?;
+    }
+    let figure = Figure::beside("no-op: jobs without a text", "jobs/s", &rates, &floors);
+    Ok(vec![figure.held_to(Target::RatioAtLeast(0.8))])
+}
+
+/// Claims of 500 jobs: from a small backlog, from a large one, and from a large one while an old transaction is open.
+pub(super) async fn backlog(bed: &Bed) -> Result<Vec<Figure>, Failure> {
+    let jobs = bed.backlog;
+    let tenants = (jobs / 100).max(1);
+    let small = bed.ground.field(DIMENSIONS).await?;
+    pile(&small.pool, 10_000, 10).await?;
+    let few = claim_times(&small.pool).await?;
+    small.leave().await?;
+
+    let large = bed.ground.field(DIMENSIONS).await?;
+    bed.say(&format!("  piling up {jobs} jobs of {tenants} tenants"));
+    pile(&large.pool, jobs, tenants).await?;
+    let many = claim_times(&large.pool).await?;
+    let mut old = large.pool.acquire().await?;
+    db::bench::hold_horizon(&mut old).await?;
+    let held = claim_times(&large.pool).await?;
+    // The transaction goes with its connection.
+    old.close().await?;
+    large.leave().await?;
+    let figure = |name: &str, times: &[f64]| {
+        Figure::beside(name, "ms", &[median(times)], &[median(&few)]).held_to(Target::RatioAtMost(1.5))
+    };
+    Ok(vec![
+        figure(&format!("backlog: a claim with {jobs} jobs waiting"), &many),
+        figure("backlog: and with an old transaction open", &held),
+    ])
+}
+
+async fn pile(pool: &PgPool, jobs: i64, tenants: i64) -> Result<(), Failure> {
+    db::bench::register(pool, PIPELINE).await?;
+    db::bench::pile(pool, PIPELINE, jobs, tenants).await?;
+    Ok(db::bench::settle(pool).await?)
+}
+
+/// Claims of one measurement: they leave half of the small backlog.
+const CLAIMS: usize = 10;
+const TENANTS: i64 = 100;
+
+/// Milliseconds of each claim, its look for tenants included, as a worker makes them.
+async fn claim_times(pool: &PgPool) -> Result<Vec<f64>, Failure> {
+    let by =
+        Claimer { pipeline: PIPELINE, generation: "by hand", owner: OwnerId::fresh(), lease: Duration::from_secs(30) };
+    let mut cursors: HashMap<String, Cursor> = HashMap::new();
+    let mut after: Option<String> = None;
+    let mut times = Vec::new();
+    for _ in 0..CLAIMS {
+        let began = Instant::now();
+        let mut tenants = claims::tenants(pool, PIPELINE, after.as_deref(), TENANTS).await?;
+        if tenants.is_empty() {
+            tenants = claims::tenants(pool, PIPELINE, None, TENANTS).await?;
+        }
+        after = tenants.last().cloned();
+        let cursor = |tenant: &String| cursors.get(tenant).copied().unwrap_or(Cursor::START);
+        let ring: Vec<(String, Cursor)> = tenants.iter().map(|tenant| (tenant.clone(), cursor(tenant))).collect();
+        let each = BATCH / i64::try_from(ring.len().max(1)).unwrap_or(1);
+        let claimed = claims::claim(pool, by, &ring, each, BATCH).await?;
+        times.push(began.elapsed().as_secs_f64() * 1_000.0);
+        for one in claimed {
+            cursors.insert(one.job.tenant.clone(), one.cursor);
+        }
+    }
+    Ok(times)
+}
+
+/// Rows of the tenant that has many, and tenants that have one each, for every 1,000 rows of a run.
+const MANY: usize = 10_000;
+const OTHERS: usize = 50;
+
+/// One tenant has a great many rows waiting; others insert one each.
+pub(super) async fn fairness(bed: &Bed) -> Result<Vec<Figure>, Failure> {
+    let thousands = bed.rows.div_ceil(1_000);
+    let (many, others) = (thousands * MANY, thousands * OTHERS);
+    let mut rig = Rig::build(bed, &Setup { dimensions: 64, ..Setup::of(bed.slots) }, Knobs::default()).await?;
+    let of_one = |content: String| Row { id: 0, tenant: "many".to_owned(), content, path: None };
+    let rows: Vec<Row> = (1..).zip(texts::texts(many, 100)).map(|(id, text)| Row { id, ..of_one(text) }).collect();
+    rig.lay(&rows).await?;
+    db::pipelines::resume(&rig.field.pool, PIPELINE).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let first = i64::try_from(many).unwrap_or(i64::MAX) + 1;
+    let one = until_done(&mut rig, first, 1).await?;
+    let all = until_done(&mut rig, first + 1, others).await?;
+    let left = db::bench::is_unfinished(&rig.field.pool).await?;
+    rig.leave().await?;
+    if !left {
+        bed.say("  the tenant with many rows was through before the others: these figures say little");
+    }
+    Ok(vec![
+        Figure::of(&format!("fairness: one row beside {many} of another tenant"), "s", &[one])
+            .held_to(Target::AtMost(2.0)),
+        Figure::of(&format!("fairness: {others} tenants with one row each"), "s", &[all]).held_to(Target::AtMost(5.0)),
+    ])
+}
+
+/// Inserts rows of so many tenants; seconds until each has its vector.
+async fn until_done(rig: &mut Rig, first: i64, tenants: usize) -> Result<f64, Failure> {
+    let rows: Vec<Row> = (first..)
+        .zip(texts::texts(tenants, 100))
+        .map(|(id, content)| Row { id, tenant: format!("one {id}"), content, path: None })
+        .collect();
+    let began = Instant::now();
+    db::bench::insert(&rig.field.pool, &rows).await?;
+    db::bench::open_from(&rig.field.pool, PIPELINE, first).await?;
+    while db::bench::vectors_from(&rig.field.pool, first).await? < i64::try_from(tenants).unwrap_or(i64::MAX) {
+        rig.check(began)?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(began.elapsed().as_secs_f64())
+}

@@ -1,0 +1,78 @@
+//! Several workers at one provider: as many requests as each may send, and no more than the provider takes.
+
+use std::time::Duration;
+
+use crate::db;
+
+use super::super::failure::Failure;
+use super::Bed;
+use super::figure::{Figure, Target};
+use super::provider::Knobs;
+use super::rig::{self, Rig, float, real};
+use super::texts;
+use super::worker::Setup;
+
+const WORKERS: [usize; 3] = [1, 2, 4];
+/// One request at once of each worker, five in a second.
+const LATENCY: Duration = Duration::from_millis(200);
+const INPUTS: usize = 10;
+/// Requests in a minute that the provider takes where it has a limit: half of what four workers would send.
+const LIMIT: u32 = 600;
+
+/// Each worker waits for the provider most of its time.
+pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
+    let each = bed.rows.div_ceil(20).max(INPUTS);
+    let mut rates = vec![Vec::new(); WORKERS.len()];
+    for _ in 0..bed.rounds {
+        for (rates, workers) in rates.iter_mut().zip(WORKERS) {
+            let (seconds, _) = together(bed, workers, each * workers, Knobs::slow(LATENCY)).await?;
+            bed.say(&format!("  {workers}: {:.0} rows/s", real(each * workers) / seconds));
+            rates.push(real(each * workers) / seconds);
+        }
+    }
+    let alone = rates[0].clone();
+    let mut figures = vec![Figure::of("scaling: 1 worker", "rows/s", &alone)];
+    for (rates, workers) in rates.iter().zip(WORKERS).skip(1) {
+        let linear: Vec<f64> = alone.iter().map(|rate| rate * real(workers)).collect();
+        let figure = Figure::beside(&format!("scaling: {workers} workers"), "rows/s", rates, &linear);
+        figures.push(figure.held_to(Target::RatioAtLeast(0.95)));
+    }
+    figures.extend(limited(bed, each * 4).await?);
+    Ok(figures)
+}
+
+/// Four workers, and a provider that takes half of what they would send.
+async fn limited(bed: &Bed, rows: usize) -> Result<[Figure; 2], Failure> {
+    let knobs = Knobs { requests_per_minute: Some(LIMIT), ..Knobs::slow(LATENCY) };
+    let (mut sent, mut refused, mut allowed) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bed.rounds {
+        let (seconds, counted) = together(bed, 4, rows, knobs.clone()).await?;
+        sent.push(float(counted.requests) / seconds * 60.0);
+        allowed.push(f64::from(LIMIT));
+        refused.push(float(counted.limited) / float(counted.requests) * 100.0);
+    }
+    Ok([
+        Figure::beside("scaling: requests sent with a limit", "1/min", &sent, &allowed)
+            .held_to(Target::RatioAtMost(1.02)),
+        Figure::of("scaling: of these answered with 429", "%", &refused).held_to(Target::AtMost(2.0)),
+    ])
+}
+
+async fn together(
+    bed: &Bed,
+    workers: usize,
+    rows: usize,
+    knobs: Knobs,
+) -> Result<(f64, super::provider::Counted), Failure> {
+    let setup = Setup { concurrency: 1, inputs: INPUTS, dimensions: 64, ..Setup::of(bed.slots.min(64)) };
+    let mut rig = Rig::build(bed, &setup, knobs).await?;
+    for _ in 1..workers {
+        rig.join(&setup).await?;
+    }
+    rig.lay(&rig::rows(texts::texts(rows, 200))).await?;
+    let seconds = rig.go(rows).await?;
+    let counted = rig.provider.counted();
+    rig::whole(rows, &db::bench::written(&rig.field.pool).await?)?;
+    rig.leave().await?;
+    Ok((seconds, counted))
+}

@@ -1,0 +1,51 @@
+//! `gristmill bench`: that it measures and leaves nothing behind; what it measures is nobody's promise.
+
+use serde_json::Value;
+
+use crate::cli::{command, run};
+use crate::postgres::fresh_database;
+
+async fn figures(arguments: &[&str]) -> Vec<Value> {
+    let database = fresh_database().await;
+    let mut command = command(arguments);
+    command.arg("--json").env("DATABASE_URL", &database.url);
+    run(command).await.ok().json().as_array().expect("it is a list").clone()
+}
+
+#[tokio::test]
+async fn a_small_run_stands_beside_its_floor() {
+    let figures = figures(&["bench", "end-to-end", "--quick", "--rows", "30"]).await;
+    let names: Vec<&str> = figures.iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        names,
+        [
+            "end-to-end",
+            "end-to-end: worker's processor time",
+            "end-to-end: worker's peak memory",
+            "end-to-end: inputs of a request",
+        ]
+    );
+    let rate = figures[0].as_object().unwrap();
+    let keys: Vec<&String> = rate.keys().collect();
+    assert_eq!(keys, ["name", "value", "unit", "floor", "ratio", "target", "met"]);
+    assert!(["value", "floor", "ratio"].iter().all(|key| rate[*key].as_f64().unwrap() > 0.0), "{rate:?}");
+    assert_eq!((&rate["unit"], &rate["target"]), (&"rows/s".into(), &"at least 0.7 of the floor".into()));
+    assert!(rate["met"].is_boolean());
+    assert!(figures[3]["value"].as_f64().unwrap() >= 1.0 && figures[3]["floor"].is_null());
+}
+
+#[tokio::test]
+async fn rows_opened_again_are_paid_for_where_they_changed() {
+    let figures = figures(&["bench", "again", "--quick", "--rows", "200"]).await;
+    let paid: Vec<f64> = figures[..2].iter().map(|figure| figure["value"].as_f64().unwrap()).collect();
+    assert_eq!(paid, [0.0, 1.0]);
+    assert!(figures[..2].iter().all(|figure| figure["met"] == true));
+}
+
+#[tokio::test]
+async fn every_bench_is_listed_with_what_it_measures() {
+    let listed = run(command(&["bench", "--list", "--json"])).await.ok().json();
+    let listed = listed.as_array().unwrap();
+    assert_eq!(listed.len(), 10);
+    assert!(listed.iter().all(|bench| !bench["name"].as_str().unwrap().is_empty() && bench["what"] != ""));
+}
