@@ -11,7 +11,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Batcher, Committer, Fit, LaneStatus, Loader, Memory, SpeechLane, Vital};
+use crate::batch::{Batcher, CeilingOf, Committer, Fit, LaneStatus, Loader, Memory, SpeechLane, Vital};
 use crate::config::{Config, Existing};
 use crate::console::Watched;
 use crate::db;
@@ -383,6 +383,11 @@ async fn wire(
             files: Arc::clone(&files),
             extractor: extractor.clone(),
             memory: memory.clone(),
+            ceiling: plan
+                .pipeline
+                .ceiling
+                .clone()
+                .map(|ceiling| Arc::new(CeilingOf { pipeline: plan.pipeline.name.clone(), ceiling })),
             fit,
             plan,
         });

@@ -16,6 +16,7 @@ use crate::db::{self, cache};
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
+use super::ceiling::CeilingOf;
 use super::gate::{BREAKER_FIRST, LaneStatus};
 use super::keyed::{ByTenant, Keyed};
 use super::lane::{Item, JobCall, Lane};
@@ -38,6 +39,8 @@ pub struct OfJob {
     pub tried: bool,
     /// What was parked before this time does not count: the job is to be paid for again.
     pub parked_since: Option<OffsetDateTime>,
+    /// The ceiling of its pipeline, where there is one.
+    pub ceiling: Option<Arc<CeilingOf>>,
 }
 
 /// Vectors in the order of the texts, and what they cost.
@@ -66,6 +69,8 @@ pub enum EmbedFailure {
     Credential { after: Duration, text: String },
     #[error("the provider cannot be used as configured: {text}")]
     Misconfigured { after: Duration, text: String },
+    #[error("a ceiling is reached: {text}")]
+    Ceiling { after: Duration, text: String },
     /// Nobody's fault that is known.
     #[error("the request ended without an answer to every text; the worker's log says why")]
     Lost { after: Duration },

@@ -195,7 +195,12 @@ impl EmbedFailure {
             Self::Unavailable { text, .. } => Self::Unavailable { after, text },
             Self::Credential { text, .. } => Self::Credential { after, text },
             Self::Misconfigured { text, .. } => Self::Misconfigured { after, text },
-            Self::Refused(_) | Self::RefusedAudio(_) | Self::Garbled(_) | Self::Lost { .. } | Self::Database(_) => self,
+            Self::Refused(_)
+            | Self::RefusedAudio(_)
+            | Self::Garbled(_)
+            | Self::Ceiling { .. }
+            | Self::Lost { .. }
+            | Self::Database(_) => self,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::telemetry;
 
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
 use super::budget::Budget;
+use super::ceiling::{self, Reserved};
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
 use super::keyed::Keyed;
 use super::portions::{believed, portions, widen};
@@ -162,7 +163,11 @@ impl Lane {
                 fail(batch, &failure);
                 continue;
             }
-            match self.request(&batch).await {
+            let (batch, reserved) = self.under_ceilings(batch).await;
+            if batch.is_empty() {
+                continue;
+            }
+            match self.request(&batch, reserved).await {
                 Ok(Ok(embedded)) => {
                     if self.accept(batch, embedded).await {
                         sending.refuse();
@@ -253,7 +258,7 @@ impl Lane {
         if self.may_send(&harmless).await.is_err() {
             return false;
         }
-        match self.request(&harmless).await {
+        match self.request(&harmless, Reserved::default()).await {
             Ok(Ok(embedded)) if embedded.vectors.iter().any(Result::is_ok) => {
                 self.gate.succeeded();
                 false
@@ -298,11 +303,41 @@ impl Lane {
         self.gate.pass().await
     }
 
+    /// What of a batch may be paid under its pipelines' ceilings, and is counted there; the rest is answered.
+    async fn under_ceilings(&self, batch: Vec<Item>) -> (Vec<Item>, Reserved) {
+        let usd = self.settings.price().map_or(Decimal::ZERO, |(_, usd)| usd);
+        let parts = batch.iter().map(|item| (&item.call.job, usd * Decimal::from(widen(item.tokens))));
+        match ceiling::ask(&self.pool, parts).await {
+            Ok(asked) => {
+                let mut under = Vec::with_capacity(batch.len());
+                for item in batch {
+                    match asked.refusal(&item.call.job).cloned() {
+                        Some(failure) => fail(vec![item], &failure),
+                        None => under.push(item),
+                    }
+                }
+                (under, asked.reserved)
+            }
+            Err(failure) => {
+                fail(batch, &failure);
+                (Vec::new(), Reserved::default())
+            }
+        }
+    }
+
     /// One request on the books: intent, call, result.
-    async fn request(&self, batch: &[Item]) -> sqlx::Result<Result<Embedded, ProviderError>> {
+    async fn request(&self, batch: &[Item], reserved: Reserved) -> sqlx::Result<Result<Embedded, ProviderError>> {
         let intent = self.intent(batch);
-        if let Some(wait) = self.budget.intend(self.owner, &intent).await? {
-            return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
+        match self.budget.intend(self.owner, &intent).await {
+            Ok(None) => {}
+            Ok(Some(wait)) => {
+                reserved.give_back(&self.pool).await;
+                return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
+            }
+            Err(error) => {
+                reserved.give_back(&self.pool).await;
+                return Err(error);
+            }
         }
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
         let started = Instant::now();
@@ -320,6 +355,12 @@ impl Lane {
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
         if let Err(error) = settled.await {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
+        }
+        // What may have been paid stays counted as it was estimated.
+        if result.outcome != "unknown" {
+            let job_of = |id| batch.iter().map(|item| &item.call.job).find(|job| job.id == id);
+            let parts = result.parts.iter().filter_map(|part| Some((job_of(part.job)?, part.cost.unwrap_or_default())));
+            reserved.settle(&self.pool, parts).await;
         }
         Ok(answer)
     }

@@ -4,6 +4,7 @@
 mod asking;
 mod batcher;
 mod budget;
+mod ceiling;
 mod committer;
 mod effects;
 mod ending;
@@ -26,6 +27,7 @@ mod transaction;
 mod vital;
 
 pub use batcher::{Batcher, EmbedFailure, LaneSettings, OfJob, Paid, Text};
+pub use ceiling::CeilingOf;
 pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;
 pub use fit::Fit;

@@ -18,6 +18,7 @@ use crate::telemetry;
 
 use super::batcher::{EmbedFailure, OfJob, price_now};
 use super::budget::Budget;
+use super::ceiling;
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
 use super::keyed::{ByTenant, Keyed};
 use super::slots::Slots;
@@ -168,8 +169,21 @@ impl Lane {
                 tokens: 0,
             }],
         };
-        if let Some(wait) = self.budget.intend(self.owner, &intent).await.map_err(|error| database(&error))? {
-            return Err(self.wait(wait));
+        let usd = price_now(&self.settings.prices).map_or(Decimal::ZERO, |(_, usd)| usd * minutes(piece.ms));
+        let asked = ceiling::ask(&self.pool, std::iter::once((of, usd))).await?;
+        if let Some(failure) = asked.refusal(of) {
+            return Err(failure.clone());
+        }
+        match self.budget.intend(self.owner, &intent).await {
+            Ok(None) => {}
+            Ok(Some(wait)) => {
+                asked.reserved.give_back(&self.pool).await;
+                return Err(self.wait(wait));
+            }
+            Err(error) => {
+                asked.reserved.give_back(&self.pool).await;
+                return Err(database(&error));
+            }
         }
         let started = Instant::now();
         let answer = contained(self.transcriber.transcribe(&piece.audio)).await;
@@ -184,6 +198,10 @@ impl Lane {
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
         if let Err(error) = settled.await {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
+        }
+        // What may have been paid stays counted as it was estimated.
+        if result.outcome != "unknown" {
+            asked.reserved.settle(&self.pool, std::iter::once((of, result.cost.unwrap_or_default()))).await;
         }
         match answer {
             Ok(transcribed) => {

@@ -20,6 +20,8 @@ pub(super) struct Named {
     pub(super) stores: BTreeSet<String>,
     pub(super) models: BTreeMap<String, Option<Model>>,
     pub(super) limits: BTreeSet<String>,
+    /// Models that somebody has put a price on, or that cost nothing.
+    pub(super) priced: BTreeSet<String>,
 }
 
 pub(super) fn sections(file: &str, mut root: Section) -> Option<Config> {
@@ -34,7 +36,13 @@ pub(super) fn sections(file: &str, mut root: Section) -> Option<Config> {
 
     let limits = named(&mut root, "limits", limits::limit);
 
-    let names = Named { stores: stores.keys().cloned().collect(), models, limits: limits.keys().cloned().collect() };
+    let free = |model: &Model| {
+        providers.get(&model.provider).and_then(Option::as_ref).is_some_and(|provider| provider.kind.runs_here())
+    };
+    let free = models.values().flatten().filter(|model| free(model)).map(|model| model.label.clone());
+    let priced = prices.iter().map(|price| price.model.clone()).chain(free).collect();
+    let names =
+        Named { stores: stores.keys().cloned().collect(), models, limits: limits.keys().cloned().collect(), priced };
     let sections = root.named_sections("pipelines").into_iter();
     let pipelines: Vec<_> = sections.filter_map(|(name, section)| pipelines::pipeline(name, section, &names)).collect();
     targets::check_owners(&root, &pipelines);

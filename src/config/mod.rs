@@ -5,6 +5,7 @@
 //! `environment` fills in `${X}`, and `unsupported` lists what a later version brings. Nothing here asks a database: what
 //! depends on one is checked by `db::catalog`.
 
+mod ceiling;
 mod check;
 mod columns;
 mod effects;
@@ -324,6 +325,15 @@ pub enum TokenizerKind {
     O200k,
     /// The local model's own `tokenizer.json`.
     Model,
+}
+
+/// `[pipelines.x.ceiling]`: the most money of a day and of a month (UTC), of the whole pipeline and of each of its tenants.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ceiling {
+    pub usd_per_day: Option<Decimal>,
+    pub usd_per_month: Option<Decimal>,
+    pub tenant_usd_per_day: Option<Decimal>,
+    pub tenant_usd_per_month: Option<Decimal>,
 }
 
 /// One entry of `[[prices]]`.

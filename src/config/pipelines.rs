@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::ceiling::ceiling;
 use super::check::Named;
 use super::identifier;
 use super::raw::{Item, Section};
@@ -30,6 +31,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let optional = section.or("optional", boolean, false);
     let limit = section.optional("limit", one_of(&named.limits, "limits"));
     let notify = section.or("notify", boolean, true);
+    let ceiling = section.section("ceiling").map(ceiling);
 
     let has_file = section.has("file");
     let source = needed_section(&mut section, "source").and_then(|part| source(part, kind, has_file));
@@ -38,6 +40,9 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let skip = skip(section.section_or_empty("skip"), kind);
     let used: Vec<&Model> = models.iter().flatten().filter_map(|label| named.models[label].as_ref()).collect();
     check_models(&section, kind, &used);
+    if ceiling.is_some() {
+        check_priced(&section, &used, named);
+    }
     let chunks = match kind {
         PipelineKind::Embed => chunks(section.section_or_empty("chunks"), &used),
         PipelineKind::Transcribe => Chunking::default(),
@@ -73,6 +78,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         max_attempts,
         optional,
         limit,
+        ceiling,
         notify,
         source: source?,
         // Given but not right: the misfit is recorded, and there is no pipeline.
@@ -109,6 +115,14 @@ fn needed_section<'a>(section: &mut Section<'a>, key: &'static str) -> Option<Se
         section.misfit(place.clone(), format!("is missing; write [{}]", place.key));
     }
     section.section(key)
+}
+
+/// What costs nobody knows what stays under no ceiling.
+fn check_priced(section: &Section, models: &[&Model], named: &Named) {
+    for model in models.iter().filter(|model| !named.priced.contains(&model.label)) {
+        let message = format!("is in money, but model {} has no price; add it under [[prices]]", model.label);
+        section.misfit_at("ceiling", message);
+    }
 }
 
 /// A pipeline's models do what the pipeline does.

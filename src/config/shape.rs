@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{ColumnChoice, Place, Secret, Sql, Statement, TableName, Template};
+use super::{Ceiling, ColumnChoice, Place, Secret, Sql, Statement, TableName, Template};
 
 /// `[pipelines.x]`
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct Pipeline {
     pub optional: bool,
     /// What a tenant may spend; none: no limit.
     pub limit: Option<String>,
+    /// The most money that may be spent.
+    pub ceiling: Option<Ceiling>,
     /// Whether announcing wakes idle workers by NOTIFY.
     pub notify: bool,
     pub source: Source,

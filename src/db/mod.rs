@@ -19,6 +19,7 @@ pub mod outbox;
 pub mod pipelines;
 pub mod prices;
 pub mod server;
+pub mod spending;
 pub mod transcripts;
 pub mod usage;
 pub mod workers;

@@ -30,6 +30,8 @@ impl fmt::Display for Reason {
 pub enum ErrorKind {
     /// Its tenant has spent what a limit allows.
     Limit,
+    /// A ceiling of money is reached.
+    Ceiling,
     /// The row asked for nothing: no text, too short, a skip rule.
     Skipped,
     /// The row is gone or left the set.
@@ -78,8 +80,9 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for help texts and filters.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Limit,
+        Self::Ceiling,
         Self::Skipped,
         Self::Left,
         Self::Person,
@@ -108,6 +111,7 @@ impl ErrorKind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Limit => "limit",
+            Self::Ceiling => "ceiling",
             Self::Skipped => "skipped",
             Self::Left => "left",
             Self::Person => "person",

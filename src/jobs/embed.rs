@@ -200,6 +200,7 @@ async fn embed(
         tried: job.starts > 1 || job.revision.0 > 1,
         // With `fresh` all is paid for again, but once: a later try finds what an earlier one has parked.
         parked_since: job.fresh.then_some(job.opened_at),
+        ceiling: deps.ceiling.clone(),
     };
     let mut paid = means.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Embedding, usize)>> = vec![Vec::new(); plan.chunks.len()];

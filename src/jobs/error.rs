@@ -108,6 +108,8 @@ impl JobError {
             Self::Embed(EmbedFailure::Unavailable { after, .. }) => snooze(ErrorKind::Unavailable, *after),
             Self::Embed(EmbedFailure::Credential { after, .. }) => snooze(ErrorKind::Credential, *after),
             Self::Embed(EmbedFailure::Misconfigured { after, .. }) => snooze(ErrorKind::Misconfigured, *after),
+            Self::Embed(EmbedFailure::Ceiling { after, .. }) => Standing { snooze_total: LIMIT_TOTAL, ..standing }
+                .snooze(Reason::new(ErrorKind::Ceiling, self.to_string()), *after),
             Self::Embed(EmbedFailure::Lost { after }) => snooze(ErrorKind::Panicked, *after),
             Self::Embed(EmbedFailure::Database(_)) | Self::Commit(CommitError::Database(_)) => {
                 snooze(ErrorKind::Database, SHORT)

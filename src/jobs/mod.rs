@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 
-use crate::batch::{Batcher, Committer, Fit, Loader, Memory, SpeechLane};
+use crate::batch::{Batcher, CeilingOf, Committer, Fit, Loader, Memory, SpeechLane};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
 use crate::extract::{Extractor, PartLimits};
@@ -37,6 +37,8 @@ pub struct Deps {
     pub extractor: Extractor,
     /// Bytes in flight.
     pub memory: Memory,
+    /// The most money that may be spent, where that is said.
+    pub ceiling: Option<Arc<CeilingOf>>,
 }
 
 /// What a pipeline's kind of work is done with.

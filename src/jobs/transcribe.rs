@@ -61,6 +61,7 @@ async fn transcribe(
         tried: job.starts > 1,
         // With `fresh` all is paid for again, but once: a later try finds what an earlier one has kept.
         parked_since: job.fresh.then_some(job.opened_at),
+        ceiling: deps.ceiling.clone(),
     };
     let mut parts = speech.lane.kept(&of, &content).await?;
     for (part, span) in (0..).zip(spans(recording)) {

@@ -82,6 +82,7 @@ async fn tidy(engine: &Engine) -> sqlx::Result<()> {
     all(|| db::cache::prune(pool, settings.keep_cache, PRUNE)).await?;
     all(|| db::transcripts::prune(pool, settings.keep_cache, PRUNE)).await?;
     all(|| db::app::prune_reservations(pool, PRUNE)).await?;
+    db::spending::prune(pool).await?;
     db::budgets::prune(pool, settings.keep_history).await?;
     db::workers::prune(pool, settings.keep_history).await?;
     Ok(())

@@ -206,8 +206,14 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
     let keyed = Keyed { credential: String::new(), tenants: Vec::new(), driver };
     let batcher = Batcher::start(world.pool.clone(), OwnerId::fresh(), settings, keyed, Vec::new(), &Vital::default());
     let embed = async |id: i64, text: &str| {
-        let of =
-            OfJob { id: JobId(id), revision: Revision(1), tenant: String::new(), tried: false, parked_since: None };
+        let of = OfJob {
+            id: JobId(id),
+            revision: Revision(1),
+            tenant: String::new(),
+            tried: false,
+            parked_since: None,
+            ceiling: None,
+        };
         batcher.embed(&of, vec![Text { text: text.to_owned(), tokens: 3 }]).await.map(|paid| paid.vectors.len())
     };
 

@@ -9,6 +9,7 @@ mod architecture;
 mod batching;
 mod bench;
 mod budgets;
+mod ceilings;
 mod cli;
 mod commit;
 mod create;

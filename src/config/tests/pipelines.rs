@@ -213,3 +213,24 @@ fn pipelines_keep_the_order_of_the_file() {
     let names: Vec<_> = read(&other).pipelines.into_iter().map(|pipeline| pipeline.name).collect();
     assert_eq!(names, ["documents", "a_first_by_name"]);
 }
+
+#[test]
+fn a_ceiling_is_in_money_that_somebody_can_count() {
+    let with = |provider: &str, ceiling: &str| {
+        format!(
+            "providers.p = {{ {provider} }}\nmodels.m = {{ provider = \"p\", name = \"m\", dimensions = 8 }}\n\
+             [pipelines.notes]\nmodel = \"m\"\nsource = {{ table = \"notes\", key = [\"id\"], text = \"{{body}}\" }}\n\
+             chunks = {{ whole = true }}\ntarget = {{ columns = {{ embedding = \"{{chunk.vector}}\" }} }}\nceiling = {{ {ceiling} }}\n"
+        )
+    };
+    let (paid, free) = ("kind = \"openai\", key = \"sk-hunter2\"", "kind = \"hash\"");
+    check(
+        &with(paid, "usd_per_day = 5"),
+        &["8: pipelines.notes.ceiling: is in money, but model m has no price; add it under [[prices]]"],
+    );
+    check(&with(free, ""), &["8: pipelines.notes.ceiling: says nothing; write for example usd_per_day = 5"]);
+    let config = read(&with(free, "usd_per_day = 5, tenant_usd_per_month = \"0.25\""));
+    let ceiling = config.pipelines[0].ceiling.clone().unwrap();
+    assert_eq!((ceiling.usd_per_day, ceiling.usd_per_month), (Some(Decimal::from(5)), None));
+    assert_eq!((ceiling.tenant_usd_per_day, ceiling.tenant_usd_per_month), (None, Some(Decimal::new(25, 2))));
+}

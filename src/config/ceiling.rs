@@ -1,0 +1,19 @@
+//! `[pipelines.x.ceiling]`: how much money may be spent at all.
+
+use super::Ceiling;
+use super::raw::Section;
+use super::values::amount;
+
+pub(super) fn ceiling(mut section: Section) -> Ceiling {
+    let ceiling = Ceiling {
+        usd_per_day: section.optional("usd_per_day", amount),
+        usd_per_month: section.optional("usd_per_month", amount),
+        tenant_usd_per_day: section.optional("tenant_usd_per_day", amount),
+        tenant_usd_per_month: section.optional("tenant_usd_per_month", amount),
+    };
+    if ceiling == Ceiling::default() {
+        section.misfit(section.place(), "says nothing; write for example usd_per_day = 5");
+    }
+    section.finish();
+    ceiling
+}

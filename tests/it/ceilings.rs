@@ -1,0 +1,125 @@
+//! Ceilings of money: what is counted, who waits, and that nothing more is spent.
+
+use insta::assert_snapshot;
+use uuid::Uuid;
+
+use crate::fake_openai::{Answer, FakeOpenAi, Options, tokens_of};
+use crate::world::{DIMENSIONS, World};
+
+/// Each text is five tokens, 0.0000001 USD.
+const TOKENS: usize = 5;
+
+fn vendor() -> FakeOpenAi {
+    FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() })
+}
+
+/// A world of that vendor with a ceiling, and so many texts in a request at most.
+async fn world_of(vendor: &FakeOpenAi, ceiling: &str, inputs: usize) -> World {
+    let world = World::with_vendor(vendor).await;
+    let world = world.change("longest = 8000", &format!("longest = 8000\ninputs = {inputs}"));
+    world.change(
+        "[pipelines.documents.source]",
+        &format!("[pipelines.documents.ceiling]\n{ceiling}\n[pipelines.documents.source]"),
+    )
+}
+
+async fn grains(world: &World, user: u128, count: i64) {
+    assert_eq!(tokens_of("Grain 11."), TOKENS);
+    sqlx::query("insert into public.documents (user_id, name, content) select $1, 'grain', 'Grain ' || n || '.' from generate_series(11, 10 + $2) n")
+        .bind(Uuid::from_u128(user))
+        .bind(count)
+        .execute(&world.pool)
+        .await
+        .unwrap();
+}
+
+/// What is counted under the ceiling, and what the calls did cost.
+async fn money(world: &World) -> String {
+    world
+        .value::<String>(
+            "select (select string_agg(concat_ws(' ', nullif(scope, ''), usd::float8), ', ' order by scope) from gristmill.spending) \
+             || ' of calls ' || (select sum(cost)::float8 from gristmill.provider_calls)",
+        )
+        .await
+}
+
+#[tokio::test]
+async fn a_pipeline_spends_no_more_than_its_ceiling_of_a_day_and_the_rest_waits_for_the_next() {
+    let vendor = vendor();
+    let world = world_of(&vendor, "usd_per_day = 0.000002", 8).await;
+    world.register().await;
+    grains(&world, 1, 50).await;
+    // Two workers ask at the same time.
+    let (one, other) = (world.start().await, world.start().await);
+    one.idle().await;
+    other.idle().await;
+    one.stop().await;
+    other.stop().await;
+
+    // Twenty texts are its whole; a request of eight that would exceed it is not made in part.
+    let paid = vendor.paid_texts().len();
+    assert!((13..=20).contains(&paid), "{paid}");
+    assert_eq!(world.states().await, format!("{paid} completed\n{} waiting ceiling", 50 - paid));
+    let usd = f64::from(u32::try_from(paid).unwrap()) / 1e7;
+    let money = money(&world).await;
+    assert!(money == format!("{usd:e} of calls {usd:e}").replace("e-6", "e-06").replace("e-7", "e-07"), "{money}");
+    let due = "select bool_and(run_at >= midnight - interval '1 minute' and run_at < midnight + interval '1 hour') \
+        from gristmill.embedding_jobs, (select (date_trunc('day', now() at time zone 'UTC') + interval '1 day') at time zone 'UTC') as next (midnight) \
+        where state = 'waiting'";
+    assert!(world.value::<bool>(due).await);
+
+    // A new day.
+    world.sql("update gristmill.spending set day = day - 1; update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    world.work().await;
+    assert!((26..=40).contains(&vendor.paid_texts().len()), "{}", vendor.paid_texts().len());
+}
+
+#[tokio::test]
+async fn a_tenant_that_has_spent_its_part_waits_alone() {
+    let vendor = vendor();
+    let world = world_of(&vendor, "tenant_usd_per_month = 0.00000031", 1).await;
+    world.register().await;
+    grains(&world, 1, 5).await;
+    grains(&world, 2, 2).await;
+    world.work().await;
+
+    let states = "select concat_ws(' ', right(tenant, 1), count(*), state, error_kind) from gristmill.embedding_jobs group by tenant, state, error_kind order by 1";
+    assert_snapshot!(world.list(states).await.join("\n"), @r#"
+    1 2 waiting ceiling
+    1 3 completed
+    2 2 completed
+    "#);
+    let reason = "select distinct reason from gristmill.embedding_jobs where state = 'waiting'";
+    assert_snapshot!(world.value::<String>(reason).await, @"a ceiling is reached: tenant_usd_per_month of pipeline documents: 0.0000003 USD are spent, and 0.0000001 more would be too much");
+    assert_eq!(vendor.paid_texts().len(), 5);
+    assert_snapshot!(money(&world).await, @"5e-07, tenant 00000000-0000-0000-0000-000000000001 3e-07, tenant 00000000-0000-0000-0000-000000000002 2e-07 of calls 5e-07");
+}
+
+#[tokio::test]
+async fn what_was_not_paid_is_given_back_and_what_may_have_been_is_not() {
+    for (answer, counted) in [(Answer::status(503), "1e-07"), (Answer::hang_up(), "2e-07")] {
+        let vendor = vendor();
+        let world = world_of(&vendor, "usd_per_day = 1", 8).await;
+        world.register().await;
+        vendor.script([answer]);
+        grains(&world, 1, 1).await;
+        world.work().await;
+        assert_eq!(world.states().await, "1 completed");
+        assert_eq!(money(&world).await, format!("{counted} of calls 1e-07"));
+    }
+}
+
+#[tokio::test]
+async fn what_a_text_costs_beyond_every_ceiling_waits_unpaid() {
+    let vendor = vendor();
+    let world = world_of(&vendor, "usd_per_month = 0.00000001", 8).await;
+    world.register().await;
+    grains(&world, 1, 1).await;
+    world.work().await;
+    assert_eq!(world.states().await, "1 waiting ceiling");
+    assert_eq!(vendor.requests(), 0);
+    // A month's ceiling is nobody's fault: it may be waited for longer than a provider.
+    world.sql("update gristmill.embedding_jobs set snoozed_since = now() - interval '20 days', run_at = now()").await;
+    world.work().await;
+    assert_eq!(world.states().await, "1 waiting ceiling");
+}
