@@ -267,7 +267,10 @@ async fn what_cannot_be_heard_fails_for_good_and_costs_nothing() {
     let world = world_of(&vendor, "").await;
     let silent = wav(&[]);
     let cut_off = &long()[..30];
-    for bytes in [b"This is no sound at all.".as_slice(), b"", &silent, cut_off, b"\xff\xfb\x90\x00 and nothing else"] {
+    let zeros = wav(&[(1.0, false)]);
+    for bytes in
+        [b"This is no sound at all.".as_slice(), b"", &silent, &zeros, cut_off, b"\xff\xfb\x90\x00 and nothing else"]
+    {
         world.dream(Some(("wav", bytes))).await;
     }
 
@@ -279,8 +282,10 @@ async fn what_cannot_be_heard_fails_for_good_and_costs_nothing() {
     let words =
         world.list("select distinct concat_ws(': ', transcription_status, error) from app.dreams order by 1").await;
     assert_snapshot!(words.join("\n"), @"
-    failed: files of type unknown: no recording that can be heard are not supported
+    failed: files of type Plain Text (text/plain) are not supported
+    failed: the file cannot be read as audio: it is cut off or damaged
     failed: the file cannot be read as audio: it is empty
+    failed: the file cannot be read as audio: it is silent throughout
     failed: the file cannot be read as audio: there is no sound in it
     ");
     assert_eq!(vendor.seen().len(), 0);
