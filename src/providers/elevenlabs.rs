@@ -49,8 +49,7 @@ struct Answer {
     text: String,
     language_code: Option<String>,
     language_probability: Option<f64>,
-    #[serde(default)]
-    words: Vec<Word>,
+    words: Option<Vec<Word>>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +87,7 @@ impl Transcriber for ElevenLabs {
             text: answer.text,
             language: answer.language_code,
             language_probability: answer.language_probability,
-            segments: answer.words.into_iter().filter_map(Word::segment).collect(),
+            segments: answer.words.into_iter().flatten().filter_map(Word::segment).collect(),
             request_id: http::request_id(&headers),
         })
     }

@@ -69,7 +69,15 @@ pub(super) fn form<'a>(
 
 /// A transcript's JSON.
 pub(super) fn transcript<T: DeserializeOwned>(body: &[u8]) -> Result<T, ProviderError> {
-    serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "transcript"))
+    serde_json::from_slice(body).map_err(|error| match not_an_answer(body, &error, "transcript") {
+        ProviderError::NoAnswer(text) if !is_page(body) => ProviderError::Garbled(text),
+        error => error,
+    })
+}
+
+/// What stands before the service, and not the service, sends pages.
+fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
 }
 
 /// Says where the JSON ends to be an answer, never what stands there.

@@ -292,6 +292,64 @@ async fn what_cannot_be_heard_fails_for_good_and_costs_nothing() {
 }
 
 #[tokio::test]
+async fn a_recording_that_sounds_for_too_long_is_not_paid_for() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await.change("language = \"eng\"", "longest_recording = \"3s\"");
+    for seconds in [3.0, 3.5] {
+        world.dream(Some(("wav", &wav(&[(seconds, true)])))).await;
+    }
+
+    world.work().await;
+
+    assert_snapshot!(world.dreams().await, @"
+    completed Heard 3.00 seconds. | completed attempt=1 | usage 0.05 minute 0.000185 | kept 0
+    failed | failed attempt=1 refused the recording sounds for 3.5 s, longer than longest_recording of its model allows (3.0 s) | usage | kept 0
+    ");
+    assert_eq!(vendor.paid(), [3.0]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_transcript_is_not_paid_for_again_and_again() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await;
+    world.dream(Some(("wav", &wav(&[(1.0, true)])))).await;
+    // A transcript all the same, and then none.
+    vendor.script([(200, None, json!({"text": "Nothing but words.", "words": null, "language_code": null}))]);
+    world.work().await;
+    vendor.always((200, None, json!("Nothing but a text.")));
+    world.dream(Some(("wav", &wav(&[(2.0, true)])))).await;
+    for _ in 0..9 {
+        world.work().await;
+        world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    }
+
+    assert_snapshot!(world.dreams().await, @"
+    completed Nothing but words. | completed attempt=1 | usage 0.016667 minute 0.0000616679 | kept 0
+    failed | failed attempt=5 garbled the provider's answer is not usable: it sent no transcript in JSON (line 1, column 21) (attempt 5 of 5) | usage | kept 0
+    ");
+    // Five attempts, and the one of the first recording.
+    assert_eq!(vendor.seen().len(), 6);
+    let calls = world.calls().await;
+    assert!(calls[1..].iter().all(|call| call.starts_with("paid garbled 2.000")), "{calls:?}");
+}
+
+#[tokio::test]
+async fn openai_may_leave_segments_out() {
+    let vendor = FakeSpeech::start();
+    vendor.script([(200, None, json!({"text": "Words.", "segments": null}))]);
+    let world = world_of(&vendor, "").await;
+    let url = vendor.url();
+    let world = world
+        .change(&format!("kind = \"elevenlabs\"\nurl = \"{url}\""), &format!("kind = \"openai\"\nurl = \"{url}/v1\""))
+        .change("{ tag_audio_events = true, diarize = false }", "{ response_format = \"json\" }");
+    world.dream(Some(("wav", &wav(&[(2.0, true)])))).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.dreams().await, @"completed Words. | completed attempt=1 | usage 0.033333 minute 0.0001233321 | kept 0");
+}
+
+#[tokio::test]
 async fn a_recording_may_come_after_its_row() {
     let vendor = FakeSpeech::start();
     let world = world_of(&vendor, "").await;
