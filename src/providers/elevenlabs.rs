@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use url::Url;
 
-use super::http::{self, BYTES_AROUND, LONGEST_TRANSCRIPT};
+use super::http::{self, BYTES_AROUND, LONGEST_QUESTION, LONGEST_TRANSCRIPT};
 use super::{Audio, ProviderError, Segment, Transcribed, Transcriber, refusal};
 use crate::config::{Secret, Speech};
 
@@ -34,6 +34,31 @@ impl ElevenLabs {
     ) -> Self {
         let url = super::openai::below(url, &["v1", "speech-to-text"]);
         Self { client, url, key, model, speech, timeout }
+    }
+
+    /// Asks for the list of models, which is never paid: whether the service is there and takes the credential. Of models that
+    /// transcribe the list says nothing.
+    ///
+    /// # Errors
+    /// See [`ProviderError`].
+    pub async fn ask(&self) -> Result<(), ProviderError> {
+        let mut url = self.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop().push("models");
+        }
+        let request = self.client.get(url).timeout(self.timeout.min(LONGEST_QUESTION));
+        let response =
+            request.header("xi-api-key", self.key.expose()).send().await.map_err(|error| http::away(&error))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        let body = http::read(response, BYTES_AROUND).await.unwrap_or_default();
+        match refusal::error(status, &headers, &body, &[self.key.expose()]) {
+            // A key that may do nothing but transcribe is known all the same.
+            ProviderError::Credential(words) if words.contains("missing_permissions") => Ok(()),
+            error => Err(error),
+        }
     }
 
     fn fields(&self) -> Vec<(&str, &str)> {

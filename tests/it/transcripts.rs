@@ -350,6 +350,30 @@ async fn openai_may_leave_segments_out() {
 }
 
 #[tokio::test]
+async fn check_asks_who_transcribes_whether_it_takes_the_key() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await;
+    let said = async || {
+        let findings = crate::cli::gristmill(&world, &["check", "--json"]).await.json();
+        let findings = findings.as_array().expect("findings").iter().filter(|one| one["about"] == "model scribe");
+        findings
+            .map(|one| format!("{}: {}", one["level"].as_str().unwrap(), one["message"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert_snapshot!(said().await, @"ok: scribe_v1: provider speech takes the credential (asked, unpaid)");
+    // It may transcribe, and not ask what else there is.
+    vendor.lists(
+        401,
+        json!({"detail": {"status": "missing_permissions", "message": "The API key is missing models_read"}}),
+    );
+    assert_snapshot!(said().await, @"ok: scribe_v1: provider speech takes the credential (asked, unpaid)");
+    vendor.lists(401, json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}));
+    assert_snapshot!(said().await, @"error: scribe_v1: provider speech: the provider refused the credential: status 401, invalid_api_key: Invalid API key");
+    assert_eq!(vendor.seen().len(), 0);
+}
+
+#[tokio::test]
 async fn a_recording_may_come_after_its_row() {
     let vendor = FakeSpeech::start();
     let world = world_of(&vendor, "").await;
