@@ -31,7 +31,7 @@ use crate::worker::{Deliverer, Engine, Parts};
 pub use bill::{Estimate, estimate, estimate_of, thinned};
 use lanes::Lanes;
 pub use late::late_words;
-pub use models::{Asked, ask, open_model, unit_price};
+pub use models::{Asked, ask, check_folder, open_model, unit_price};
 
 /// Why nothing can start.
 #[derive(Debug, thiserror::Error)]

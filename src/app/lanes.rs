@@ -49,11 +49,12 @@ impl<'a> Lanes<'a> {
         if let Some(speech) = &model.speech {
             let longest_ms = u64::try_from(speech.longest_part.as_millis()).unwrap_or(u64::MAX);
             let limits = PartLimits { longest_ms, largest: speech.largest_part };
+            let longest_recording = speech.longest_recording;
             let lane = match self.speech.get(&model.label) {
                 Some(lane) => lane.clone(),
                 None => self.open_speech(model)?,
             };
-            return Ok(Means::Speech(Speech { lane, limits }));
+            return Ok(Means::Speech(Speech { lane, limits, longest_recording }));
         }
         let (batcher, tokenizer) = match self.vectors.get(&model.label) {
             Some(lane) => lane.clone(),

@@ -1,6 +1,6 @@
 //! Models made ready: their driver, their tokenizer, their price.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use rust_decimal::Decimal;
 use url::Url;
 
 use crate::chunk::Tokenizer;
-use crate::config::{Config, Meter, Model, Provider, ProviderKind, Secret, TokenizerKind};
+use crate::config::{Config, Meter, Model, Provider, ProviderKind, Secret, Speech, TokenizerKind};
 use crate::embedded::{self, Artifact};
 use crate::net::{self, Patience};
 use crate::providers::{
@@ -52,7 +52,7 @@ pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<
         ProviderKind::Hash => Ok((Arc::new(Hash::new(model.dimensions)), tokenizer(model, None)?)),
         ProviderKind::Local { folder, threads } => {
             let folder = model_folder(folder.clone()).await?;
-            let settings = LocalModel { dimensions: model.dimensions, sparse: model.sparse, longest: model.longest };
+            let settings = local(model);
             let (threads, path) = (*threads, folder.clone());
             let local = tokio::task::spawn_blocking(move || Local::load(&path, settings, threads))
                 .await
@@ -83,6 +83,8 @@ pub enum Asked {
     Listed,
     /// It takes the credential and does not name the model.
     NotListed,
+    /// It takes the credential, and has no list of models of this kind.
+    Taken,
     /// It is there, but has no page that would say more without being paid.
     Silent,
 }
@@ -92,7 +94,14 @@ pub enum Asked {
 /// # Errors
 /// What is wrong with the address, the credential or the service.
 pub async fn ask(provider: &Provider, model: &Model) -> Result<Option<Asked>, String> {
-    let ProviderKind::OpenAi { url, key } = &provider.kind else { return Ok(None) };
+    let (url, key) = match (&provider.kind, &model.speech) {
+        (ProviderKind::OpenAi { url, key }, _) => (url, key),
+        (ProviderKind::ElevenLabs { url, key }, Some(speech)) => {
+            let asked = elevenlabs(provider, url, key, model, speech)?.ask().await;
+            return asked.map(|()| Some(Asked::Taken)).map_err(|error| with_causes(&error));
+        }
+        (ProviderKind::ElevenLabs { .. } | ProviderKind::Local { .. } | ProviderKind::Hash, _) => return Ok(None),
+    };
     let models = open_ai(provider, url, key.as_ref(), model)?.models().await.map_err(|error| with_causes(&error))?;
     // Some services list `name:tag` and take `name`.
     let is_it = |listed: &String| *listed == model.name || listed.split(':').next() == Some(&model.name);
@@ -103,21 +112,42 @@ pub async fn ask(provider: &Provider, model: &Model) -> Result<Option<Asked>, St
     }))
 }
 
-pub(super) fn transcriber(provider: &Provider, model: &Model) -> Result<Arc<dyn Transcriber>, String> {
-    let Some(speech) = model.speech.clone() else { return Err("it makes vectors".to_owned()) };
+fn elevenlabs(
+    provider: &Provider,
+    url: &Url,
+    key: &Secret,
+    model: &Model,
+    speech: &Speech,
+) -> Result<ElevenLabs, String> {
     let timeout = provider.timeout.unwrap_or(SOUND);
     let client = net::trusted(Patience::Whole(timeout)).map_err(|error| error.to_string())?;
-    let name = model.name.clone();
+    Ok(ElevenLabs::new(client, url.clone(), key.clone(), model.name.clone(), speech.clone(), timeout))
+}
+
+pub(super) fn transcriber(provider: &Provider, model: &Model) -> Result<Arc<dyn Transcriber>, String> {
+    let Some(speech) = model.speech.clone() else { return Err("it makes vectors".to_owned()) };
     match &provider.kind {
         ProviderKind::OpenAi { url, key } => {
+            let timeout = provider.timeout.unwrap_or(SOUND);
+            let client = net::trusted(Patience::Whole(timeout)).map_err(|error| error.to_string())?;
             let endpoint = OpenAiEndpoint { url: url.clone(), key: key.clone() };
-            Ok(Arc::new(OpenAiSpeech::new(client, endpoint, name, speech, timeout)))
+            Ok(Arc::new(OpenAiSpeech::new(client, endpoint, model.name.clone(), speech, timeout)))
         }
-        ProviderKind::ElevenLabs { url, key } => {
-            Ok(Arc::new(ElevenLabs::new(client, url.clone(), key.clone(), name, speech, timeout)))
-        }
+        ProviderKind::ElevenLabs { url, key } => Ok(Arc::new(elevenlabs(provider, url, key, model, &speech)?)),
         ProviderKind::Local { .. } | ProviderKind::Hash => Err("its provider transcribes nothing".to_owned()),
     }
+}
+
+fn local(model: &Model) -> LocalModel {
+    LocalModel { dimensions: model.dimensions, sparse: model.sparse, longest: model.longest }
+}
+
+/// Whether a local model could be loaded from a folder, as far as that can be told without reading its weights.
+///
+/// # Errors
+/// The file and what is wrong with it.
+pub fn check_folder(folder: &Path, model: &Model) -> Result<(), String> {
+    Local::check(folder, local(model)).map_err(|error| with_causes(&error))
 }
 
 /// The configured folder, or MiniLM as `gristmill fetch` brings it.

@@ -196,24 +196,18 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
             Finding::new(Level::Warning, about, message)
         }
         // What the provider says of it follows.
-        ProviderKind::OpenAi { .. } => return None,
-        ProviderKind::ElevenLabs { url, .. } => {
-            Finding::new(Level::Ok, about, format!("{} at {}", model.name, url.host_str().unwrap_or_default()))
-        }
+        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } => return None,
         ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
         ProviderKind::Local { folder, .. } => {
             let place = folder.clone().or_else(|| embedded::cached(Artifact::MiniLm));
-            let files = ["config.json", "tokenizer.json", "model.safetensors"];
             match place {
                 None => {
                     let message = "not fetched yet: the first run fetches it, or `gristmill fetch minilm`";
                     Finding::new(Level::Warning, about, message)
                 }
-                Some(place) => match files.into_iter().find(|file| !place.join(file).is_file()) {
-                    Some(file) => {
-                        Finding::new(Level::Error, about, format!("{} is not there", place.join(file).display()))
-                    }
-                    None => Finding::new(Level::Ok, about, place.display().to_string()),
+                Some(place) => match app::check_folder(&place, model) {
+                    Err(why) => Finding::new(Level::Error, about, why),
+                    Ok(()) => Finding::new(Level::Ok, about, place.display().to_string()),
                 },
             }
         }
@@ -261,6 +255,9 @@ async fn of_provider(provider: &Provider, model: &Model) -> Option<Finding> {
             Level::Warning,
             format!("{name}: provider {provider} takes the credential, but does not list this model (asked, unpaid)"),
         ),
+        Ok(Some(Asked::Taken)) => {
+            (Level::Ok, format!("{name}: provider {provider} takes the credential (asked, unpaid)"))
+        }
         Ok(Some(Asked::Silent)) => (
             Level::Ok,
             format!(

@@ -312,6 +312,8 @@ pub struct Speech {
     pub language: Option<String>,
     /// The provider's own options, sent as they are; a list is sent as a field for each of its values.
     pub options: BTreeMap<String, Vec<String>>,
+    /// What sounds for longer fails, unpaid.
+    pub longest_recording: Duration,
     /// The longest recording of one request, and the largest in bytes. A longer one is cut into parts.
     pub longest_part: Duration,
     pub largest_part: u64,

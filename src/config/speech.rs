@@ -17,6 +17,9 @@ pub(super) const OF_VECTORS: [&str; 7] =
 const OURS: [&str; 9] =
     ["model", "model_id", "file", "language", "language_code", "stream", "webhook", "source_url", "cloud_storage_url"];
 
+/// Formats of an answer that a transcript is read from.
+const FORMATS: [&str; 3] = ["json", "verbose_json", "diarized_json"];
+
 /// OpenAI's limit of a body, without what stands around the recording in it.
 const OPENAI_LARGEST: u64 = 25 * 1024 * 1024 - 64 * 1024;
 /// The answers of OpenAI's own models end at about 2,000 tokens, silently; eight minutes of fast speech stay below.
@@ -24,6 +27,8 @@ const OPENAI_LONGEST: Duration = Duration::from_mins(8);
 const ELEVENLABS_LARGEST: u64 = 2_000_000_000;
 const ELEVENLABS_LONGEST: Duration = Duration::from_hours(9);
 const DAY: Duration = Duration::from_hours(24);
+/// A small file may sound for weeks, which would be paid for.
+const LONGEST_RECORDING: Duration = Duration::from_hours(12);
 
 /// Whether a section speaks of a model that transcribes: at a provider that can, and with nothing about vectors.
 pub(super) fn is_speech(kind: &ProviderKind, section: &Section) -> bool {
@@ -43,9 +48,13 @@ pub(super) fn speech(section: &mut Section, kind: &ProviderKind, name: &str) -> 
     let speech = Speech {
         language: section.optional("language", text),
         options: options(section),
+        longest_recording: section.or("longest_recording", some_time, LONGEST_RECORDING),
         longest_part: section.or("longest_part", some_time, longest),
         largest_part: section.or("largest_part", size, largest),
     };
+    if speech.longest_recording < Duration::from_secs(1) {
+        section.misfit_at("longest_recording", "is shorter than a second");
+    }
     if speech.longest_part < Duration::from_secs(1) {
         section.misfit_at("longest_part", "is shorter than a second");
     }
@@ -62,7 +71,14 @@ fn options(section: &mut Section) -> BTreeMap<String, Vec<String>> {
             item.misfit("is not an option: what it says is sent, or must not be");
             return None;
         }
-        Some((name, item.read(|item| item.each(field))?))
+        let values = item.read(|item| item.each(field))?;
+        if name == "response_format" && !values.iter().all(|value| FORMATS.contains(&value.as_str())) {
+            item.misfit("is a format that no transcript can be read from; write json, verbose_json or diarized_json, or leave it out");
+        }
+        if name == "use_multi_channel" && values.iter().any(|value| value == "true") {
+            item.misfit("makes a transcript for each channel, of which none would be read; leave it out");
+        }
+        Some((name, values))
     };
     entries.filter_map(option).collect()
 }

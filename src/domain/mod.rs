@@ -12,4 +12,4 @@ pub use document::{Document, Heading};
 pub use ids::{JobId, LeaseId, OwnerId, Revision, SourceKey};
 pub use job::{ClaimedJob, JobState};
 pub use outcome::{ErrorKind, Outcome, Reason};
-pub use vectors::{BadVector, Embedding, Sparse, check_vector};
+pub use vectors::{BadVector, Embedding, Sparse, VOCABULARY, check_vector};

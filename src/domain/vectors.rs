@@ -14,6 +14,9 @@ impl From<Vec<f32>> for Embedding {
     }
 }
 
+/// Tokens of XLM-RoBERTa, whose weights BGE-M3 gives.
+pub const VOCABULARY: usize = 250_002;
+
 /// Weights by token, each finite and greater than zero; a text may have none.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sparse(BTreeMap<u32, f32>);
@@ -60,6 +63,8 @@ pub enum BadVector {
     Zero,
     #[error("has a weight of a token that is not a positive number")]
     Weight,
+    #[error("has a weight of a token that the model does not know")]
+    Token,
     #[error("has no weights of tokens beside it")]
     NoWeights,
     /// The answer holds no numbers where the vector should be.

@@ -95,7 +95,7 @@ fn is_no_text(format: FileFormat) -> bool {
     )
 }
 
-fn unsupported(format: FileFormat) -> ReadError {
+pub(super) fn unsupported(format: FileFormat) -> ReadError {
     match format {
         FileFormat::ArbitraryBinaryData => ReadError::Unsupported("unknown".to_owned()),
         _ => ReadError::Unsupported(format!("{} ({})", format.name(), format.media_type())),

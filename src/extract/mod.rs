@@ -12,6 +12,7 @@ mod death;
 mod docx;
 #[cfg(feature = "docx-rs")]
 mod docx_rs;
+mod header;
 mod html;
 mod kind;
 mod layout;
@@ -27,6 +28,7 @@ mod read;
 mod recording;
 #[expect(unsafe_code, reason = "limits, signals and probes of a process have no safe interface")]
 mod sandbox;
+mod sound;
 mod text;
 mod unpdf;
 mod wave;

@@ -33,6 +33,8 @@ pub enum JobError {
     Extract(#[from] ExtractError),
     #[error(transparent)]
     TooLong(#[from] TooLong),
+    #[error("the recording sounds for {}, longer than longest_recording of its model allows ({})", spoken(*length), spoken(*longest))]
+    LongRecording { length: Duration, longest: Duration },
     #[error(transparent)]
     Embed(#[from] EmbedFailure),
     #[error(transparent)]
@@ -100,9 +102,9 @@ impl JobError {
             // A child may die for the machine's reasons: once more, then it is the file.
             Self::Extract(ExtractError::Crashed(_)) if standing.attempt >= 1 => fail(ErrorKind::Parser),
             Self::Extract(ExtractError::Crashed(_) | ExtractError::Start(_)) => retry(ErrorKind::Parser),
-            Self::TooLong(_) | Self::Embed(EmbedFailure::Refused(_) | EmbedFailure::RefusedAudio(_)) => {
-                fail(ErrorKind::Refused)
-            }
+            Self::TooLong(_)
+            | Self::LongRecording { .. }
+            | Self::Embed(EmbedFailure::Refused(_) | EmbedFailure::RefusedAudio(_)) => fail(ErrorKind::Refused),
             Self::Embed(EmbedFailure::Garbled(_)) => retry(ErrorKind::Garbled),
             Self::Embed(EmbedFailure::RateLimited { after }) => snooze(ErrorKind::RateLimited, *after),
             Self::Embed(EmbedFailure::Unavailable { after, .. }) => snooze(ErrorKind::Unavailable, *after),
@@ -125,6 +127,16 @@ impl JobError {
             Self::Crashed => fail(ErrorKind::Crashed),
             Self::Shutdown => Outcome::HandBack,
         }
+    }
+}
+
+/// A length of time as people say it.
+fn spoken(length: Duration) -> String {
+    let seconds = length.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, _) => format!("{:.1} s", length.as_secs_f64()),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, seconds) => format!("{hours} h {minutes} min {seconds} s"),
     }
 }
 

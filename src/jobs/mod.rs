@@ -8,6 +8,7 @@ mod start;
 mod transcribe;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::PgPool;
 
@@ -61,6 +62,8 @@ pub struct Vectors {
 pub struct Speech {
     pub lane: SpeechLane,
     pub limits: PartLimits,
+    /// What sounds for longer is not paid for.
+    pub longest_recording: Duration,
 }
 
 /// What an attempt keeps for its log line and the timeline.

@@ -1,5 +1,7 @@
 //! The story of a transcription job.
 
+use std::time::Duration;
+
 use rust_decimal::Decimal;
 use sha2::{Digest as _, Sha256};
 
@@ -28,6 +30,10 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, speech: &Speech, work: &m
     work.trace.stage("read");
 
     let recording = deps.extractor.measure(&file.bytes, speech.limits).await?;
+    let length = Duration::from_millis(recording.ms);
+    if length > speech.longest_recording {
+        return Err(JobError::LongRecording { length, longest: speech.longest_recording });
+    }
     let part = if recording.parts.is_empty() { 0 } else { speech.limits.largest_part() };
     weight.lighten(file.size.saturating_add(part));
     work.weight = Some(weight);

@@ -19,14 +19,14 @@ const KNOWN: &str = "\
     client code completion config configured contact contain contains content context corrupt corrupted could count \
     credential credentials credits current currently decode decoded deployment deprecated detail details did \
     dimension dimensions disabled do document does due duration during each element elements embed embedding \
-    embeddings empty enabled encoding engine entity error errors exceed exceeded exceeds exist existing exists \
+    embeddings empty enabled encoding engine ensure entity error errors exceed exceeded exceeds exist existing exists \
     expected expects expired extra failed failure field fields file files filter filtered find first float following \
     for forbidden format found free from gateway get given greater had has have header hour however if in incorrect \
     increase index input inputs installed instead integer internal invalid ioprocessor is issue it item items its \
     json key large larger least length less limit limited limits list load loaded loading long longer management many \
     match max maximum may message messages method million min minimum minute minutes missing model models more most \
     must name need new no non none not null number object of off on one only open or org organization our out output \
-    over overloaded parameter parameters parse payment per permission permitted physical plan platform please plugin \
+    over overloaded parameter parameters parse payment per permission permitted physical plan platform playable please plugin \
     policy pooler pooling positive processed processing project prompt prompts property provide provided pulling \
     quota range rate reach reached received recording reduce reference refused reject rejected remove request \
     requested requests require required requires resource response result resulted retry return returned s safety \
@@ -34,7 +34,7 @@ const KNOWN: &str = "\
     specifying split start status string strings such support supported switching system t task temporarily term text \
     texts than that the their them then there these they this time timed times to token tokenization tokens too total \
     tpm transcription triggering try trying type types unable unauthorized unavailable unexpected unknown \
-    unprocessable unsupported up upgrade upstream url usage use used user using valid validate validation value \
+    unprocessable unsupported up upgrade upload uploaded uploading upstream url usage use used user using valid validate validation value \
     values vector version violates violation was we were when which while with within words wrong you your zero";
 
 /// The known words of the message up to where it begins to quote, no longer than a line.
@@ -172,6 +172,7 @@ mod tests {
             "You exceeded your current quota, please check your plan and billing details.",
             "batch size 40 > maximum allowed batch size 32",
             "Input should be a valid list; Field required",
+            "File upload is corrupted. Please ensure it is playable audio.",
         ] {
             check(message, &["Ada Lovelace wrote the first program."], message);
         }

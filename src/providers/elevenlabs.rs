@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use url::Url;
 
-use super::http::{self, BYTES_AROUND, LONGEST_TRANSCRIPT};
+use super::http::{self, BYTES_AROUND, LONGEST_QUESTION, LONGEST_TRANSCRIPT};
 use super::{Audio, ProviderError, Segment, Transcribed, Transcriber, refusal};
 use crate::config::{Secret, Speech};
 
@@ -36,6 +36,31 @@ impl ElevenLabs {
         Self { client, url, key, model, speech, timeout }
     }
 
+    /// Asks for the list of models, which is never paid: whether the service is there and takes the credential. Of models that
+    /// transcribe the list says nothing.
+    ///
+    /// # Errors
+    /// See [`ProviderError`].
+    pub async fn ask(&self) -> Result<(), ProviderError> {
+        let mut url = self.url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop().push("models");
+        }
+        let request = self.client.get(url).timeout(self.timeout.min(LONGEST_QUESTION));
+        let response =
+            request.header("xi-api-key", self.key.expose()).send().await.map_err(|error| http::away(&error))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        if status == StatusCode::OK {
+            return Ok(());
+        }
+        let body = http::read(response, BYTES_AROUND).await.unwrap_or_default();
+        match refusal::error(status, &headers, &body, &[self.key.expose()]) {
+            // A key that may do nothing but transcribe is known all the same.
+            ProviderError::Credential(words) if words.contains("missing_permissions") => Ok(()),
+            error => Err(error),
+        }
+    }
+
     fn fields(&self) -> Vec<(&str, &str)> {
         let mut fields = vec![("model_id", self.model.as_str())];
         fields.extend(self.speech.language.as_deref().map(|language| ("language_code", language)));
@@ -49,8 +74,7 @@ struct Answer {
     text: String,
     language_code: Option<String>,
     language_probability: Option<f64>,
-    #[serde(default)]
-    words: Vec<Word>,
+    words: Option<Vec<Word>>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +112,7 @@ impl Transcriber for ElevenLabs {
             text: answer.text,
             language: answer.language_code,
             language_probability: answer.language_probability,
-            segments: answer.words.into_iter().filter_map(Word::segment).collect(),
+            segments: answer.words.into_iter().flatten().filter_map(Word::segment).collect(),
             request_id: http::request_id(&headers),
         })
     }

@@ -1,6 +1,7 @@
 //! What drivers that speak HTTP have in common.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use reqwest::Response;
@@ -14,6 +15,9 @@ use super::{Audio, ProviderError};
 pub(super) const BYTES_AROUND: usize = 64 * 1024;
 /// No honest transcript is longer: nine hours of fast speech with the times of every word stay below.
 pub(super) const LONGEST_TRANSCRIPT: usize = 64 * 1024 * 1024;
+
+/// How long a question of `check` may take.
+pub(super) const LONGEST_QUESTION: Duration = Duration::from_secs(10);
 
 pub(super) fn request_id(headers: &HeaderMap) -> Option<String> {
     let named = ["x-request-id", "request-id"].into_iter().find_map(|name| headers.get(name));
@@ -67,9 +71,17 @@ pub(super) fn form<'a>(
     Ok(form.part("file", file))
 }
 
-/// A transcript's JSON.
+/// A transcript's JSON. What else the service says of a recording it took, it says again when it is asked, and paid, again.
 pub(super) fn transcript<T: DeserializeOwned>(body: &[u8]) -> Result<T, ProviderError> {
-    serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "transcript"))
+    serde_json::from_slice(body).map_err(|error| match not_an_answer(body, &error, "transcript") {
+        ProviderError::NoAnswer(text) if !is_page(body) => ProviderError::Garbled(text),
+        error => error,
+    })
+}
+
+/// What stands before the service, and not the service, sends pages.
+fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
 }
 
 /// Says where the JSON ends to be an answer, never what stands there.

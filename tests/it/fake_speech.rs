@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::Response;
-use axum::routing::post;
+use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -54,6 +54,8 @@ struct Service {
     script: Mutex<VecDeque<Scripted>>,
     always: Mutex<Option<Scripted>>,
     seen: Mutex<Vec<Seen>>,
+    /// The answer to who asks for the list of models; none: an empty list.
+    models: Mutex<Option<(u16, Value)>>,
     /// How many requests may be answered.
     allowed: watch::Sender<usize>,
     arrived: watch::Sender<usize>,
@@ -66,6 +68,7 @@ impl FakeSpeech {
             script: Mutex::default(),
             always: Mutex::default(),
             seen: Mutex::default(),
+            models: Mutex::default(),
             allowed: watch::Sender::new(usize::MAX),
             arrived: watch::Sender::default(),
         });
@@ -76,6 +79,7 @@ impl FakeSpeech {
         let router = Router::new()
             .route("/v1/speech-to-text", post(transcribe))
             .route("/v1/audio/transcriptions", post(transcribe))
+            .route("/v1/models", get(models))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&service));
         let thread = std::thread::spawn(move || serve(listener, router, stopped));
@@ -94,6 +98,11 @@ impl FakeSpeech {
     /// The answer to every request that has no scripted one.
     pub fn always(&self, answer: Scripted) {
         *self.service.always.lock().unwrap() = Some(answer);
+    }
+
+    /// The answer to who asks for the list of models, which is not paid for.
+    pub fn lists(&self, status: u16, body: Value) {
+        *self.service.models.lock().unwrap() = Some((status, body));
     }
 
     /// Lets so many requests since the start be answered; later ones wait.
@@ -133,6 +142,12 @@ fn serve(listener: std::net::TcpListener, router: Router, stopped: oneshot::Rece
             _ = stopped => {}
         }
     });
+}
+
+async fn models(State(service): State<Arc<Service>>, headers: HeaderMap) -> (StatusCode, String) {
+    assert!(headers.contains_key("xi-api-key"), "asked without a key");
+    let (status, body) = service.models.lock().unwrap().clone().unwrap_or((200, json!([{"model_id": "eleven_v3"}])));
+    (StatusCode::from_u16(status).unwrap(), body.to_string())
 }
 
 async fn transcribe(State(service): State<Arc<Service>>, request: Request) -> Response {

@@ -267,7 +267,10 @@ async fn what_cannot_be_heard_fails_for_good_and_costs_nothing() {
     let world = world_of(&vendor, "").await;
     let silent = wav(&[]);
     let cut_off = &long()[..30];
-    for bytes in [b"This is no sound at all.".as_slice(), b"", &silent, cut_off, b"\xff\xfb\x90\x00 and nothing else"] {
+    let zeros = wav(&[(1.0, false)]);
+    for bytes in
+        [b"This is no sound at all.".as_slice(), b"", &silent, &zeros, cut_off, b"\xff\xfb\x90\x00 and nothing else"]
+    {
         world.dream(Some(("wav", bytes))).await;
     }
 
@@ -279,10 +282,94 @@ async fn what_cannot_be_heard_fails_for_good_and_costs_nothing() {
     let words =
         world.list("select distinct concat_ws(': ', transcription_status, error) from app.dreams order by 1").await;
     assert_snapshot!(words.join("\n"), @"
-    failed: files of type unknown: no recording that can be heard are not supported
+    failed: files of type Plain Text (text/plain) are not supported
+    failed: the file cannot be read as audio: it is cut off or damaged
     failed: the file cannot be read as audio: it is empty
+    failed: the file cannot be read as audio: it is silent throughout
     failed: the file cannot be read as audio: there is no sound in it
     ");
+    assert_eq!(vendor.seen().len(), 0);
+}
+
+#[tokio::test]
+async fn a_recording_that_sounds_for_too_long_is_not_paid_for() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await.change("language = \"eng\"", "longest_recording = \"3s\"");
+    for seconds in [3.0, 3.5] {
+        world.dream(Some(("wav", &wav(&[(seconds, true)])))).await;
+    }
+
+    world.work().await;
+
+    assert_snapshot!(world.dreams().await, @"
+    completed Heard 3.00 seconds. | completed attempt=1 | usage 0.05 minute 0.000185 | kept 0
+    failed | failed attempt=1 refused the recording sounds for 3.5 s, longer than longest_recording of its model allows (3.0 s) | usage | kept 0
+    ");
+    assert_eq!(vendor.paid(), [3.0]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_transcript_is_not_paid_for_again_and_again() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await;
+    world.dream(Some(("wav", &wav(&[(1.0, true)])))).await;
+    // A transcript all the same, and then none.
+    vendor.script([(200, None, json!({"text": "Nothing but words.", "words": null, "language_code": null}))]);
+    world.work().await;
+    vendor.always((200, None, json!("Nothing but a text.")));
+    world.dream(Some(("wav", &wav(&[(2.0, true)])))).await;
+    for _ in 0..9 {
+        world.work().await;
+        world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    }
+
+    assert_snapshot!(world.dreams().await, @"
+    completed Nothing but words. | completed attempt=1 | usage 0.016667 minute 0.0000616679 | kept 0
+    failed | failed attempt=5 garbled the provider's answer is not usable: it sent no transcript in JSON (line 1, column 21) (attempt 5 of 5) | usage | kept 0
+    ");
+    // Five attempts, and the one of the first recording.
+    assert_eq!(vendor.seen().len(), 6);
+    let calls = world.calls().await;
+    assert!(calls[1..].iter().all(|call| call.starts_with("paid garbled 2.000")), "{calls:?}");
+}
+
+#[tokio::test]
+async fn openai_may_leave_segments_out() {
+    let vendor = FakeSpeech::start();
+    vendor.script([(200, None, json!({"text": "Words.", "segments": null}))]);
+    let world = world_of(&vendor, "").await;
+    let url = vendor.url();
+    let world = world
+        .change(&format!("kind = \"elevenlabs\"\nurl = \"{url}\""), &format!("kind = \"openai\"\nurl = \"{url}/v1\""))
+        .change("{ tag_audio_events = true, diarize = false }", "{ response_format = \"json\" }");
+    world.dream(Some(("wav", &wav(&[(2.0, true)])))).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.dreams().await, @"completed Words. | completed attempt=1 | usage 0.033333 minute 0.0001233321 | kept 0");
+}
+
+#[tokio::test]
+async fn check_asks_who_transcribes_whether_it_takes_the_key() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "").await;
+    let said = async || {
+        let findings = crate::cli::gristmill(&world, &["check", "--json"]).await.json();
+        let findings = findings.as_array().expect("findings").iter().filter(|one| one["about"] == "model scribe");
+        findings
+            .map(|one| format!("{}: {}", one["level"].as_str().unwrap(), one["message"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert_snapshot!(said().await, @"ok: scribe_v1: provider speech takes the credential (asked, unpaid)");
+    // It may transcribe, and not ask what else there is.
+    vendor.lists(
+        401,
+        json!({"detail": {"status": "missing_permissions", "message": "The API key is missing models_read"}}),
+    );
+    assert_snapshot!(said().await, @"ok: scribe_v1: provider speech takes the credential (asked, unpaid)");
+    vendor.lists(401, json!({"detail": {"status": "invalid_api_key", "message": "Invalid API key"}}));
+    assert_snapshot!(said().await, @"error: scribe_v1: provider speech: the provider refused the credential: status 401, invalid_api_key: Invalid API key");
     assert_eq!(vendor.seen().len(), 0);
 }
 

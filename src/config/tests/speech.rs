@@ -58,6 +58,9 @@ fn a_model_without_dimensions_transcribes() {
     assert_eq!(options, ["keyterms=mill+grist", "num_speakers=2", "tag_audio_events=true", "temperature=0.5"]);
     let minutes = |label: &str| speech(label).longest_part.as_secs() / 60;
     assert_eq!([minutes("scribe"), minutes("whisper"), minutes("gpt")], [540, 1_440, 5]);
+    assert_eq!(speech("gpt").longest_recording, Duration::from_hours(12));
+    let shorter = read(&SPEECH.replace("longest_part = \"5m\"", "longest_recording = \"5m\""));
+    assert_eq!(shorter.models["gpt"].speech.as_ref().unwrap().longest_recording, Duration::from_mins(5));
     assert_eq!(config.prices[0].meter, Meter::AudioMinutes);
     let pipeline = config.pipeline("transcripts").unwrap();
     assert_eq!(pipeline.kind, PipelineKind::Transcribe);
@@ -81,13 +84,32 @@ fn what_speech_has_no_use_for_is_refused() {
         "language = \"eng\"",
         "dimensions = 4",
         &[
-            "8: models.scribe.dimensions: is not a key that is known here; known are language, largest_part, longest_part, name, options, provider",
+            "8: models.scribe.dimensions: is not a key that is known here; known are language, largest_part, longest_part, longest_recording, name, options, provider",
         ],
     );
     check_change(
         "tag_audio_events = true",
         "model_id = \"x\"",
         &["9: models.scribe.options.model_id: is not an option: what it says is sent, or must not be"],
+    );
+    check_change(
+        "tag_audio_events = true",
+        "response_format = \"text\"",
+        &[
+            "9: models.scribe.options.response_format: is a format that no transcript can be read from; write json, verbose_json or diarized_json, or leave it out",
+        ],
+    );
+    check_change(
+        "tag_audio_events = true",
+        "use_multi_channel = true",
+        &[
+            "9: models.scribe.options.use_multi_channel: makes a transcript for each channel, of which none would be read; leave it out",
+        ],
+    );
+    check_change(
+        "longest_part = \"5m\"",
+        "longest_recording = \"10ms\"",
+        &["16: models.gpt.longest_recording: is shorter than a second"],
     );
     check_change("\"5m\"", "\"10ms\"", &["16: models.gpt.longest_part: is shorter than a second"]);
     check_change(

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::config::{Assignment, Candidate, ChunkFact, Name, Place, Template, Value};
+use crate::domain::VOCABULARY;
 
 use super::catalog::{Column, Table};
 use super::check::Misfit;
-use super::vector::{SparseKind, VOCABULARY};
+use super::vector::SparseKind;
 
 /// A column that is written, and with what.
 #[derive(Debug, Clone)]

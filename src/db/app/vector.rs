@@ -44,9 +44,6 @@ impl VectorType {
     }
 }
 
-/// Tokens of XLM-RoBERTa, whose weights BGE-M3 gives.
-pub(super) const VOCABULARY: usize = 250_002;
-
 /// How a column stores weights by token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SparseKind {
@@ -143,6 +140,7 @@ fn one(buffer: &mut PgArgumentBuffer, kind: VectorKind, vector: &[f32]) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::VOCABULARY;
 
     #[test]
     fn weights_are_written_as_each_kind_of_column_reads_them() {

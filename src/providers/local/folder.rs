@@ -133,17 +133,55 @@ impl Config {
     }
 }
 
+/// The files of weights, in the order in which they are looked for.
+const LAYERS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+const HEAD: [&str; 2] = ["sparse_linear.safetensors", "sparse_linear.pt"];
+
+/// All but the weights.
+struct Description {
+    config: Config,
+    tokenizer: Tokenizer,
+    pooling: Pooling,
+}
+
+impl Description {
+    fn read(folder: &Path, model: LocalModel) -> Result<Self, LocalError> {
+        let path = folder.join("config.json");
+        let config = Config::read(&path)?;
+        config.check(&path, model)?;
+        check_modules(&folder.join("modules.json"))?;
+        let tokenizer = tokenizer(&folder.join("tokenizer.json"), model.longest)?;
+        // Where nothing is said: mean, as sentence-transformers has it, and the first token's for BGE-M3.
+        let pooling = pooling(&folder.join("1_Pooling").join("config.json"))?;
+        let pooling = pooling.unwrap_or(if model.sparse { Pooling::Cls } else { Pooling::Mean });
+        Ok(Self { config, tokenizer, pooling })
+    }
+}
+
+/// Checks the folder as [`read`] does, but only that there are weights.
+pub(super) fn check(folder: &Path, model: LocalModel) -> Result<(), LocalError> {
+    Description::read(folder, model)?;
+    if model.sparse {
+        is_filled(&one_of(folder, HEAD)).map_err(|error| no_weights(folder, error))?;
+    }
+    is_filled(&one_of(folder, LAYERS))
+}
+
+fn is_filled(path: &Path) -> Result<(), LocalError> {
+    let missing = |source| LocalError::Missing { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(missing)?;
+    match file.metadata().map_err(missing)?.len() {
+        0 => Err(broken(path, "it is empty")),
+        _ => Ok(()),
+    }
+}
+
 /// Reads and checks the whole folder, the weights last.
 pub(super) fn read(folder: &Path, model: LocalModel) -> Result<Encoder, LocalError> {
     let path = folder.join("config.json");
-    let config = Config::read(&path)?;
-    config.check(&path, model)?;
-    check_modules(&folder.join("modules.json"))?;
-    let tokenizer = tokenizer(&folder.join("tokenizer.json"), model.longest)?;
-    // Where nothing is said: mean, as sentence-transformers has it, and the first token's for BGE-M3.
-    let pooling = pooling(&folder.join("1_Pooling").join("config.json"))?;
+    let Description { config, tokenizer, pooling } = Description::read(folder, model)?;
     Ok(Encoder {
-        pooling: pooling.unwrap_or(if model.sparse { Pooling::Cls } else { Pooling::Mean }),
+        pooling,
         padding: u32::try_from(config.padding()).map_err(|error| broken(&path, error))?,
         weights: model.sparse.then(|| weights(folder, config.hidden(), &tokenizer)).transpose()?,
         tokenizer,
@@ -182,7 +220,8 @@ fn tokenizer(path: &Path, longest: usize) -> Result<Tokenizer, LocalError> {
 }
 
 fn layers(folder: &Path, config: &Config) -> Result<Layers, LocalError> {
-    let (path, weights) = tensors(folder, ["model.safetensors", "pytorch_model.bin"])?;
+    let path = one_of(folder, LAYERS);
+    let weights = tensors(&path)?;
     let layers = match config {
         Config::Bert(config) => BertModel::load(weights, config).map(Layers::Bert),
         Config::XlmRoberta(config) => XLMRobertaModel::new(config, weights).map(Layers::XlmRoberta),
@@ -192,28 +231,34 @@ fn layers(folder: &Path, config: &Config) -> Result<Layers, LocalError> {
 
 /// BGE-M3's second head, and the tokens that have no weight: cls, end, padding, unknown.
 fn weights(folder: &Path, hidden: usize, tokenizer: &Tokenizer) -> Result<Weights, LocalError> {
-    let (path, head) =
-        tensors(folder, ["sparse_linear.safetensors", "sparse_linear.pt"]).map_err(|error| match error {
-            LocalError::Missing { source, .. } => {
-                LocalError::NoWeights { path: folder.join("sparse_linear.pt"), source }
-            }
-            error => error,
-        })?;
+    let path = one_of(folder, HEAD);
+    let head = tensors(&path).map_err(|error| no_weights(folder, error))?;
     let linear = candle_nn::linear(hidden, 1, head).map_err(|error| broken(&path, error))?;
     let special = ["<s>", "</s>", "<pad>", "<unk>"].iter().filter_map(|token| tokenizer.token_to_id(token)).collect();
     Ok(Weights { linear, special })
 }
 
-/// The first of these files that is there: one of safetensors, or a pickled one, of which tensors alone are read.
-fn tensors<'a>(folder: &Path, [safe, pickled]: [&str; 2]) -> Result<(PathBuf, VarBuilder<'a>), LocalError> {
-    let path = folder.join(pickled);
-    if !folder.join(safe).exists() && path.exists() {
-        let weights = VarBuilder::from_pth(&path, DType::F32, &Device::Cpu).map_err(|error| broken(&path, error))?;
-        return Ok((path, weights));
+fn no_weights(folder: &Path, error: LocalError) -> LocalError {
+    match error {
+        LocalError::Missing { source, .. } => LocalError::NoWeights { path: folder.join(HEAD[1]), source },
+        error => error,
     }
-    let path = folder.join(safe);
-    let weights = VarBuilder::from_buffered_safetensors(bytes(&path)?, DType::F32, &Device::Cpu);
-    Ok((path.clone(), weights.map_err(|error| broken(&path, error))?))
+}
+
+/// The first of these files that is there; the first of all where none is.
+fn one_of(folder: &Path, [safe, pickled]: [&str; 2]) -> PathBuf {
+    let name = if !folder.join(safe).exists() && folder.join(pickled).exists() { pickled } else { safe };
+    folder.join(name)
+}
+
+/// A file of safetensors, or a pickled one, of which tensors alone are read.
+fn tensors<'a>(path: &Path) -> Result<VarBuilder<'a>, LocalError> {
+    let weights = if path.extension().is_some_and(|extension| extension == "safetensors") {
+        VarBuilder::from_buffered_safetensors(bytes(path)?, DType::F32, &Device::Cpu)
+    } else {
+        VarBuilder::from_pth(path, DType::F32, &Device::Cpu)
+    };
+    weights.map_err(|error| broken(path, error))
 }
 
 fn json<T: DeserializeOwned>(path: &Path) -> Result<T, LocalError> {

@@ -57,6 +57,14 @@ impl Local {
         Ok(Self { threads, dimensions: model.dimensions })
     }
 
+    /// Whether [`Local::load`] would find its files, and all but the weights fit; these may be gigabytes, and are not read.
+    ///
+    /// # Errors
+    /// As [`Local::load`].
+    pub fn check(folder: &Path, model: LocalModel) -> Result<(), LocalError> {
+        folder::check(folder, model)
+    }
+
     async fn tokenize(&self, texts: &[String]) -> Result<Vec<Tokens>, ProviderError> {
         let parts = texts.chunks(TOKENIZED).map(|part| {
             let part = part.to_vec();

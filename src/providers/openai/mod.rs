@@ -11,7 +11,7 @@ use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::http::{self, BYTES_AROUND};
+use super::http::{self, BYTES_AROUND, LONGEST_QUESTION};
 use super::{Embedded, Embedder, ProviderError, checked, refusal, waits};
 use crate::config::Secret;
 use crate::domain::{BadVector, Embedding};
@@ -23,7 +23,6 @@ pub use transcribe::OpenAiSpeech;
 const BYTES_PER_NUMBER: usize = 32;
 /// A list of models is short; some services have thousands.
 const LONGEST_LIST: usize = 8 << 20;
-const LONGEST_QUESTION: Duration = Duration::from_secs(10);
 
 /// Where the API is, and who we are to it.
 #[derive(Debug, Clone)]

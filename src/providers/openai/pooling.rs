@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Answer;
 use super::answer::{Usage, in_order, number};
-use crate::domain::{BadVector, Embedding, Sparse};
+use crate::domain::{BadVector, Embedding, Sparse, VOCABULARY};
 use crate::providers::ProviderError;
 use crate::providers::http::not_an_answer;
 
@@ -67,7 +67,11 @@ impl Item {
     fn embedding(self) -> Result<Embedding, BadVector> {
         let vector = self.dense_embedding.ok_or(BadVector::Unreadable("is missing"))?;
         let weights = self.sparse_embedding.ok_or(BadVector::NoWeights)?.into_iter();
-        let weights = weights.filter(|weight| !SPECIAL.contains(&weight.token_id));
+        let weights: Vec<Weight> = weights.filter(|weight| !SPECIAL.contains(&weight.token_id)).collect();
+        if weights.iter().any(|weight| usize::try_from(weight.token_id).is_ok_and(|token| token >= VOCABULARY)) {
+            return Err(BadVector::Token);
+        }
+        let weights = weights.into_iter();
         let sparse = Sparse::new(weights.map(|weight| (weight.token_id, number(weight.weight))))?;
         Ok(Embedding { vector: vector.into_iter().map(number).collect(), sparse: Some(sparse) })
     }
@@ -102,6 +106,8 @@ mod tests {
     fn weights_that_are_no_weights_spoil_their_own_text_only() {
         assert_eq!(read_one(&weight(7, "-0.5")), Err(BadVector::Weight));
         assert_eq!(read_one(&weight(7, "null")), Err(BadVector::Weight));
+        assert_eq!(read_one(&weight(250_002, "0.5")), Err(BadVector::Token));
+        assert!(read_one(&weight(250_001, "0.5")).is_ok());
         assert_eq!(
             read_one(r#"{"index": 0, "dense_embedding": [1], "sparse_embedding": null}"#),
             Err(BadVector::NoWeights)

@@ -53,8 +53,7 @@ impl OpenAiSpeech {
 struct Answer {
     text: String,
     language: Option<String>,
-    #[serde(default)]
-    segments: Vec<Piece>,
+    segments: Option<Vec<Piece>>,
 }
 
 #[derive(Deserialize)]
@@ -81,7 +80,7 @@ impl Transcriber for OpenAiSpeech {
             return Err(refusal::error(status, &headers, &body, &secrets));
         }
         let answer: Answer = http::transcript(&http::read(response, LONGEST_TRANSCRIPT).await?)?;
-        let segments = answer.segments.into_iter();
+        let segments = answer.segments.into_iter().flatten();
         Ok(Transcribed {
             text: answer.text,
             language: answer.language,

@@ -58,6 +58,25 @@ async fn vectors_and_weights_are_the_reference_s() {
     assert_eq!(embedded.input_tokens, Some(expected.iter().map(|text| text.tokens).sum()));
 }
 
+#[test]
+fn looking_at_a_folder_asks_for_the_files_that_loading_does() {
+    Local::check(&folder(), TINY).unwrap();
+    let other = TempDir::new().unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(folder().join(file), other.path().join(file)).unwrap();
+    }
+    std::fs::write(other.path().join("model.safetensors"), b"").unwrap();
+    let check = |want: &str| {
+        for said in [Local::check(other.path(), TINY).err(), Local::load(other.path(), TINY, 1).err()] {
+            let said = said.expect("it is refused").to_string();
+            assert!(said.contains(want), "{said}");
+        }
+    };
+    check("needs BGE-M3's sparse_linear.pt");
+    std::fs::copy(folder().join("sparse_linear.pt"), other.path().join("sparse_linear.pt")).unwrap();
+    check("model.safetensors is damaged");
+}
+
 /// As the model's own files, converted.
 struct Converted(TempDir);
 

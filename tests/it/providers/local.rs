@@ -52,6 +52,10 @@ impl Folder {
         let error = Local::load(self.path(), model, 1).map(|_| ()).unwrap_err();
         let shown = error.to_string().replace(&self.path().display().to_string(), "FOLDER");
         assert_eq!(shown, want);
+        // Looking without loading finds the same, but what only reading all the weights can tell.
+        let looked = Local::check(self.path(), model).map_err(|error| error.to_string());
+        let damaged = want.starts_with("FOLDER/model.safetensors is damaged");
+        assert_eq!(looked.err(), (!damaged).then(|| error.to_string()));
     }
 }
 
