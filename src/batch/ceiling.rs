@@ -11,6 +11,8 @@ use crate::db;
 use crate::db::spending::{self, Difference, Spending};
 
 use super::batcher::{EmbedFailure, OfJob};
+use super::lane::{Item, fail};
+use super::portions::widen;
 
 /// Whose ceiling holds for a job.
 #[derive(Debug)]
@@ -77,6 +79,27 @@ pub(super) async fn ask<'j>(
         }
     }
     Ok(Asked { reserved: Reserved(reserved), over })
+}
+
+/// What of a batch, at a price of a token, may be paid under its pipelines' ceilings, and is counted there; the rest is answered.
+pub(super) async fn under(pool: &PgPool, usd: Decimal, batch: Vec<Item>) -> (Vec<Item>, Reserved) {
+    let parts = batch.iter().map(|item| (&item.call.job, usd * Decimal::from(widen(item.tokens))));
+    match ask(pool, parts).await {
+        Ok(asked) => {
+            let mut under = Vec::with_capacity(batch.len());
+            for item in batch {
+                match asked.refusal(&item.call.job).cloned() {
+                    Some(failure) => fail(vec![item], &failure),
+                    None => under.push(item),
+                }
+            }
+            (under, asked.reserved)
+        }
+        Err(failure) => {
+            fail(batch, &failure);
+            (Vec::new(), Reserved::default())
+        }
+    }
 }
 
 impl Reserved {

@@ -163,7 +163,8 @@ impl Lane {
                 fail(batch, &failure);
                 continue;
             }
-            let (batch, reserved) = self.under_ceilings(batch).await;
+            let usd = self.settings.price().map_or(Decimal::ZERO, |(_, usd)| usd);
+            let (batch, reserved) = ceiling::under(&self.pool, usd, batch).await;
             if batch.is_empty() {
                 continue;
             }
@@ -301,28 +302,6 @@ impl Lane {
         self.budget.take(sum_of_tokens(batch)).await?;
         // It may have shut while this waited.
         self.gate.pass().await
-    }
-
-    /// What of a batch may be paid under its pipelines' ceilings, and is counted there; the rest is answered.
-    async fn under_ceilings(&self, batch: Vec<Item>) -> (Vec<Item>, Reserved) {
-        let usd = self.settings.price().map_or(Decimal::ZERO, |(_, usd)| usd);
-        let parts = batch.iter().map(|item| (&item.call.job, usd * Decimal::from(widen(item.tokens))));
-        match ceiling::ask(&self.pool, parts).await {
-            Ok(asked) => {
-                let mut under = Vec::with_capacity(batch.len());
-                for item in batch {
-                    match asked.refusal(&item.call.job).cloned() {
-                        Some(failure) => fail(vec![item], &failure),
-                        None => under.push(item),
-                    }
-                }
-                (under, asked.reserved)
-            }
-            Err(failure) => {
-                fail(batch, &failure);
-                (Vec::new(), Reserved::default())
-            }
-        }
     }
 
     /// One request on the books: intent, call, result.
