@@ -20,7 +20,7 @@ mod speech;
 mod transaction;
 mod vital;
 
-pub use batcher::{Batcher, EmbedFailure, LaneSettings, OfJob, Paid, Text};
+pub use batcher::{Batcher, Bought, EmbedFailure, LaneSettings, OfJob, Paid, Text};
 pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;
 pub use fit::Fit;

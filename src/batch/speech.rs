@@ -42,6 +42,8 @@ pub struct Piece {
     pub audio: Audio,
     /// As measured.
     pub ms: u64,
+    /// Its part of the recording's minutes: these parts sum to the whole, as rounded ones would not.
+    pub minutes: Decimal,
 }
 
 /// Transcribes through one lane. Cheap to clone.
@@ -142,7 +144,7 @@ impl Lane {
         let answer = self.transcriber.transcribe(&piece.audio).await;
         let took = started.elapsed();
         telemetry::provider_request(&self.settings.provider, &self.settings.model, 1, answer.is_ok(), took);
-        let result = self.result(&intent, piece.ms, &answer);
+        let result = self.result(&intent, piece.minutes, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
         if let Err(error) = settled.await {
@@ -198,7 +200,7 @@ impl Lane {
     fn result(
         &self,
         intent: &calls::Intent,
-        ms: u64,
+        minutes: Decimal,
         answer: &Result<Transcribed, ProviderError>,
     ) -> calls::CallResult {
         let (outcome, error_kind) = match answer {
@@ -206,7 +208,7 @@ impl Lane {
             Err(error) => error.on_the_books(),
         };
         let price = price_now(&self.settings.prices).filter(|_| outcome == "paid");
-        let cost = price.map(|(_, usd)| usd * minutes(ms));
+        let cost = price.map(|(_, usd)| usd * minutes);
         let part = |share: &calls::Share| calls::Part { job: share.job, revision: share.revision, tokens: 0, cost };
         calls::CallResult {
             id: intent.id,

@@ -17,6 +17,7 @@ mod init;
 mod jobs;
 mod migrate;
 mod pause;
+mod reconcile;
 mod run;
 mod search;
 mod session;

@@ -16,6 +16,7 @@ pub mod operate;
 pub mod outbox;
 pub mod pipelines;
 pub mod prices;
+pub mod reconcile;
 pub mod server;
 pub mod transcripts;
 pub mod usage;

@@ -34,6 +34,7 @@ mod providers;
 mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
+mod reconcile;
 mod schema;
 mod signals;
 mod sparse;

@@ -49,6 +49,8 @@ pub struct Options {
     pub longest: usize,
     /// Like services that do not know `encoding_format`.
     pub only_floats: bool,
+    /// Tokens that are counted for each text beside its own, as by models that mark its beginning and end.
+    pub added_tokens: usize,
 }
 
 impl Default for Options {
@@ -61,6 +63,7 @@ impl Default for Options {
             most_tokens: 300_000,
             longest: 8_192,
             only_floats: false,
+            added_tokens: 0,
         }
     }
 }
@@ -279,7 +282,8 @@ async fn answer(service: &Service, headers: &HeaderMap, path: &'static str, requ
     service.arrived.send_modify(|arrived| *arrived += 1);
     service.held.subscribe().wait_for(|&gates| gates == 0).await.unwrap();
 
-    let answer = scripted.unwrap_or_else(|| service.usual(request, authorization.as_deref()));
+    let mut answer = scripted.unwrap_or_else(|| service.usual(request, authorization.as_deref()));
+    answer.added = service.options.added_tokens;
     let dimensions = request.dimensions.unwrap_or(service.options.dimensions);
     let response = answer.respond(&request.input, dimensions, form);
     service.seen.lock().unwrap()[number].status = Some(response.status().as_u16());
