@@ -11,6 +11,7 @@ mod enqueue;
 mod failure;
 mod fetch;
 mod forget;
+mod grants;
 mod health;
 mod index;
 mod init;
@@ -77,6 +78,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Hold the configuration against this machine and the database
     Check(check::Args),
+    /// The SQL that gives a role the rights it needs, and no more
+    Grants(grants::Args),
     /// Triggers that announce changes at once (without them, sweeps find changes)
     Triggers(triggers::Args),
     /// Views of job states for frontends: each user sees those of the rows that he may see
@@ -157,6 +160,7 @@ impl Command {
             Self::Init(args) => init::run(session, &args).await,
             Self::Migrate(args) => migrate::run(session, &args).await,
             Self::Check(args) => check::run(session, &args).await,
+            Self::Grants(args) => grants::run(session, &args).await,
             Self::Triggers(args) => triggers::run(session, args).await,
             Self::Views(args) => views::run(session, args).await,
             Self::Accept(args) => accept::run(session, &args).await,
