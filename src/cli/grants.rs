@@ -16,7 +16,7 @@ pub(super) struct Args {
     /// What the role is for
     #[arg(long = "for", value_enum, default_value = "worker")]
     purpose: Purpose,
-    /// The role; default: gristmill_worker, gristmill_reader and so on
+    /// The role; default: named after what it is for
     #[arg(long)]
     role: Option<String>,
 }

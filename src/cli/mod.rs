@@ -110,7 +110,7 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Let a paused pipeline go on
     Resume(pause::ResumeArgs),
-    /// Forget a tenant whose rows are gone
+    /// Forget a tenant, or rows, that are gone
     Forget(forget::Args),
     /// Find the chunks nearest to a text
     Search(search::Args),

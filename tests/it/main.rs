@@ -19,6 +19,7 @@ mod extract;
 mod fake_openai;
 mod fake_speech;
 mod files;
+mod forget;
 mod grants;
 mod index;
 mod keys;

@@ -80,7 +80,7 @@ async fn texts_of_one_job_between_those_of_others_are_charged_as_they_were_paid(
     let world = World::with_vendor(&vendor).await.change("linger = \"5ms\"", "linger = \"100ms\"");
     world.register().await;
     for nth in 0..5 {
-        world.insert(&format!("book {nth}"), &paragraphs(&["old", "new", "far"][..1 + nth % 3])).await;
+        world.insert(&format!("book {nth}"), &paragraphs(&["old", "new", "far"][..=nth % 3])).await;
     }
 
     world.work().await;
