@@ -20,6 +20,7 @@ mod fake_openai;
 mod fake_speech;
 mod files;
 mod forget;
+mod fuzz;
 mod grants;
 mod index;
 mod keys;
