@@ -43,14 +43,16 @@ pub struct OfJob {
     pub ceiling: Option<Arc<CeilingOf>>,
 }
 
-/// Vectors in the order of the texts, and what they cost.
+/// Vectors in the order of the texts, and what each cost.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Paid {
-    pub vectors: Vec<Embedding>,
-    pub tokens: u64,
+    pub vectors: Vec<Bought>,
     /// Texts of which vectors may be parked: to be forgotten once they are written.
     pub parked: Vec<cache::TextHash>,
 }
+
+/// A vector, and the tokens that were paid for it.
+pub type Bought = (Embedding, u64);
 
 /// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -167,10 +169,9 @@ impl Batcher {
     /// # Errors
     /// The first failure of one of its texts; vectors that were paid all the same are parked.
     pub async fn embed(&self, job: &OfJob, texts: Vec<Text>) -> Result<Paid, EmbedFailure> {
-        let mut vectors: Vec<Option<Embedding>> = vec![None; texts.len()];
-        let mut tokens = 0;
+        let mut vectors: Vec<Option<Bought>> = vec![None; texts.len()];
         if job.tried {
-            tokens += self.find_parked(job, &texts, &mut vectors).await?;
+            self.find_parked(job, &texts, &mut vectors).await?;
         }
         let (reply, mut answers) = mpsc::unbounded_channel();
         let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
@@ -192,35 +193,33 @@ impl Batcher {
         }
         drop(call);
         while let Some((nth, answer)) = answers.recv().await {
-            let (vector, paid) = answer?;
-            tokens += paid;
-            vectors[nth] = Some(vector);
+            vectors[nth] = Some(answer?);
         }
-        let vectors: Option<Vec<Embedding>> = vectors.into_iter().collect();
+        let vectors: Option<Vec<Bought>> = vectors.into_iter().collect();
         let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
-        vectors.map(|vectors| Paid { vectors, tokens, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
+        vectors.map(|vectors| Paid { vectors, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
-    /// Fills in vectors that an earlier attempt paid for; returns their tokens.
+    /// Fills in vectors that an earlier attempt paid for.
     async fn find_parked(
         &self,
         job: &OfJob,
         texts: &[Text],
-        vectors: &mut [Option<Embedding>],
-    ) -> Result<u64, EmbedFailure> {
+        vectors: &mut [Option<Bought>],
+    ) -> Result<(), EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let name = self.settings.cache_name();
         let parked = db::patiently(|| cache::find(&self.pool, &job.tenant, &name, &hashes, job.parked_since))
             .await
             .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
-        let mut tokens = 0;
         for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
-            if let Some(found) = parked.get(hash).filter(|found| found.vector.len() == self.settings.dimensions) {
-                *vector = Some(found.clone());
-                tokens += u64::try_from(text.tokens).unwrap_or(u64::MAX);
+            let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
+            if let Some(found) = parked.get(hash).filter(fits) {
+                let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
+                *vector = Some((found.embedding.clone(), found.tokens.unwrap_or_else(ours)));
             }
         }
-        Ok(tokens)
+        Ok(())
     }
 
     /// Drops parked vectors that are written now. Best effort: what stays is pruned by age.
@@ -235,13 +234,14 @@ impl Batcher {
     }
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
-    pub async fn park(&self, tenant: &str, texts: &[(String, Embedding)]) {
+    pub async fn park(&self, tenant: &str, texts: &[(String, Bought)]) {
         let parked: Vec<cache::Parked> = texts
             .iter()
-            .map(|(text, embedding)| cache::Parked {
+            .map(|(text, (embedding, tokens))| cache::Parked {
                 tenant: tenant.to_owned(),
                 text: hash(text),
                 embedding: embedding.clone(),
+                tokens: *tokens,
             })
             .collect();
         self.lanes.of(tenant).lane.park(&parked).await;

@@ -104,6 +104,8 @@ impl Lane {
             self.budget.breathe().await;
             let mut batch = vec![first];
             next = self.fill(&mut batch, &mut items).await;
+            // A job's texts together: then their parts of the cost, each rounded, sum to the job's.
+            batch.sort_by_key(|item| (item.call.job.id, item.call.job.revision));
             for batch in self.apart(batch) {
                 let slot = match slot.take() {
                     Some(slot) => slot,
@@ -447,7 +449,7 @@ impl Lane {
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
                     let (tenant, text) = (item.call.job.tenant.clone(), hash(&item.text));
-                    parked.push(cache::Parked { tenant, text, embedding: vector.clone() });
+                    parked.push(cache::Parked { tenant, text, embedding: vector.clone(), tokens });
                     later.push((item, Ok((vector, tokens))));
                 }
                 Err(bad) => later.push((item, Err(EmbedFailure::Garbled(bad_vector(index, texts, bad))))),

@@ -26,7 +26,7 @@ mod speech;
 mod transaction;
 mod vital;
 
-pub use batcher::{Batcher, EmbedFailure, LaneSettings, OfJob, Paid, Text};
+pub use batcher::{Batcher, Bought, EmbedFailure, LaneSettings, OfJob, Paid, Text};
 pub use ceiling::CeilingOf;
 pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;

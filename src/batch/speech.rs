@@ -48,6 +48,8 @@ pub struct Piece {
     pub audio: Audio,
     /// As measured.
     pub ms: u64,
+    /// Its part of the recording's minutes: these parts sum to the whole, as rounded ones would not.
+    pub minutes: Decimal,
 }
 
 /// Transcribes through a lane for each credential. Cheap to clone.
@@ -169,7 +171,7 @@ impl Lane {
                 tokens: 0,
             }],
         };
-        let usd = price_now(&self.settings.prices).map_or(Decimal::ZERO, |(_, usd)| usd * minutes(piece.ms));
+        let usd = price_now(&self.settings.prices).map_or(Decimal::ZERO, |(_, usd)| usd * piece.minutes);
         let asked = ceiling::ask(&self.pool, std::iter::once((of, usd))).await?;
         if let Some(failure) = asked.refusal(of) {
             return Err(failure.clone());
@@ -193,7 +195,7 @@ impl Lane {
             Ok(_) => self.slots.succeeded(),
             Err(error) => self.budget.learn(error, &self.slots, started).await,
         }
-        let result = self.result(&intent, piece.ms, &answer);
+        let result = self.result(&intent, piece.minutes, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
         if let Err(error) = settled.await {
@@ -250,7 +252,7 @@ impl Lane {
     fn result(
         &self,
         intent: &calls::Intent,
-        ms: u64,
+        minutes: Decimal,
         answer: &Result<Transcribed, ProviderError>,
     ) -> calls::CallResult {
         let (outcome, error_kind) = match answer {
@@ -258,7 +260,7 @@ impl Lane {
             Err(error) => error.on_the_books(),
         };
         let price = price_now(&self.settings.prices).filter(|_| outcome == "paid");
-        let cost = price.map(|(_, usd)| usd * minutes(ms));
+        let cost = price.map(|(_, usd)| usd * minutes);
         let part = |share: &calls::Share| calls::Part { job: share.job, revision: share.revision, tokens: 0, cost };
         calls::CallResult {
             id: intent.id,

@@ -290,6 +290,11 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
     let known = schema.is_ok();
     match schema {
         Ok(()) => {
+            for (message, fix) in db::app::grants::lacking(&mut *pool.acquire().await?).await? {
+                let mut finding = Finding::new(Level::Error, "schema", message);
+                finding.fix = Some(fix);
+                findings.push(finding);
+            }
             if !db::pipelines::is_noted_here(pool).await? {
                 findings.push(Finding::new(Level::Error, "database", app::StartError::Copied.to_string()));
             }

@@ -1,8 +1,15 @@
 //! `gristmill forget`
 
-use serde::Serialize;
+use std::collections::BTreeMap;
 
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+
+use crate::app;
+use crate::config::Config;
+use crate::db;
 use crate::db::operate;
+use crate::domain::SourceKey;
 
 use super::failure::Failure;
 use super::session::Session;
@@ -10,13 +17,20 @@ use super::{ask, show};
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Refused while rows of the tenant are still in a set. In the ledger the tenant becomes a pseudonym."
+    after_help = "Refused while their rows are still in a set. In the ledger a tenant becomes a pseudonym.\n\nExamples:\n  \
+                        gristmill forget --tenant 6f1c…\n  gristmill forget documents 7a2b…"
 )]
 pub(super) struct Args {
     /// The tenant, as the rows name it
-    #[arg(long)]
-    tenant: String,
-    /// Only show what is known of the tenant
+    #[arg(long, conflicts_with_all = ["pipeline", "keys"], required_unless_present = "pipeline")]
+    tenant: Option<String>,
+    /// The pipeline, where single rows are forgotten
+    #[arg(requires = "keys")]
+    pipeline: Option<String>,
+    /// Keys of rows; of several columns a JSON array
+    #[arg(value_parser = ask::key)]
+    keys: Vec<SourceKey>,
+    /// Only show what is known of them
     #[arg(long)]
     dry_run: bool,
     /// Do not ask
@@ -29,20 +43,98 @@ struct Forgotten {
     jobs: i64,
 }
 
+/// Keys of jobs, by pipeline.
+type Keys = BTreeMap<String, Vec<SourceKey>>;
+
+/// Keys whose chunks are removed in one statement.
+const SLICE: usize = 500;
+
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
-    if args.tenant.is_empty() {
+    if args.tenant.as_ref().is_some_and(String::is_empty) {
         return Err(Failure::Usage("--tenant is empty: rows of nobody cannot be told from each other".to_owned()));
     }
-    let pool = session.database().await?;
-    if args.dry_run {
-        return session.print(&operate::traces(&pool, &args.tenant).await?, people);
+    let config = session.config_for_database()?;
+    let pool = app::connect(&config).await?;
+    if let Some(pipeline) = &args.pipeline {
+        ask::registered(&pool, pipeline).await?;
     }
-    ask::confirm(&format!("Forget tenant {} for good?", args.tenant), args.yes)?;
-    let forgotten = Forgotten { jobs: operate::forget_tenant(&pool, &args.tenant).await? };
+    if args.dry_run {
+        let traces = match (&args.tenant, &args.pipeline) {
+            (Some(tenant), _) => operate::traces(&pool, tenant).await?,
+            (None, pipeline) => {
+                operate::traces_of_keys(&pool, pipeline.as_deref().unwrap_or_default(), &args.keys).await?
+            }
+        };
+        return session.print(&traces, |traces| people(traces, args.tenant.is_some()));
+    }
+    let what = match (&args.tenant, &args.pipeline) {
+        (Some(tenant), _) => format!("tenant {tenant}"),
+        (None, pipeline) => {
+            let rows = show::count(args.keys.len() as u64, "row");
+            format!("{rows} of {}", pipeline.as_deref().unwrap_or_default())
+        }
+    };
+    ask::confirm(&format!("Forget {what} for good?"), args.yes)?;
+    let forgotten = forget(&config, &pool, args).await?;
     session.print(&forgotten, |done| format!("{} forgotten", show::count(done.jobs, "job")))
 }
 
-fn people(traces: &operate::Traces) -> String {
+/// In one transaction: what is known, and what is left in targets that were made for it.
+async fn forget(config: &Config, pool: &PgPool, args: &Args) -> Result<Forgotten, Failure> {
+    let mut keys = Keys::new();
+    let mut jobs = 0;
+    let mut transaction = pool.begin().await?;
+    if let Some(tenant) = &args.tenant {
+        for (pipeline, key) in operate::keys_of_tenant(&mut *transaction, tenant).await? {
+            keys.entry(pipeline).or_default().push(key);
+        }
+        jobs += operate::forget_tenant(&mut *transaction, tenant).await?;
+    } else if let Some(pipeline) = &args.pipeline {
+        for key in &args.keys {
+            jobs += operate::forget_key(&mut *transaction, pipeline, key).await?;
+        }
+        keys.insert(pipeline.clone(), args.keys.clone());
+    }
+    clear_targets(config, &mut transaction, &keys).await?;
+    transaction.commit().await?;
+    Ok(Forgotten { jobs })
+}
+
+/// A target of ours may have kept the chunks of rows that left (`on_leave = "keep"`). An application's own tables are its own to erase.
+async fn clear_targets(config: &Config, connection: &mut PgConnection, keys: &Keys) -> Result<(), Failure> {
+    let made = config.pipelines.iter().filter(|pipeline| pipeline.target.create);
+    for pipeline in made {
+        let Some(keys) = keys.get(&pipeline.name) else { continue };
+        let plan = match db::app::resolve(connection, config, pipeline).await? {
+            Ok((plan, _)) if plan.create.is_none() => plan,
+            // It was never made.
+            Ok(_) => continue,
+            Err(misfits) => {
+                let unfit: Vec<String> = misfits.iter().map(ToString::to_string).collect();
+                return Err(Failure::Failed(format!(
+                    "nothing was forgotten: the target of pipeline {} cannot be looked at:\n{}",
+                    pipeline.name,
+                    unfit.join("\n")
+                )));
+            }
+        };
+        for slice in keys.chunks(SLICE) {
+            let asked: Vec<&SourceKey> = slice.iter().collect();
+            let (chunks, busy) = db::app::lock_chunks(connection, &plan, &asked).await?;
+            if !busy.is_empty() {
+                return Err(Failure::Failed(format!(
+                    "nothing was forgotten: somebody holds chunks of pipeline {}; try again",
+                    pipeline.name
+                )));
+            }
+            let places: Vec<String> = chunks.into_iter().map(|chunk| chunk.place).collect();
+            db::app::delete_chunks(connection, &plan, &places).await?;
+        }
+    }
+    Ok(())
+}
+
+fn people(traces: &operate::Traces, is_tenant: bool) -> String {
     let jobs = show::count(traces.jobs, "job");
     let lines = show::count(traces.usage_events, "line");
     let still = match traces.jobs_in_a_set {
@@ -52,5 +144,7 @@ fn people(traces: &operate::Traces) -> String {
             show::count(some, "job")
         ),
     };
-    format!("{jobs} would be forgotten, and {lines} of the ledger get a pseudonym{still}")
+    let ledger =
+        if is_tenant { "of the ledger get a pseudonym" } else { "of the ledger stay, with the job's number alone" };
+    format!("{jobs} would be forgotten, and {lines} {ledger}{still}")
 }

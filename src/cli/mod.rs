@@ -12,12 +12,14 @@ mod enqueue;
 mod failure;
 mod fetch;
 mod forget;
+mod grants;
 mod health;
 mod index;
 mod init;
 mod jobs;
 mod migrate;
 mod pause;
+mod reconcile;
 mod run;
 mod search;
 mod session;
@@ -77,6 +79,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Hold the configuration against this machine and the database
     Check(check::Args),
+    /// The SQL that gives a role the rights it needs, and no more
+    Grants(grants::Args),
     /// Triggers that announce changes at once (without them, sweeps find changes)
     Triggers(triggers::Args),
     /// Views of job states for frontends: each user sees those of the rows that he may see
@@ -107,7 +111,7 @@ enum Command {
     Pause(pause::PauseArgs),
     /// Let a paused pipeline go on
     Resume(pause::ResumeArgs),
-    /// Forget a tenant whose rows are gone
+    /// Forget a tenant, or rows, that are gone
     Forget(forget::Args),
     /// Find the chunks nearest to a text
     Search(search::Args),
@@ -159,6 +163,7 @@ impl Command {
             Self::Init(args) => init::run(session, &args).await,
             Self::Migrate(args) => migrate::run(session, &args).await,
             Self::Check(args) => check::run(session, &args).await,
+            Self::Grants(args) => grants::run(session, &args).await,
             Self::Triggers(args) => triggers::run(session, args).await,
             Self::Views(args) => views::run(session, args).await,
             Self::Accept(args) => accept::run(session, &args).await,

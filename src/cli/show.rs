@@ -62,6 +62,11 @@ pub(super) fn seconds(seconds: f64) -> String {
     }
 }
 
+/// "1 token", "2.5 seconds"
+pub(super) fn count_of(amount: Decimal, noun: &str) -> String {
+    if amount == Decimal::ONE { format!("1 {noun}") } else { format!("{} {noun}s", amount.normalize()) }
+}
+
 /// "1 job", "2 jobs"
 pub(super) fn count(number: impl Into<i128>, noun: &str) -> String {
     let number = number.into();

@@ -11,11 +11,16 @@ use crate::db::usage::{self, Calls, Total};
 
 use super::failure::Failure;
 use super::session::Session;
-use super::{ask, show};
+use super::{ask, reconcile, show};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: gristmill usage --since 7d --by tenant,model")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  gristmill usage --since 7d --by tenant,model\n  gristmill usage reconcile"
+)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Only this tenant's
     #[arg(long)]
     tenant: Option<String>,
@@ -25,6 +30,12 @@ pub(super) struct Args {
     /// What to add up by
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["day", "tenant", "model"])]
     by: Vec<By>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Hold the ledger against the calls that were paid and the jobs that were done; exit code 1 where it does not add up
+    Reconcile,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,6 +95,9 @@ struct Line {
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
+    if let Some(What::Reconcile) = args.what {
+        return reconcile::run(session).await;
+    }
     let pool = session.database().await?;
     let ledger = read(&pool, args.since, args.tenant.as_deref(), &args.by).await?;
     session.print(&ledger, |ledger| people(ledger, &args.by))

@@ -17,6 +17,16 @@ pub struct Parked {
     pub tenant: String,
     pub text: TextHash,
     pub embedding: Embedding,
+    /// As they were paid for.
+    pub tokens: u64,
+}
+
+/// A kept vector.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub embedding: Embedding,
+    /// As they were paid for, where that was noted.
+    pub tokens: Option<u64>,
 }
 
 /// Keeps vectors of one model; what was paid for last replaces what was kept before.
@@ -25,18 +35,20 @@ pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sq
     let texts: Vec<Vec<u8>> = parked.iter().map(|one| one.text.to_vec()).collect();
     let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.embedding.vector)).collect();
     let weights: Vec<Option<Vec<u8>>> = parked.iter().map(|one| one.embedding.sparse.as_ref().map(pairs)).collect();
+    let tokens: Vec<i64> = parked.iter().map(|one| i64::try_from(one.tokens).unwrap_or(i64::MAX)).collect();
     sqlx::query!(
-        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse)
-           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse
-           from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[]) as parked (tenant, digest, vector, sparse)
+        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse, tokens)
+           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse, tokens
+           from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bigint[]) as parked (tenant, digest, vector, sparse, tokens)
            order by tenant, digest
            on conflict (tenant, model, digest) do update
-           set vector = excluded.vector, sparse = excluded.sparse, kept_at = excluded.kept_at"#,
+           set vector = excluded.vector, sparse = excluded.sparse, tokens = excluded.tokens, kept_at = excluded.kept_at"#,
         model,
         &tenants,
         &texts,
         &vectors,
         &weights as &[Option<Vec<u8>>],
+        &tokens,
     )
     .execute(db)
     .await?;
@@ -50,10 +62,10 @@ pub async fn find(
     model: &str,
     texts: &[TextHash],
     since: Option<OffsetDateTime>,
-) -> sqlx::Result<HashMap<TextHash, Embedding>> {
+) -> sqlx::Result<HashMap<TextHash, Kept>> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     let rows = sqlx::query!(
-        "select digest, vector, sparse from gristmill.vector_cache
+        "select digest, vector, sparse, tokens from gristmill.vector_cache
          where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4)",
         tenant,
         model,
@@ -64,7 +76,9 @@ pub async fn find(
     .await?;
     let kept = rows.into_iter().filter_map(|row| {
         let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
-        Some((row.digest.try_into().ok()?, Embedding { vector: floats(&row.vector), sparse }))
+        let tokens = row.tokens.and_then(|tokens| u64::try_from(tokens).ok());
+        let embedding = Embedding { vector: floats(&row.vector), sparse };
+        Some((row.digest.try_into().ok()?, Kept { embedding, tokens }))
     });
     Ok(kept.collect())
 }

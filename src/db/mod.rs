@@ -18,6 +18,7 @@ pub mod operate;
 pub mod outbox;
 pub mod pipelines;
 pub mod prices;
+pub mod reconcile;
 pub mod server;
 pub mod spending;
 pub mod transcripts;

@@ -259,13 +259,13 @@ pub async fn enqueue(db: impl PgExecutor<'_>, pipeline: &str, key: &SourceKey, p
     Ok(())
 }
 
-/// What is known of a tenant.
+/// What is known of a tenant, or of rows.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct Traces {
     pub jobs: i64,
     /// Jobs whose rows are still in a set: while there are any, the tenant cannot be forgotten.
     pub jobs_in_a_set: i64,
-    /// Lines of the ledger, which keep their numbers and lose the name.
+    /// Lines of the ledger, which keep their numbers; those of a tenant lose the name.
     pub usage_events: i64,
 }
 
@@ -283,9 +283,43 @@ pub async fn traces(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<Trace
     .await
 }
 
+/// Counts what [`forget_key`] would take away.
+pub async fn traces_of_keys(db: impl PgExecutor<'_>, pipeline: &str, keys: &[SourceKey]) -> sqlx::Result<Traces> {
+    sqlx::query_as!(
+        Traces,
+        r#"with jobs as (select * from gristmill.embedding_jobs where pipeline = $1 and source_key = any ($2))
+           select count(*) as "jobs!",
+                  count(*) filter (where state <> 'cancelled' or error_kind is distinct from 'left') as "jobs_in_a_set!",
+                  (select count(*) from gristmill.usage_events where job_id in (select id from jobs)) as "usage_events!"
+           from jobs"#,
+        pipeline,
+        keys.iter().map(Json).collect::<Vec<_>>() as Vec<Json<&SourceKey>>,
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// The pipelines and keys of a tenant's jobs.
+pub async fn keys_of_tenant(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<Vec<(String, SourceKey)>> {
+    let rows = sqlx::query!(
+        r#"select pipeline, source_key as "key: Json<SourceKey>" from gristmill.embedding_jobs where tenant = $1 order by id"#,
+        tenant,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.pipeline, row.key.0)).collect())
+}
+
 /// Removes what is known of a tenant whose rows are gone; returns how many jobs.
 pub async fn forget_tenant(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<i64> {
     Ok(sqlx::query_scalar!("select gristmill.forget($1)", tenant).fetch_one(db).await?.unwrap_or_default())
+}
+
+/// Removes what is known of a row that is gone; returns how many jobs.
+pub async fn forget_key(db: impl PgExecutor<'_>, pipeline: &str, key: &SourceKey) -> sqlx::Result<i64> {
+    let forgotten =
+        sqlx::query_scalar!("select gristmill.forget($1, $2::jsonb)", pipeline, Json(key) as Json<&SourceKey>);
+    Ok(forgotten.fetch_one(db).await?.unwrap_or_default())
 }
 
 /// A job that is completed, as its effects may name it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::net::{self, Patience};
+use crate::net::{self, Client, Patience};
 
 use super::pins::Pin;
 
@@ -45,7 +45,7 @@ async fn from(index: &str, pin: &Pin, folder: &Path) -> Result<PathBuf, String> 
     Ok(folder.join(name))
 }
 
-async fn get(client: &reqwest::Client, url: Url, limit: u64) -> Result<bytes::Bytes, String> {
+async fn get(client: &Client, url: Url, limit: u64) -> Result<bytes::Bytes, String> {
     let place = place(&url);
     let answer = net::exchange(client.get(url), limit).await.map_err(|error| format!("{place}: {error}"))?;
     if answer.status.is_success() { Ok(answer.body.bytes) } else { Err(format!("{place}: {}", answer.status)) }

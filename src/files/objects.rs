@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{Attribute, BackoffConfig, Error, GetOptions, ObjectStore, RetryConfig};
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use url::Url;
 
 use super::path::{StorePath, StorePattern};
@@ -15,7 +15,7 @@ use super::{FileBytes, Found};
 #[cfg(any(feature = "gcs", feature = "azure"))]
 use crate::config::Secret;
 use crate::config::StoreKind;
-use crate::net::{GatherError, StoreConnector, gather};
+use crate::net::{Client, GatherError, StoreConnector, gather};
 
 /// Names that a pattern may have to look through.
 const LISTED: usize = 1000;

@@ -1,4 +1,4 @@
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{RequestBuilder, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -10,7 +10,7 @@ use super::path::{StorePath, StorePattern};
 use super::trouble::Trouble;
 use super::{FileBytes, Found};
 use crate::config::Secret;
-use crate::net::{Answer, exchange};
+use crate::net::{Answer, Client, exchange};
 
 const PAGE: usize = 100;
 /// Names that a pattern may have to look through.

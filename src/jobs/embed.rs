@@ -9,6 +9,7 @@ use crate::batch::{Charge, DoneWork, End, JobFacts, OfJob, Paid, Text, keep};
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan, Spending};
+use crate::db::cache::TextHash;
 use crate::domain::{BadVector, Chunk, ClaimedJob, Digest, Document, Embedding, check_vector};
 
 use super::start::{InWork, Texts};
@@ -56,20 +57,21 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     }
 
     // Waits with thousands of others until a full request is worth sending.
-    let (vectors, paid, parts) = embed(deps, means, job, &row, &plan, &kept).await?;
+    let (vectors, bought, parked) = embed(deps, means, job, &row, &plan, &kept).await?;
     work.trace.stage("embed");
 
-    work.unwritten = parkable(&plan, &vectors).into_iter().chain(parts).collect();
+    let tokens: u64 = bought.iter().map(|(_, (_, tokens))| tokens).sum();
+    work.unwritten = bought;
     let price = means.batcher.settings().price();
-    let facts = facts_of(&document, &plan, &paid, price, deps);
+    let facts = facts_of(&document, &plan, tokens, price, deps);
     let charge = Charge {
         meter: Meter::Tokens,
-        quantity: Decimal::from(paid.tokens),
+        quantity: Decimal::from(tokens),
         price: price.map(|(id, _)| id),
         cost: facts.cost,
     };
     let done = DoneWork {
-        charge: (paid.tokens > 0).then_some(charge),
+        charge: (tokens > 0).then_some(charge),
         reader: (document.reader != "column").then(|| document.reader.clone()),
         chunks: plan.chunks,
         vectors,
@@ -77,7 +79,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     };
     start::commit(job, deps, End::Done(Box::new(done)), facts, work).await?;
     work.unwritten.clear();
-    means.batcher.forget(&row.tenant, &paid.parked).await;
+    means.batcher.forget(&row.tenant, &parked).await;
     Ok(())
 }
 
@@ -171,7 +173,8 @@ fn tokens_to_pay(plan: &ChunkPlan, kept: &[bool]) -> usize {
     plan.chunks.iter().zip(kept).filter(|(_, kept)| !**kept).map(|(chunk, _)| chunk.tokens).sum()
 }
 
-/// Embeds what is not kept. A chunk in parts becomes the mean of its parts, which come along.
+/// Embeds what is not kept. A chunk in parts becomes the mean of its parts. What was bought comes along, with the texts: the mean is
+/// nobody's, so that of such a chunk its parts are what is worth keeping.
 async fn embed(
     deps: &Deps,
     means: &Vectors,
@@ -179,7 +182,7 @@ async fn embed(
     row: &LoadedRow,
     plan: &ChunkPlan,
     kept: &[bool],
-) -> Result<(Vec<Option<Embedding>>, Paid, Texts), JobError> {
+) -> Result<(Vec<Option<Embedding>>, Texts, Vec<TextHash>), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
     for (nth, chunk) in plan.chunks.iter().enumerate().filter(|(nth, _)| !kept[*nth]) {
@@ -191,7 +194,7 @@ async fn embed(
     }
     let mut vectors: Vec<Option<Embedding>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
-        return Ok((vectors, Paid { vectors: Vec::new(), tokens: 0, parked: Vec::new() }, Vec::new()));
+        return Ok((vectors, Vec::new(), Vec::new()));
     }
     let of = OfJob {
         id: job.id,
@@ -202,15 +205,12 @@ async fn embed(
         parked_since: job.fresh.then_some(job.opened_at),
         ceiling: deps.ceiling.clone(),
     };
-    let mut paid = means.batcher.embed(&of, texts).await?;
+    let Paid { vectors: paid, parked } = means.batcher.embed(&of, texts).await?;
     let mut parts: Vec<Vec<(Embedding, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
-    for ((nth, part), vector) in owners.into_iter().zip(std::mem::take(&mut paid.vectors)) {
-        // The mean is nobody's text: what is worth keeping of it are its parts.
-        if plan.parts.get(nth).is_some_and(|parts| !parts.is_empty()) {
-            bought.push((part.embedded().to_owned(), vector.clone()));
-        }
-        parts[nth].push((vector, part.tokens));
+    for ((nth, part), (embedding, tokens)) in owners.into_iter().zip(paid) {
+        parts[nth].push((embedding.clone(), part.tokens));
+        bought.push((part.embedded().to_owned(), (embedding, tokens)));
     }
     for (vector, parts) in vectors.iter_mut().zip(parts) {
         *vector = mean(parts);
@@ -222,7 +222,7 @@ async fn embed(
             if wants_sparse && embedding.sparse.is_none() { checked.and(Err(BadVector::NoWeights)) } else { checked };
         checked.map_err(|error| crate::batch::EmbedFailure::Garbled(format!("a vector {error}")))?;
     }
-    Ok((vectors, paid, bought))
+    Ok((vectors, bought, parked))
 }
 
 /// The mean of vectors weighted by tokens and brought to length 1, with the largest weights of their tokens; a single one stays
@@ -249,34 +249,22 @@ fn mean(mut parts: Vec<(Embedding, usize)>) -> Option<Embedding> {
     Some(Embedding { vector, sparse: weights.flatten() })
 }
 
-/// New vectors with the text they belong to: kept if they cannot be written.
-fn parkable(plan: &ChunkPlan, vectors: &[Option<Embedding>]) -> Texts {
-    let whole = |nth: usize| plan.parts.get(nth).is_none_or(Vec::is_empty);
-    plan.chunks
-        .iter()
-        .zip(vectors)
-        .enumerate()
-        .filter(|(nth, _)| whole(*nth))
-        .filter_map(|(_, (chunk, vector))| Some((chunk.embedded().to_owned(), vector.clone()?)))
-        .collect()
-}
-
 fn facts_of(
     document: &Document,
     plan: &ChunkPlan,
-    paid: &Paid,
+    tokens: u64,
     price: Option<(i64, Decimal)>,
     deps: &Deps,
 ) -> JobFacts {
     JobFacts {
-        tokens: Some(paid.tokens),
+        tokens: Some(tokens),
         tokens_of_text: u64::try_from(plan.tokens).ok(),
         chunks: Some(plan.chunks.len()),
         pages: document.page_count(),
         words: Some(document.text.split_whitespace().count()),
         characters: Some(document.text.chars().count()),
         text: start::uses(deps, JobFact::Text).then(|| document.text.clone()),
-        cost: price.map(|(_, usd)| usd * Decimal::from(paid.tokens)),
+        cost: price.map(|(_, usd)| usd * Decimal::from(tokens)),
         ..JobFacts::default()
     }
 }

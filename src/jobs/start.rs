@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::batch::{Committed, End, JobFacts, Loaded, Weight, Work};
+use crate::batch::{Bought, Committed, End, JobFacts, Loaded, Weight, Work};
 use crate::config::{JobFact, Name};
 use crate::db::app::{Existing, LoadedRow};
-use crate::domain::{ClaimedJob, Embedding};
+use crate::domain::ClaimedJob;
 
 use super::{Deps, JobError, Means, Trace, embed, transcribe};
 
@@ -14,7 +14,7 @@ use super::{Deps, JobError, Means, Trace, embed, transcribe};
 const CRASHES_ALONE: i16 = 2;
 
 /// Texts with their vectors.
-pub(super) type Texts = Vec<(String, Embedding)>;
+pub(super) type Texts = Vec<(String, Bought)>;
 
 /// What an attempt has in hand, and leaves behind however it ends: one that is cut short has a row, and may have paid, all the same.
 pub struct InWork {

@@ -82,7 +82,8 @@ async fn transcribe(
             let bytes = deps.extractor.cut(&file.bytes, span, speech.limits).await?;
             Audio { bytes, extension: "wav", media_type: "audio/wav" }
         };
-        let piece = Piece { content, part, audio, ms: span.ms() };
+        let minutes = minutes(span.to_ms) - minutes(span.from_ms);
+        let piece = Piece { content, part, audio, ms: span.ms(), minutes };
         parts.push(speech.lane.transcribe(&of, piece).await?);
     }
     parts.sort_by_key(|part| part.part);

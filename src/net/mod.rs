@@ -15,7 +15,8 @@ mod webhook;
 use std::error::Error;
 use std::time::Duration;
 
-use reqwest::{Client, ClientBuilder, NoProxy, Proxy};
+pub use reqwest::Client;
+use reqwest::{ClientBuilder, NoProxy, Proxy};
 
 pub use address::{Reach, reach};
 pub use connector::StoreConnector;

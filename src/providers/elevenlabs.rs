@@ -10,11 +10,12 @@ use url::Url;
 use super::http::{self, BYTES_AROUND, LONGEST_QUESTION, LONGEST_TRANSCRIPT};
 use super::{Audio, ProviderError, Segment, Transcribed, Transcriber, refusal};
 use crate::config::{Secret, Speech};
+use crate::net::Client;
 
 /// One model with one key.
 #[derive(Debug, Clone)]
 pub struct ElevenLabs {
-    client: reqwest::Client,
+    client: Client,
     url: Url,
     key: Secret,
     model: String,
@@ -24,14 +25,7 @@ pub struct ElevenLabs {
 
 impl ElevenLabs {
     /// `url` ends before `/v1`; `timeout` is for a whole request, its answer included.
-    pub fn new(
-        client: reqwest::Client,
-        url: Url,
-        key: Secret,
-        model: String,
-        speech: Speech,
-        timeout: Duration,
-    ) -> Self {
+    pub fn new(client: Client, url: Url, key: Secret, model: String, speech: Speech, timeout: Duration) -> Self {
         let url = super::openai::below(url, &["v1", "speech-to-text"]);
         Self { client, url, key, model, speech, timeout }
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use reqwest::Client;
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +13,7 @@ use uuid::Uuid;
 use crate::config::Webhook;
 use crate::db;
 use crate::db::outbox::{self, Delivery, Patience};
-use crate::net::{self, ExchangeError, NetError};
+use crate::net::{self, Client, ExchangeError, NetError};
 use crate::telemetry;
 
 use super::{Engine, pause};

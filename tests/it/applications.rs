@@ -585,7 +585,7 @@ fn configured_only(pipelines: &str) {
 }
 
 /// What does not fit, each with its place in the configuration.
-async fn misfits(world: &World) -> String {
+pub async fn misfits(world: &World) -> String {
     let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
     let said = resolved.refused.iter().flat_map(|(_, misfits)| misfits).filter(|misfit| !misfit.warning);
     said.map(ToString::to_string).collect::<Vec<_>>().join("\n")
@@ -698,9 +698,13 @@ async fn what_does_not_fit_is_named_with_its_place() {
 pub const WORKER: &str = "do $$ begin create role gristmill_test_worker; exception when duplicate_object or unique_violation then null; end $$; ";
 
 /// The same world, seen by a role that is neither superuser nor owner of anything.
-pub async fn as_worker(mut world: World) -> World {
+pub async fn as_worker(world: World) -> World {
+    as_role(world, "gristmill_test_worker").await
+}
+
+pub async fn as_role(mut world: World, role: &str) -> World {
     let mark = if world.database.url.contains('?') { '&' } else { '?' };
-    let url = format!("{}{mark}options=-crole%3Dgristmill_test_worker", world.database.url);
+    let url = format!("{}{mark}options=-crole%3D{role}", world.database.url);
     world.toml = world.toml.replace(&world.database.url, &url);
     reconnected(world).await
 }
@@ -721,7 +725,7 @@ async fn a_right_that_is_missing_is_named_with_the_statement_that_gives_it() {
     give("grant select on app.notes to gristmill_test_worker").await;
     give("grant select, insert, update on app.note_chunks to gristmill_test_worker").await;
     said.push(misfits(&world).await);
-    give("grant update on app.notes to gristmill_test_worker").await;
+    give("grant update (id) on app.notes to gristmill_test_worker").await;
     give("grant delete on app.note_chunks to gristmill_test_worker").await;
     said.push(misfits(&world).await);
     give("alter table app.notes enable row level security").await;
@@ -729,15 +733,17 @@ async fn a_right_that_is_missing_is_named_with_the_statement_that_gives_it() {
     assert_snapshot!(said.join("\n---\n"), @r#"
     workers.toml:53: pipelines.notes.source: this role may not use schema app
         to mend it: grant usage on schema "app" to "gristmill_test_worker";
-    workers.toml:53: pipelines.notes.source: this role may not select, update app.notes
-        to mend it: grant select, update on "app"."notes" to "gristmill_test_worker";
+    workers.toml:53: pipelines.notes.source: this role may not select app.notes
+        to mend it: grant select on "app"."notes" to "gristmill_test_worker";
     workers.toml:60: pipelines.notes.target: this role may not select, insert, update, delete app.note_chunks
         to mend it: grant select, insert, update, delete on "app"."note_chunks" to "gristmill_test_worker";
+    workers.toml:53: pipelines.notes.source: this role may not lock rows of app.notes
+        to mend it: grant update ("id") on "app"."notes" to "gristmill_test_worker";
     ---
-    workers.toml:53: pipelines.notes.source: this role may not update app.notes
-        to mend it: grant update on "app"."notes" to "gristmill_test_worker";
     workers.toml:60: pipelines.notes.target: this role may not delete app.note_chunks
         to mend it: grant delete on "app"."note_chunks" to "gristmill_test_worker";
+    workers.toml:53: pipelines.notes.source: this role may not lock rows of app.notes
+        to mend it: grant update ("id") on "app"."notes" to "gristmill_test_worker";
     ---
 
     ---
@@ -746,7 +752,7 @@ async fn a_right_that_is_missing_is_named_with_the_statement_that_gives_it() {
     "#);
 }
 
-/// What a worker's role needs, as the README says it.
+/// What a worker's role needs, and more.
 const GRANTS: &str = "
 grant usage on schema gristmill to gristmill_test_worker;
 grant select, insert, update, delete on all tables in schema gristmill to gristmill_test_worker;

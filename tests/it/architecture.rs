@@ -58,7 +58,12 @@ fn names_a_query(path: &[&str]) -> bool {
 }
 
 fn builds_a_client(path: &[&str]) -> bool {
-    path.contains(&"ClientBuilder")
+    // Whoever holds one was given it, by the name that `net` has for it.
+    ["hyper", "hyper_util", "h2", "ureq", "curl", "isahc"].contains(&path[0])
+        || path[0] == "reqwest"
+            && path[1..].iter().any(|name| ["Client", "ClientBuilder", "blocking", "*"].contains(name))
+        || path.contains(&"TcpStream")
+        || path.contains(&"ClientBuilder")
         || path.windows(2).any(|pair| pair[0] == "Client" && ["new", "builder", "default"].contains(&pair[1]))
         || path == ["reqwest", "get"]
 }
@@ -223,6 +228,21 @@ fn bad_sources_are_caught() {
         (
             "files/a.rs",
             "fn f() { reqwest::Client::builder() }",
+            &["src/files/a.rs:1: building an HTTP client is the business of `net`"],
+        ),
+        (
+            "files/a.rs",
+            "use reqwest::{Client, StatusCode};",
+            &["src/files/a.rs:1: building an HTTP client is the business of `net`"],
+        ),
+        (
+            "files/a.rs",
+            "use hyper_util::client::legacy;",
+            &["src/files/a.rs:1: building an HTTP client is the business of `net`"],
+        ),
+        (
+            "files/a.rs",
+            "fn f() { tokio::net::TcpStream::connect(\"a:1\") }",
             &["src/files/a.rs:1: building an HTTP client is the business of `net`"],
         ),
         (

@@ -1,11 +1,11 @@
 //! Stores read over real sockets and folders: what is there, what is not, and what rows must not reach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
@@ -397,6 +397,7 @@ async fn a_name_that_resolves_to_a_forbidden_address_is_never_connected_to() {
         &["10.0.0.1", "127.0.0.1", "::1"],
         &["::ffff:127.0.0.1"],
         &["64:ff9b::127.0.0.1"],
+        &["2002:7f00:1::"],
         &["169.254.169.254"],
         &[],
     ] {
@@ -410,6 +411,45 @@ async fn a_name_that_resolves_to_a_forbidden_address_is_never_connected_to() {
     let allowed = guarded(true, address.port(), &["169.254.169.254", "127.0.0.1"]).get(&url, LARGEST).await;
     assert_eq!(allowed.unwrap().body.bytes, "One.");
     assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+/// A resolver that changes its mind with every question, and counts them.
+struct Fickle(Mutex<VecDeque<&'static str>>, Arc<AtomicUsize>);
+
+impl Resolve for Fickle {
+    fn resolve(&self, _: Name) -> Resolving {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        let next = self.0.lock().unwrap().pop_front().unwrap_or("169.254.169.254");
+        Box::pin(async move { Ok(Box::new([SocketAddr::new(next.parse().unwrap(), 0)].into_iter()) as Addrs) })
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_changes_its_mind_is_judged_by_the_answer_that_is_connected_to() {
+    let answer =
+        |head: &str| format!("HTTP/1.1 {head}\r\nconnection: close\r\ncontent-length: 4\r\n\r\nOne.").into_bytes();
+    let replies = vec![answer("302 Found\r\nlocation: /b"), answer("200 OK")];
+    let (address, connections) = wire(replies).await;
+    let policy = GuardPolicy::new(&[format!("http://*.test:{}", address.port())], true).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let fickle = |answers: &[&'static str]| {
+        let resolver = Fickle(Mutex::new(answers.iter().copied().collect()), Arc::clone(&asked));
+        GuardedClient::with_resolver(policy.clone(), Duration::from_secs(5), Arc::new(resolver)).unwrap()
+    };
+    let url = format!("http://files.test:{}/a", address.port());
+
+    // Allowed for the first request, forbidden for the redirect to itself.
+    let refused = fickle(&["127.0.0.1", "169.254.169.254"]).get(&url, LARGEST).await;
+    assert!(
+        matches!(&refused, Err(ExchangeError::Refused(Refusal::Address(name))) if name == "files.test"),
+        "{refused:?}"
+    );
+    assert_eq!((connections.load(Ordering::SeqCst), asked.load(Ordering::SeqCst)), (1, 2));
+
+    // Each connection asks once: there is no second answer between the check and the use.
+    let seen = fickle(&["127.0.0.1", "169.254.169.254"]).get(&url, LARGEST).await;
+    assert_eq!(seen.unwrap().body.bytes, "One.");
+    assert_eq!((connections.load(Ordering::SeqCst), asked.load(Ordering::SeqCst)), (2, 3));
 }
 
 #[tokio::test]

@@ -22,6 +22,9 @@ mod extract;
 mod fake_openai;
 mod fake_speech;
 mod files;
+mod forget;
+mod fuzz;
+mod grants;
 mod index;
 mod keys;
 mod ledger;
@@ -37,6 +40,7 @@ mod providers;
 mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
+mod reconcile;
 mod schema;
 mod shapes;
 mod signals;

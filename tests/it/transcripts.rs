@@ -7,6 +7,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::applications::application;
+use crate::cli::gristmill;
 use crate::engine::Process;
 use crate::fake_speech::{FakeSpeech, Seen};
 use crate::world::{USER, World};
@@ -195,6 +196,11 @@ async fn a_killed_worker_pays_for_no_part_of_a_long_recording_twice() {
     world.work().await;
 
     assert_snapshot!(world.dreams().await, @"completed Heard 3.85 seconds. Heard 3.40 seconds. Heard 2.75 seconds. | completed attempt=1 | usage 0.166667 minute 0.0006166679 | kept 0");
+    // The parts of the bill are the whole, though each is rounded; only the request that was cut off is on nobody's.
+    let told = gristmill(&world, &["usage", "reconcile", "--json"]).await.ok().json();
+    let account = &told["tenants"][0];
+    assert_eq!((&account["charged"], &account["unit"]), (&json!("10"), &json!("second")));
+    assert_eq!((&account["charged"], &account["charged_usd"]), (&account["paid"], &account["paid_usd"]));
     // Cut in the pauses; times count from the beginning of the whole.
     let starts =
         world.list("select segment->>'start' from app.dreams, jsonb_array_elements(segments) as segment").await;
@@ -354,7 +360,7 @@ async fn check_asks_who_transcribes_whether_it_takes_the_key() {
     let vendor = FakeSpeech::start();
     let world = world_of(&vendor, "").await;
     let said = async || {
-        let findings = crate::cli::gristmill(&world, &["check", "--json"]).await.json();
+        let findings = gristmill(&world, &["check", "--json"]).await.json();
         let findings = findings.as_array().expect("findings").iter().filter(|one| one["about"] == "model scribe");
         findings
             .map(|one| format!("{}: {}", one["level"].as_str().unwrap(), one["message"].as_str().unwrap()))
@@ -558,6 +564,6 @@ async fn a_model_that_is_changed_asks_for_nothing_to_be_transcribed_again() {
     assert_eq!(kinds, ["Stale"], "the older transcript is named, not missing");
     let unpaid = gristmill::db::pipelines::unpaid(&world.pool, "transcripts", &plans[0].generation).await.unwrap();
     assert_eq!((unpaid.held, unpaid.old), (0, 1), "what a person may accept");
-    let bill = crate::cli::gristmill(&world, &["accept", "transcripts", "--dry-run"]).await.ok().out;
+    let bill = gristmill(&world, &["accept", "transcripts", "--dry-run"]).await.ok().out;
     assert!(bill.contains("not known before the sound is measured") && !bill.contains("tokens"), "{bill}");
 }

@@ -17,8 +17,12 @@ pub struct Table {
     pub may_select: bool,
     pub may_insert: bool,
     pub may_update: bool,
+    /// Of any column: that is what locking a row asks for.
+    pub may_lock: bool,
     pub may_delete: bool,
     pub may_trigger: bool,
+    /// Row security is on.
+    pub secured: bool,
 }
 
 /// A column of it.
@@ -36,6 +40,7 @@ pub struct Column {
     /// Computed by the database: never written.
     pub generated: bool,
     pub is_enum: bool,
+    pub may_update: bool,
 }
 
 impl Table {
@@ -125,8 +130,8 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> sqlx::Res
                    or c.relrowsecurity and c.relforcerowsecurity
                    and not (select rolbypassrls or rolsuper from pg_catalog.pg_roles where rolname = current_user)) as "hides_rows!",
                   has_table_privilege(c.oid, 'select') as "may_select!", has_table_privilege(c.oid, 'insert') as "may_insert!",
-                  has_table_privilege(c.oid, 'update') as "may_update!", has_table_privilege(c.oid, 'delete') as "may_delete!",
-                  has_table_privilege(c.oid, 'trigger') as "may_trigger!"
+                  has_table_privilege(c.oid, 'update') as "may_update!", has_any_column_privilege(c.oid, 'update') as "may_lock!", has_table_privilege(c.oid, 'delete') as "may_delete!",
+                  has_table_privilege(c.oid, 'trigger') as "may_trigger!", c.relrowsecurity as secured
            from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
            where n.nspname = $1 and c.relname = $2 and c.relkind in ('r', 'p')"#,
         name.schema,
@@ -139,7 +144,8 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> sqlx::Res
         r#"select a.attname as "name!", t.oid as type_oid, t.typarray as array_oid, tn.nspname as "type_schema!", t.typname as "type_name!",
                   a.atttypmod as modifier, (a.attnotnull or t.typnotnull) as "not_null!",
                   (a.atthasdef or a.attidentity <> '' or t.typdefault is not null) as "has_default!",
-                  (a.attgenerated <> '' or a.attidentity = 'a') as "generated!", (t.typtype = 'e') as "is_enum!"
+                  (a.attgenerated <> '' or a.attidentity = 'a') as "generated!", (t.typtype = 'e') as "is_enum!",
+                  has_column_privilege(a.attrelid, a.attnum, 'update') as "may_update!"
            from pg_catalog.pg_attribute a
            join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace tn on tn.oid = t.typnamespace
            where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum"#,
@@ -154,8 +160,10 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> sqlx::Res
         may_select: found.may_select,
         may_insert: found.may_insert,
         may_update: found.may_update,
+        may_lock: found.may_lock,
         may_delete: found.may_delete,
         may_trigger: found.may_trigger,
+        secured: found.secured,
         columns: columns
             .into_iter()
             .map(|column| Column {
@@ -169,9 +177,28 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> sqlx::Res
                 has_default: column.has_default,
                 generated: column.generated,
                 is_enum: column.is_enum,
+                may_update: column.may_update,
             })
             .collect(),
     }))
+}
+
+/// The sequences that defaults of a table's columns draw from, quoted, and whether this role may use them; those of identity columns
+/// ask for no right.
+pub async fn sequences(connection: &mut PgConnection, table: &Table) -> sqlx::Result<Vec<(String, bool)>> {
+    let found = sqlx::query!(
+        r#"select distinct quote_ident(n.nspname) || '.' || quote_ident(s.relname) as "name!",
+                           has_sequence_privilege(s.oid, 'usage') as "may_use!"
+           from pg_catalog.pg_attrdef d
+           join pg_catalog.pg_depend p on p.classid = 'pg_catalog.pg_attrdef'::regclass and p.objid = d.oid
+                                      and p.refclassid = 'pg_catalog.pg_class'::regclass
+           join pg_catalog.pg_class s on s.oid = p.refobjid and s.relkind = 'S' join pg_catalog.pg_namespace n on n.oid = s.relnamespace
+           where d.adrelid = $1 order by 1"#,
+        table.oid,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(found.into_iter().map(|row| (row.name, row.may_use)).collect())
 }
 
 /// The unique keys of a table, as lists of column names.

@@ -20,8 +20,11 @@ pub struct Creation {
 impl Creation {
     /// All statements, in their order.
     pub fn sql(&self) -> String {
-        let all: Vec<String> = self.statements.iter().chain(&self.foreign_key).map(|one| format!("{one};")).collect();
-        all.join("\n")
+        self.all().map(|one| format!("{one};")).collect::<Vec<_>>().join("\n")
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
+        self.statements.iter().chain(&self.foreign_key)
     }
 }
 

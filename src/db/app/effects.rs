@@ -52,6 +52,7 @@ impl EffectPlan {
 /// A row that many jobs write.
 #[derive(Debug, Clone)]
 pub struct SharedPlan {
+    pub(super) name: TableName,
     /// The table, quoted.
     pub table: String,
     pub key: Vec<(Column, Template)>,
@@ -237,11 +238,11 @@ async fn shared_row(
         }
         key.push((column.clone(), template.clone()));
     }
-    if !(table.may_select && table.may_update) {
+    if !(table.may_select && table.may_lock) {
         let message = format!("this role may not lock rows of {}: it needs select and update", table.name);
         return Ok(Err(Misfit::new(&rule.place, message)));
     }
-    Ok(Ok(SharedPlan { table: table.sql(), key }))
+    Ok(Ok(SharedPlan { name: rule.table.clone(), table: table.sql(), key }))
 }
 
 fn unknown_name(place: &Place, name: &Name) -> Misfit {
@@ -294,7 +295,7 @@ pub(super) async fn try_out(
 /// Since which version a statement can be planned without values.
 const GENERIC_PLAN: i32 = 160_000;
 
-async fn explain(connection: &mut PgConnection, numbered: &Numbered) -> sqlx::Result<serde_json::Value> {
+pub(super) async fn explain(connection: &mut PgConnection, numbered: &Numbered) -> sqlx::Result<serde_json::Value> {
     let version: String = sqlx::query_scalar("show server_version_num").fetch_one(&mut *connection).await?;
     if version.parse().is_ok_and(|version: i32| version >= GENERIC_PLAN) {
         let explain = format!("explain (generic_plan, verbose, format json) {}", numbered.sql);

@@ -21,7 +21,7 @@ pub struct LimitPlan {
     /// Which of the configuration's alternatives was taken, counted from 1, and of how many.
     pub choice: (usize, usize),
     /// The query with `$1` for the tenant, and whether an empty tenant has to be null.
-    sql: String,
+    pub(super) sql: String,
     null_for_nobody: bool,
 }
 

@@ -9,6 +9,7 @@ mod check;
 mod create;
 mod effects;
 mod fragments;
+pub mod grants;
 mod known;
 mod leave;
 mod limits;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
 
-use crate::config::{Name, Place, Template};
+use crate::config::{Name, Place, TableName, Template};
 
 use super::assign::WriteKind;
 use super::catalog::{self, ForeignKey, Table};
@@ -18,6 +18,9 @@ use super::quote;
 /// Rows of one table that chunks refer to.
 #[derive(Debug, Clone)]
 pub struct ParentPlan {
+    pub(super) name: TableName,
+    /// The columns that are referred to.
+    pub(super) columns: Vec<String>,
     pub table: SharedTable,
     /// What the columns that refer to it are written with: names of the source row only.
     pub key: Vec<Template>,
@@ -43,6 +46,8 @@ pub(super) async fn resolve(
         }
         let columns = key.referenced.iter().map(|column| quote(column)).zip(key.types).collect();
         plans.push(ParentPlan {
+            name: key.references.clone(),
+            columns: key.referenced.clone(),
             table: SharedTable { table: catalog::table_sql(&key.references), columns },
             key: templates,
         });

@@ -314,6 +314,8 @@ async fn resolve_now(
         pipeline: pipeline.clone(),
         source_table: table,
     };
+    rights::check_columns(&role.0, &plan, &mut misfits);
+    rights::check_sequences(connection, &role.0, &plan, target_table.as_ref(), &mut misfits).await?;
     if misfits.iter().all(|misfit| misfit.warning) {
         fragments::try_out(connection, &plan, &mut misfits).await?;
     }

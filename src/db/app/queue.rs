@@ -11,6 +11,7 @@ use crate::domain::SourceKey;
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
+use super::grants;
 use super::plan::Plan;
 use super::{asked, by_column, literal, words};
 
@@ -68,21 +69,40 @@ pub(super) async fn resolve(
     let (priority, not_before) = (choose(rule.priority.as_ref()), choose(rule.not_before.as_ref()));
     let status = choose(Some(&rule.status));
     let columns = assign::resolve(&table, &rule.columns, misfits);
-    if !(table.may_select && table.may_update) {
-        let message = format!("this role may not select and update {}", table.name);
-        misfits.push(
-            Misfit::new(&rule.place, message).fix(format!("grant select, update on {} to current_user;", table.sql())),
-        );
-    }
     if let Some(status) = &status {
         words::fit(connection, &table, &rule.place, &rule.words, status, misfits).await?;
     }
     let (Some(status), true) = (status, misfits.len() == known) else { return Ok(None) };
     let words = rule.words.clone();
-    Ok(Some(QueuePlan { table: table.sql(), key, priority, not_before, status, words, columns }))
+    let plan = QueuePlan { table: table.sql(), key, priority, not_before, status, words, columns };
+    let columns = grants::forbidden(&table, &plan.written());
+    if !(table.may_select && columns.is_empty()) {
+        let quoted: Vec<String> = plan.written().into_iter().map(Column::sql).collect();
+        misfits.push(
+            Misfit::new(
+                &rule.place,
+                format!("this role may not select {0} and update {1} of it", table.name, plan.written_names()),
+            )
+            .fix(format!(
+                "grant select, update ({}) on {} to current_user;",
+                quoted.join(", "),
+                table.sql()
+            )),
+        );
+    }
+    Ok(Some(plan))
 }
 
 impl QueuePlan {
+    /// The columns that are marked and answered.
+    pub(super) fn written(&self) -> Vec<&Column> {
+        std::iter::once(&self.status).chain(self.columns.iter().map(|write| &write.column)).collect()
+    }
+
+    fn written_names(&self) -> String {
+        self.written().into_iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
     /// `queue."dream_id" = source."id" and …`
     fn joined(&self) -> String {
         let parts: Vec<String> =

@@ -15,6 +15,7 @@ use super::http::{self, BYTES_AROUND, LONGEST_QUESTION};
 use super::{Embedded, Embedder, ProviderError, checked, refusal, waits};
 use crate::config::Secret;
 use crate::domain::{BadVector, Embedding};
+use crate::net::Client;
 use pooling::PoolingRequest;
 
 pub use transcribe::OpenAiSpeech;
@@ -46,7 +47,7 @@ pub struct OpenAiModel {
 /// One model at one endpoint.
 #[derive(Debug, Clone)]
 pub struct OpenAi {
-    client: reqwest::Client,
+    client: Client,
     url: Url,
     key: Option<Secret>,
     model: OpenAiModel,
@@ -76,7 +77,7 @@ struct EmbedRequest<'a> {
 
 impl OpenAi {
     /// `timeout` is for a whole request, its answer included.
-    pub fn new(client: reqwest::Client, endpoint: OpenAiEndpoint, model: OpenAiModel, timeout: Duration) -> Self {
+    pub fn new(client: Client, endpoint: OpenAiEndpoint, model: OpenAiModel, timeout: Duration) -> Self {
         let mut url = endpoint.url;
         // vLLM's own addresses stand beside OpenAI's `/v1`, not below it.
         let beside = model.sparse && url.path().trim_end_matches('/').ends_with("/v1");

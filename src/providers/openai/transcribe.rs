@@ -9,13 +9,14 @@ use url::Url;
 
 use super::OpenAiEndpoint;
 use crate::config::{Secret, Speech};
+use crate::net::Client;
 use crate::providers::http::{self, BYTES_AROUND, LONGEST_TRANSCRIPT};
 use crate::providers::{Audio, ProviderError, Segment, Transcribed, Transcriber, options, refusal};
 
 /// One model that transcribes, at one endpoint.
 #[derive(Debug, Clone)]
 pub struct OpenAiSpeech {
-    client: reqwest::Client,
+    client: Client,
     url: Url,
     key: Option<Secret>,
     model: String,
@@ -25,13 +26,7 @@ pub struct OpenAiSpeech {
 
 impl OpenAiSpeech {
     /// `timeout` is for a whole request, its answer included.
-    pub fn new(
-        client: reqwest::Client,
-        endpoint: OpenAiEndpoint,
-        model: String,
-        speech: Speech,
-        timeout: Duration,
-    ) -> Self {
+    pub fn new(client: Client, endpoint: OpenAiEndpoint, model: String, speech: Speech, timeout: Duration) -> Self {
         let url = super::below(endpoint.url, &["audio", "transcriptions"]);
         Self { client, url, key: endpoint.key, model, speech, timeout }
     }

@@ -20,6 +20,8 @@ use super::tokens_of;
 pub struct Answer {
     kind: Kind,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// Tokens that are counted for each text beside its own.
+    pub(super) added: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -102,7 +104,7 @@ impl Answer {
 
     /// The connection closes without an answer.
     pub fn hang_up() -> Self {
-        Self { kind: Kind::HungUp, headers: Vec::new() }
+        Self { kind: Kind::HungUp, headers: Vec::new(), added: 0 }
     }
 
     /// An error of this status, in the vendor's words.
@@ -157,17 +159,17 @@ impl Answer {
 
     /// With vectors that are spoilt in this way.
     pub fn vectors(spoilt: Spoilt) -> Self {
-        Self { kind: Kind::Vectors(spoilt, None), headers: Vec::new() }
+        Self { kind: Kind::Vectors(spoilt, None), headers: Vec::new(), added: 0 }
     }
 
     /// Spoilt where a text holds `marker`.
     pub(super) fn spoilt_at(marker: &str, how: Spoilt) -> Self {
-        Self { kind: Kind::Vectors(how, Some(marker.to_owned())), headers: Vec::new() }
+        Self { kind: Kind::Vectors(how, Some(marker.to_owned())), headers: Vec::new(), added: 0 }
     }
 
     fn fixed(status: u16, content_type: &'static str, body: &str) -> Self {
         let status = StatusCode::from_u16(status).unwrap();
-        Self { kind: Kind::Fixed(status, content_type, body.to_owned()), headers: Vec::new() }
+        Self { kind: Kind::Fixed(status, content_type, body.to_owned()), headers: Vec::new(), added: 0 }
     }
 
     fn error(status: u16, message: &str, kind: &str, code: Option<&str>) -> Self {
@@ -183,7 +185,7 @@ impl Answer {
                 (StatusCode::OK, "application/json", Body::from_stream(broken))
             }
             Kind::Vectors(spoilt, marker) => {
-                let body = embeddings(texts, dimensions, form, spoilt, marker.as_deref());
+                let body = embeddings(texts, dimensions, form, (spoilt, marker.as_deref()), self.added);
                 (StatusCode::OK, "application/json", body)
             }
         };
@@ -241,7 +243,13 @@ fn pooled((index, vector): (usize, Vec<f32>), text: &str, spoilt: bool) -> Value
     json!({"index": index, "object": "dense&sparse", "sparse_embedding": weights, "dense_embedding": vector})
 }
 
-fn embeddings(texts: &[String], dimensions: usize, form: Form, spoilt: Spoilt, marker: Option<&str>) -> Body {
+fn embeddings(
+    texts: &[String],
+    dimensions: usize,
+    form: Form,
+    (spoilt, marker): (Spoilt, Option<&str>),
+    added: usize,
+) -> Body {
     let guilty = |nth: usize| marker.map_or(nth + 1 == texts.len(), |marker| texts[nth].contains(marker));
     let mut vectors: Vec<_> = texts.iter().map(|text| vector_of(text, dimensions)).enumerate().collect();
     // From the last on: spoiling may remove one.
@@ -255,7 +263,7 @@ fn embeddings(texts: &[String], dimensions: usize, form: Form, spoilt: Spoilt, m
         }
     };
     let data: Vec<Value> = vectors.into_iter().map(item).collect();
-    let tokens: usize = texts.iter().map(|text| tokens_of(text)).sum();
+    let tokens: usize = texts.iter().map(|text| tokens_of(text) + added).sum();
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     let body = match form {
         Form::Pooling => {

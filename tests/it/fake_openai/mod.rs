@@ -51,6 +51,8 @@ pub struct Options {
     pub only_floats: bool,
     /// More requests at once are answered with 429 on the spot, to be sent again soon.
     pub most_at_once: usize,
+    /// Tokens that are counted for each text beside its own, as by models that mark its beginning and end.
+    pub added_tokens: usize,
 }
 
 impl Default for Options {
@@ -64,6 +66,7 @@ impl Default for Options {
             longest: 8_192,
             only_floats: false,
             most_at_once: usize::MAX,
+            added_tokens: 0,
         }
     }
 }
@@ -292,7 +295,8 @@ async fn answer(service: &Service, headers: &HeaderMap, path: &'static str, requ
             service.usual(request, authorization.as_deref())
         }
     };
-    let answer = scripted.unwrap_or_else(usual);
+    let mut answer = scripted.unwrap_or_else(usual);
+    answer.added = service.options.added_tokens;
     let dimensions = request.dimensions.unwrap_or(service.options.dimensions);
     let response = answer.respond(&request.input, dimensions, form);
     service.seen.lock().unwrap()[number].status = Some(response.status().as_u16());

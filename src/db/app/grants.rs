@@ -1,0 +1,290 @@
+//! The rights that a worker's role needs, as SQL: on our own tables, and on what a pipeline's statements read, write and lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+
+use crate::config::TableName;
+
+use super::catalog::{self, Column, Table};
+use super::plan::{Plan, TargetPlan};
+use super::{create, effects, quote};
+
+/// What a worker does with our own tables: what an append-only ledger allows, and no more.
+const OURS: &[(&str, &str)] = &[
+    ("_sqlx_migrations", "select"),
+    ("announcements", "select, update, delete"),
+    ("backlog", "select"),
+    ("embedding_jobs", "select, insert, update"),
+    ("installation", "select, insert, update"),
+    ("job_attempts", "select, insert, delete"),
+    ("outbox", "select, update, delete"),
+    ("pipelines", "select, insert, update"),
+    ("prices", "select, insert, update"),
+    ("provider_call_jobs", "select, insert, update"),
+    ("provider_calls", "select, insert, update, delete"),
+    ("reservations", "select, insert, update, delete"),
+    ("transcript_parts", "select, insert, update, delete"),
+    ("usage_by_day", "select"),
+    ("usage_events", "select, insert"),
+    ("vector_cache", "select, insert, update, delete"),
+    ("workers", "select, insert, update, delete"),
+];
+
+/// Functions that a worker calls, a person's word under its role included; forgetting is the schema's owner's.
+const FUNCTIONS: &[&str] = &[
+    "cancel(bigint)",
+    "carry(text, text, numeric)",
+    "enqueue(text, anyelement, int, text)",
+    "enqueue(text, text, int, text)",
+    "fits(text, text)",
+    "key_of(anyelement)",
+    "open_jobs(text, jsonb[], text[], timestamptz[], int, boolean)",
+    "open_needed(text, jsonb[], text[], timestamptz[])",
+    "pause(text, text)",
+    "redeliver(text)",
+    "resume(text)",
+    "retry(bigint, boolean)",
+];
+
+/// Functions that the triggers of an application's table call, in the name of its owner.
+const ANNOUNCING: &[&str] = &[
+    "open_jobs(text, jsonb[], text[], timestamptz[], int, boolean)",
+    "open_needed(text, jsonb[], text[], timestamptz[])",
+];
+
+/// What a person reads who only looks: no texts, vectors or values of rows.
+const READ: &[&str] = &[
+    "_sqlx_migrations",
+    "announcements",
+    "backlog",
+    "installation",
+    "job_attempts",
+    "outbox",
+    "pipelines",
+    "prices",
+    "provider_call_jobs",
+    "provider_calls",
+    "reservations",
+    "usage_by_day",
+    "usage_events",
+    "workers",
+];
+
+/// The rights on our own schema that this role lacks, each with the statement that gives it.
+///
+/// # Errors
+/// The database is away.
+pub async fn lacking(connection: &mut PgConnection) -> sqlx::Result<Vec<(String, String)>> {
+    let mut wanted: Vec<(String, String, String)> = Vec::new();
+    for (table, rights) in OURS {
+        wanted.extend(
+            rights.split(", ").map(|right| ("table".to_owned(), format!("gristmill.{table}"), right.to_owned())),
+        );
+    }
+    wanted.extend(
+        FUNCTIONS.iter().map(|name| ("function".to_owned(), format!("gristmill.{name}"), "execute".to_owned())),
+    );
+    let (kinds, (names, rights)): (Vec<String>, (Vec<String>, Vec<String>)) =
+        wanted.into_iter().map(|(kind, name, right)| (kind, (name, right))).unzip();
+    let rows = sqlx::query!(
+        r#"select kind as "kind!", name as "name!", right_ as "right!", quote_ident(current_user) as "role!"
+           from unnest($1::text[], $2::text[], $3::text[]) with ordinality as wanted (kind, name, right_, nth)
+           where case kind when 'table' then not has_table_privilege(name, right_) else not has_function_privilege(name, right_) end
+           order by nth"#,
+        &kinds,
+        &names,
+        &rights,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| {
+            let on = if row.kind == "function" { format!("function {}", row.name) } else { row.name.clone() };
+            (
+                format!("this role may not {} {}", row.right, row.name),
+                format!("grant {} on {on} to {};", row.right, row.role),
+            )
+        })
+        .collect())
+}
+
+/// What the worker's role needs of our own schema.
+pub fn of_worker(role: &str) -> Vec<String> {
+    let role = quote(role);
+    let tables = OURS.iter().map(|(table, rights)| format!("grant {rights} on gristmill.{table} to {role}"));
+    let functions = FUNCTIONS.iter().map(|name| format!("grant execute on function gristmill.{name} to {role}"));
+    std::iter::once(format!("grant usage on schema gristmill to {role}")).chain(tables).chain(functions).collect()
+}
+
+/// What a role needs that looks at jobs, usage and calls.
+pub fn of_reader(role: &str) -> Vec<String> {
+    let role = quote(role);
+    let tables = READ.iter().map(|table| format!("grant select on gristmill.{table} to {role}"));
+    // All but `kept`, which holds values of rows, and what is made of texts.
+    let jobs = "id, pipeline, source_key, tenant, state, priority, run_at, revision, attempt, max_attempts, starts, stales, crashes, \
+                crashes_alone, alone, snoozed_since, fresh, lease_id, lease_until, worker, stage, generation, need_stands, by_need, chunks, \
+                tokens, tokens_of_text, pages, ms, reader, reason, error_kind, mirror_error, created_at, opened_at, started_at, finished_at";
+    std::iter::once(format!("grant usage on schema gristmill to {role}"))
+        .chain(tables)
+        .chain([format!("grant select ({jobs}) on gristmill.embedding_jobs to {role}")])
+        .collect()
+}
+
+/// What the owner of an application's tables needs to install triggers and views.
+pub fn of_owner(role: &str) -> Vec<String> {
+    let role = quote(role);
+    [
+        format!("grant usage, create on schema gristmill to {role}"),
+        format!("grant select on gristmill.embedding_jobs to {role}"),
+    ]
+    .into_iter()
+    .chain(ANNOUNCING.iter().map(|name| format!("grant execute on function gristmill.{name} to {role}")))
+    .collect()
+}
+
+/// What a role needs that runs `gristmill migrate` in this database.
+///
+/// # Errors
+/// The database is away.
+pub async fn of_migrator(connection: &mut PgConnection, role: &str) -> sqlx::Result<Vec<String>> {
+    let database: String = sqlx::query_scalar("select current_database()::text").fetch_one(connection).await?;
+    Ok(vec![format!("grant create on database {} to {}", quote(&database), quote(role))])
+}
+
+/// Rights by table: whole ones, or on columns.
+type Rights = BTreeMap<TableName, Needs>;
+
+#[derive(Debug, Default)]
+struct Needs {
+    whole: BTreeSet<&'static str>,
+    selected: BTreeSet<String>,
+    updated: BTreeSet<String>,
+}
+
+/// What a pipeline needs of the application's own schema. A target that is not there yet is made first, by whoever runs the statements:
+/// the worker need not be allowed to.
+///
+/// # Errors
+/// The database is away.
+pub async fn of_pipeline(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<String>> {
+    let Some(creation) = &plan.create else { return statements(connection, plan, role).await };
+    let mut trial = connection.begin().await?;
+    create::try_out(&mut trial, &plan.pipeline, creation).await?;
+    let granted = statements(&mut trial, plan, role).await?;
+    trial.rollback().await?;
+    Ok(creation.all().cloned().chain(granted).collect())
+}
+
+async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<String>> {
+    let mut rights = Rights::new();
+    of_tables(plan, &mut rights);
+    for effect in &plan.effects {
+        let explained = effects::explain(connection, &effect.statement).await?;
+        touched(&explained, &mut rights);
+        if let Some(shared) = &effect.shared {
+            rights.entry(shared.name.clone()).or_default().whole.extend(["select", "update"]);
+        }
+    }
+    if let Some(limit) = &plan.limit {
+        let asked = format!("explain (verbose, format json) {}", limit.sql.replace("$1", "null"));
+        touched(&sqlx::raw_sql(AssertSqlSafe(asked)).fetch_one(&mut *connection).await?.try_get(0)?, &mut rights);
+    }
+    // What the configuration's own expressions over a row read besides it.
+    let read = format!("explain (verbose, format json) {}", plan.everything_read());
+    touched(&sqlx::raw_sql(AssertSqlSafe(read)).fetch_one(&mut *connection).await?.try_get(0)?, &mut rights);
+
+    let to = quote(role);
+    let mut schemas: BTreeSet<&str> = rights.keys().map(|table| table.schema.as_str()).collect();
+    if !plan.vector.schema.is_empty() {
+        schemas.insert(&plan.vector.schema);
+    }
+    let schemas: Vec<String> = schemas.into_iter().map(quote).collect();
+    let mut statements = vec![format!("grant usage on schema {} to {to}", schemas.join(", "))];
+    let mut secured = Vec::new();
+    for (name, needs) in &rights {
+        let Some(table) = catalog::table(connection, name).await? else { continue };
+        statements.push(format!("grant {} on {} to {to}", needs.sql(), table.sql()));
+        if needs.whole.contains("insert") {
+            for (sequence, _) in catalog::sequences(connection, &table).await? {
+                statements.push(format!("grant usage on sequence {sequence} to {to}"));
+            }
+        }
+        if table.secured {
+            secured.push(name.to_string());
+        }
+    }
+    if !secured.is_empty() {
+        // A policy that hid rows would make them look gone.
+        statements.push(format!("alter role {to} bypassrls /* row security is on for {} */", secured.join(", ")));
+    }
+    Ok(statements)
+}
+
+/// The tables that we write ourselves.
+fn of_tables(plan: &Plan, rights: &mut Rights) {
+    let source = rights.entry(plan.pipeline.source.table.clone()).or_default();
+    source.whole.insert("select");
+    source.updated.extend(plan.source_columns().into_iter().map(|column| column.name.clone()));
+    if let (TargetPlan::Chunks { .. }, Some(table)) = (&plan.target, &plan.pipeline.target.table) {
+        rights.entry(table.clone()).or_default().whole.extend(["select", "insert", "update", "delete"]);
+    }
+    if let (Some(queue), Some(rule)) = (&plan.queue, &plan.pipeline.queue) {
+        let asking = rights.entry(rule.table.clone()).or_default();
+        asking.whole.insert("select");
+        asking.updated.extend(queue.written().into_iter().map(|column| column.name.clone()));
+    }
+    for parent in &plan.parents {
+        let referred = rights.entry(parent.name.clone()).or_default();
+        referred.selected.extend(parent.columns.iter().cloned());
+        referred.updated.extend(parent.columns.iter().cloned());
+    }
+}
+
+impl Needs {
+    fn sql(&self) -> String {
+        let columns = |right: &str, columns: &BTreeSet<String>| {
+            let whole = self.whole.contains(right) || columns.is_empty();
+            let columns: Vec<String> = columns.iter().map(|column| quote(column)).collect();
+            (!whole).then(|| format!("{right} ({})", columns.join(", ")))
+        };
+        let whole = ["select", "insert", "update", "delete"].into_iter().filter(|right| self.whole.contains(right));
+        let of_columns = [columns("select", &self.selected), columns("update", &self.updated)];
+        whole.map(str::to_owned).chain(of_columns.into_iter().flatten()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The tables that a planned statement reads and changes.
+fn touched(plan: &serde_json::Value, rights: &mut Rights) {
+    match plan {
+        serde_json::Value::Array(parts) => parts.iter().for_each(|part| touched(part, rights)),
+        serde_json::Value::Object(node) => {
+            let word = |key: &str| node.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+            let name = TableName { schema: word("Schema"), table: word("Relation Name") };
+            // Our own tables are another's business, and the catalogue is everybody's.
+            if !name.table.is_empty()
+                && !["gristmill", "pg_catalog", "information_schema"].contains(&name.schema.as_str())
+            {
+                let needs = rights.entry(name).or_default();
+                match (word("Operation").as_str(), word("Conflict Resolution").as_str()) {
+                    ("Insert", "UPDATE") => needs.whole.extend(["select", "insert", "update"]),
+                    // What is returned, or conflicts, is read.
+                    ("Insert", _) => needs.whole.extend(["select", "insert"]),
+                    ("Update", _) => needs.whole.extend(["select", "update"]),
+                    ("Delete", _) => needs.whole.extend(["select", "delete"]),
+                    ("Merge", _) => needs.whole.extend(["select", "insert", "update", "delete"]),
+                    _ => needs.whole.extend(["select"]),
+                }
+            }
+            node.values().for_each(|part| touched(part, rights));
+        }
+        _ => {}
+    }
+}
+
+/// The columns of these that this role may not update.
+pub(super) fn forbidden<'a>(table: &Table, columns: &[&'a Column]) -> Vec<&'a str> {
+    let may = |column: &&&Column| table.column(&column.name).is_none_or(|known| known.may_update);
+    columns.iter().filter(|column| !may(column)).map(|column| column.name.as_str()).collect()
+}

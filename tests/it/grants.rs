@@ -1,0 +1,248 @@
+//! The worker's role owns nothing and may do nothing beyond what `gristmill grants` prints.
+
+use gristmill::app;
+use insta::assert_snapshot;
+use sqlx::{AssertSqlSafe, Executor as _};
+
+use crate::applications::{as_role, configured, misfits, reconnected};
+use crate::cli::gristmill;
+use crate::schema::make_role;
+use crate::world::World;
+
+const NOTES: &str = r#"
+[limits.plan]
+over = "snooze"
+sql = "select 1000000 as tokens from app.plans where team = {tenant}"
+
+[pipelines.notes]
+kind = "embed"
+model = "tiny"
+existing = "backfill"
+limit = "plan"
+[pipelines.notes.source]
+table = "app.notes"
+key = ["id"]
+tenant = "team"
+when = "not exists (select from app.muted as muted where muted.note = source.id)"
+text = "{body}"
+values = { place = "(select name from app.folders as folder where folder.id = source.folder)" }
+[pipelines.notes.queue]
+table = "app.asks"
+key = { note = "{id}" }
+status = { column = "status", words = { skipped = "completed" } }
+columns = { ended_at = "{job.finished}" }
+[pipelines.notes.chunks]
+tokens = 12
+overlap = 0
+[pipelines.notes.target]
+table = "app.note_vectors"
+create = true
+parent = { note = "{id}" }
+columns = { nth = "{chunk.index}", body = "{chunk.text}", place = "{place}", embedding = "{chunk.vector}" }
+[pipelines.notes.status]
+column = "status"
+words = { skipped = "skipped" }
+[[pipelines.notes.effects]]
+name = "count"
+sql = "update app.folders set words = words + {job.words} where id = {folder}"
+shared = { table = "app.folders", key = { id = "{folder}" } }
+[[pipelines.notes.effects]]
+name = "log"
+sql = "insert into app.log (note, cents) select {id}, gristmill.carry('cents', {tenant}, {job.cost} * 100) from app.plans where team = {team}"
+"#;
+
+const TABLES: &str = "create schema app; \
+    create table app.plans (team text primary key); \
+    create table app.folders (id bigint primary key, name text, words int not null default 0); \
+    create table app.notes (id bigint primary key, team text, folder bigint references app.folders, body text, secret text, status text not null default 'pending'); \
+    create table app.muted (note bigint); \
+    create table app.asks (id bigserial primary key, note bigint, status text not null default 'pending', ended_at timestamptz); \
+    create table app.log (id bigserial primary key, note bigint, cents bigint); \
+    insert into app.plans values ('a'), ('b'); insert into app.folders values (1, 'Mills', 0); ";
+
+/// That application's world, for a role of the test's own: roles are the whole server's.
+async fn prepared(role: &str, more: &str) -> World {
+    let world = configured(World::new().await, NOTES);
+    for role in [role, "anon", "authenticated"] {
+        make_role(&world, role).await;
+    }
+    world.sql(&format!("{TABLES}{more}")).await;
+    reconnected(world).await
+}
+
+/// What the owner runs: as one may who reads it.
+async fn granted(world: &World, role: &str) -> Vec<String> {
+    let out = gristmill(world, &["grants", "--role", role]).await.ok().out;
+    out.split_inclusive(";\n").map(str::to_owned).collect()
+}
+
+async fn run(world: &World, statements: &[String]) {
+    for statement in statements {
+        world
+            .pool
+            .execute(AssertSqlSafe(statement.clone()))
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_with_everything_runs_as_a_role_that_owns_nothing() {
+    let role = "gristmill_test_granted";
+    let world = prepared(role, "").await;
+    let statements = granted(&world, role).await;
+    let of_the_application: Vec<&str> =
+        statements.iter().map(|one| one.trim()).filter(|one| !one.contains(" gristmill")).collect();
+    assert_snapshot!(of_the_application.join("\n"), @r#"
+    create table "app"."note_vectors" (
+        "note" "pg_catalog"."int8" not null,
+        "nth" pg_catalog.int4 not null,
+        "body" pg_catalog.text not null,
+        "place" pg_catalog.text,
+        "embedding" "public".vector(8) not null,
+        primary key ("note", "nth")
+    );
+    alter table "app"."note_vectors" enable row level security;
+    revoke all on "app"."note_vectors" from "anon", "authenticated";
+    alter table "app"."note_vectors" add foreign key ("note") references "app"."notes" ("id") on delete cascade;
+    grant usage on schema "app", "public" to "gristmill_test_granted";
+    grant select, update ("ended_at", "status") on "app"."asks" to "gristmill_test_granted";
+    grant select, update on "app"."folders" to "gristmill_test_granted";
+    grant select, insert on "app"."log" to "gristmill_test_granted";
+    grant usage on sequence app.log_id_seq to "gristmill_test_granted";
+    grant select on "app"."muted" to "gristmill_test_granted";
+    grant select, insert, update, delete on "app"."note_vectors" to "gristmill_test_granted";
+    grant select, update ("status") on "app"."notes" to "gristmill_test_granted";
+    grant select on "app"."plans" to "gristmill_test_granted";
+    alter role "gristmill_test_granted" bypassrls /* row security is on for app.note_vectors */;
+    "#);
+    assert!(!statements.iter().any(|one| one.contains("forget") || one.contains("delete on gristmill.usage")));
+    run(&world, &statements).await;
+    let owner = world.pool.clone();
+    let world = as_role(world, role).await;
+
+    let checked = gristmill(&world, &["check"]).await;
+    assert_eq!(checked.code, 0, "{}", checked.out);
+    world.register().await;
+    owner
+        .execute(
+            "insert into app.notes (id, team, folder, body) values (1, 'a', 1, 'The mill grinds.'), (2, 'b', 1, ''), (3, 'a', 1, 'Hush.'); \
+             insert into app.muted values (3); insert into app.asks (note) values (1)",
+        )
+        .await
+        .expect("the owner may");
+    world.work().await;
+    owner
+        .execute(
+            "update app.notes set body = 'The mill grinds again.' where id = 1; select gristmill.enqueue('notes', 1)",
+        )
+        .await
+        .expect("the owner may");
+    world.work().await;
+    owner.execute("delete from app.notes where id = 1").await.expect("the owner may");
+    world.work().await;
+
+    let told: Vec<String> = sqlx::query_scalar(
+        "select concat_ws(' ', 'job', source_key, state, reason) from gristmill.embedding_jobs \
+         union all select concat_ws(' ', 'log', note, cents) from app.log \
+         union all select concat_ws(' ', 'folder', words) from app.folders \
+         union all select concat_ws(' ', 'asked', status, ended_at is not null) from app.asks \
+         union all select concat_ws(' ', 'owns', relname) from pg_class where relowner = 'gristmill_test_granted'::regrole order by 1",
+    )
+    .fetch_all(&owner)
+    .await
+    .expect("the owner sees all");
+    assert_snapshot!(told.join("\n"), @r#"
+    asked completed t
+    folder 7
+    job ["1"] cancelled source row is gone
+    job ["2"] skipped there is no text
+    log 1 0
+    log 1 0
+    "#);
+    // What it does not write, it may not.
+    let refused = world.pool.execute("update app.notes set secret = 'known'").await.expect_err("it is the owner's");
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    let refused = world.pool.execute("select gristmill.forget('a')").await.expect_err("it is the owner's");
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+}
+
+#[tokio::test]
+async fn every_right_that_is_taken_away_is_named() {
+    let role = "gristmill_test_stripped";
+    let world = prepared(role, "").await;
+    let statements = granted(&world, role).await;
+    run(&world, &statements).await;
+    let owner = world.pool.clone();
+    let world = as_role(world, role).await;
+    assert_eq!(misfits(&world).await, "");
+    let mut unnamed = Vec::new();
+    for statement in statements.iter().filter(|one| one.starts_with("grant ")) {
+        // Rights of rows in our own schema, and those on sequences and functions, are one list.
+        let taken = statement.replacen("grant ", "revoke ", 1).replace(" to \"", " from \"");
+        owner.execute(AssertSqlSafe(taken)).await.expect("the owner may");
+        let mut own = world.pool.acquire().await.expect("it is there");
+        let ours = app::check_schema(&world.pool).await.is_err()
+            || !gristmill::db::app::grants::lacking(&mut own).await.is_ok_and(|lacking| lacking.is_empty());
+        if !ours && misfits(&world).await.is_empty() {
+            unnamed.push(statement.clone());
+        }
+        owner.execute(AssertSqlSafe(statement.clone())).await.expect("the owner may");
+    }
+    assert_snapshot!(unnamed.concat(), @"");
+}
+
+#[tokio::test]
+async fn row_security_is_told_by_name_and_lifted_for_the_worker_alone() {
+    let role = "gristmill_test_secured";
+    let policy = "create policy own on app.notes using (team = current_setting('test.team', true))";
+    let world = prepared(role, &format!("alter table app.notes enable row level security; {policy}; ")).await;
+    world.sql(&format!("alter role {role} nobypassrls")).await;
+    let mut statements = granted(&world, role).await;
+    let bypass = statements.iter().position(|one| one.starts_with("alter role")).expect("row security is seen");
+    let bypass = statements.remove(bypass);
+    run(&world, &statements).await;
+    let owner = world.pool.clone();
+    let world = as_role(world, role).await;
+    assert_snapshot!(misfits(&world).await, @r#"
+    workers.toml:58: pipelines.notes.source: row security of app.notes hides rows from this role
+        to mend it: alter role "gristmill_test_secured" bypassrls;
+    workers.toml:73: pipelines.notes.target: row security of app.note_vectors hides rows from this role
+        to mend it: alter role "gristmill_test_secured" bypassrls;
+    "#);
+
+    owner.execute(AssertSqlSafe(bypass)).await.expect("the owner may");
+    world.register().await;
+    owner
+        .execute("insert into app.notes (id, team, folder, body) values (1, 'a', 1, 'Grain.'), (2, 'b', 1, 'Flour.')")
+        .await
+        .expect("the owner may");
+    world.work().await;
+    owner.execute(AssertSqlSafe(format!("alter role {role} nobypassrls"))).await.expect("the owner may");
+    let told: Vec<String> = sqlx::query_scalar("select concat_ws(' ', note, body) from app.note_vectors order by note")
+        .fetch_all(&owner)
+        .await
+        .expect("the owner sees all");
+    assert_eq!(told, ["1 Grain.", "2 Flour."]);
+}
+
+#[tokio::test]
+async fn a_reader_looks_and_sees_no_text() {
+    let world = World::new().await;
+    make_role(&world, "gristmill_test_reader").await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    let out = gristmill(&world, &["grants", "--for", "reader", "--role", "gristmill_test_reader"]).await.ok().out;
+    world.sql(&out).await;
+    let world = as_role(world, "gristmill_test_reader").await;
+    for command in [&["status"][..], &["jobs", "list"], &["jobs", "show", "1"], &["usage"], &["usage", "reconcile"]] {
+        gristmill(&world, command).await.ok();
+    }
+    for secret in ["vector_cache", "transcript_parts", "embedding_jobs"] {
+        let refused = world.pool.execute(AssertSqlSafe(format!("select * from gristmill.{secret}"))).await;
+        assert!(refused.is_err(), "{secret}");
+    }
+    let refused = gristmill(&world, &["pause", "documents"]).await;
+    assert_eq!(refused.code, 1);
+}
