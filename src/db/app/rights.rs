@@ -1,8 +1,10 @@
 //! What this role may do with the application's tables.
 
-use crate::config::{Pipeline, Place};
+use sqlx::PgConnection;
 
-use super::catalog::Table;
+use crate::config::{Pipeline, Place, Target};
+
+use super::catalog::{self, Table};
 use super::check::Misfit;
 use super::quote;
 
@@ -50,4 +52,27 @@ pub(super) fn check(
                 .fix(format!("alter role {role} bypassrls;")),
         );
     }
+}
+
+/// Names the sequences that give new chunks what we do not, and that this role may not ask.
+pub(super) async fn of_sequences(
+    connection: &mut PgConnection,
+    role: &str,
+    target: Option<&Table>,
+    rule: &Target,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<()> {
+    let Some(table) = target else { return Ok(()) };
+    let written = |column: &str| rule.parent.iter().chain(&rule.columns).any(|one| one.column.first() == column);
+    for (column, sequence) in catalog::closed_sequences(connection, table).await? {
+        if written(&column) {
+            continue;
+        }
+        let message =
+            format!("this role may not use sequence {sequence}, the default of column {column} of {}", table.name);
+        misfits.push(
+            Misfit::new(&rule.place, message).fix(format!("grant usage on sequence {sequence} to {};", quote(role))),
+        );
+    }
+    Ok(())
 }
