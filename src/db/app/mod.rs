@@ -56,7 +56,7 @@ pub use vector_index::{
     index_name, indexed, run_each as run_index,
 };
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
-pub use views::{ViewSet, run as run_views, view_name, view_set};
+pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};
 pub use write::{
     ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread,
     set_writer, update_chunks, update_sources, which_exist,
