@@ -4,6 +4,7 @@ mod bill;
 mod lanes;
 mod late;
 mod models;
+mod rivals;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -123,6 +124,7 @@ pub async fn resolve(pool: &PgPool, config: &Config) -> sqlx::Result<Resolved> {
             }
         }
     }
+    resolved.warnings.extend(rivals::rivals(&resolved.plans));
     Ok(resolved)
 }
 

@@ -13,6 +13,7 @@ use crate::db;
 use crate::db::app::LoadedRow;
 use crate::domain::{Chunk, ClaimedJob, Embedding, ErrorKind, Reason};
 
+use super::blame;
 use super::ending;
 use super::facts::JobFacts;
 use super::fit::Fit;
@@ -229,9 +230,9 @@ impl Shared {
                     }
                 }
                 Err(refusal) if group.len() == 1 => {
-                    let refused = CommitError::Refused(refusal.describe());
                     if let Some(request) = group.pop() {
-                        self.refuse(request, refused).await;
+                        let said = blame::describe(&self.pool, &plan, &request.work, &refusal).await;
+                        self.refuse(request, CommitError::Refused(said)).await;
                     }
                 }
                 Err(_) => {

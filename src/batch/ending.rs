@@ -151,8 +151,8 @@ async fn write_alone(
     Ok(Some(Committed::Written))
 }
 
-/// Writes what source and asking rows say of the end. Where a source row may not say that, it takes `processing` back; an asking row says
-/// at least how it ended: one that asks again would be worked again. Says whether all of it stands.
+/// Writes what source and asking rows say of the end. Where a source row may not say all of that, it has the word alone, or takes
+/// `processing` back; an asking row says at least how it ended: one that asks again would be worked again. Says whether all of it stands.
 async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> sqlx::Result<bool> {
     let (going, keys) = (std::slice::from_ref(ready), [&ready.work.job.key]);
     let mut savepoint = connection.begin().await?;
@@ -169,10 +169,17 @@ async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> s
     let status = transaction::write_sources(&mut savepoint, plan, going).await;
     let written = keep(savepoint, status).await?;
     if let Some(status) = plan.pipeline.status.as_ref().filter(|_| !written) {
-        let words = &status.words;
-        let mut savepoint = connection.begin().await?;
-        let released = app::mirror(&mut savepoint, plan, &keys, &words.pending, &[&words.processing]).await;
-        keep(savepoint, released).await?;
+        let (pending, processing) = (status.words.pending.as_str(), status.words.processing.as_str());
+        let word = transaction::word(plan, ready.facts.state);
+        let both = [processing, pending];
+        let alone = word.as_deref().map(|word| (word, &both[..]));
+        for (word, instead_of) in alone.into_iter().chain([(pending, &both[..1])]) {
+            let mut savepoint = connection.begin().await?;
+            let said = app::mirror(&mut savepoint, plan, &keys, word, instead_of).await;
+            if keep(savepoint, said).await? {
+                break;
+            }
+        }
     }
     Ok(answered && written)
 }

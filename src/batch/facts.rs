@@ -110,7 +110,7 @@ impl Names<'_> {
     pub fn column(&self, write: &ColumnWrite, chunk: Option<&Chunk>) -> Option<String> {
         match &write.kind {
             WriteKind::Vector | WriteKind::Sparse(_) => None,
-            WriteKind::Plain(template) => self.render(template, chunk),
+            WriteKind::Plain(template) => self.render(template, chunk).map(|text| short(write, template, text)),
             WriteKind::Merge(keys) => {
                 let object: serde_json::Map<String, serde_json::Value> =
                     keys.iter().map(|(key, template)| (key.clone(), self.json(template, chunk))).collect();
@@ -149,6 +149,15 @@ impl Names<'_> {
         };
         let parsed = if plain { serde_json::from_str(&text).ok() } else { None };
         parsed.unwrap_or(serde_json::Value::String(text))
+    }
+}
+
+/// What went wrong, cut to what its column holds: the whole would have the database refuse that anything went wrong at all.
+fn short(write: &ColumnWrite, template: &Template, text: String) -> String {
+    let tells = |name: &&Name| matches!(name, Name::Job(JobFact::Error | JobFact::Cause));
+    match write.column.longest() {
+        Some(most) if template.names().iter().any(tells) => text.chars().take(most).collect(),
+        _ => text,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod asking;
 mod batcher;
+mod blame;
 mod budget;
 mod ceiling;
 mod committer;

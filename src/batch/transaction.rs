@@ -363,7 +363,7 @@ fn status_columns(plan: &Plan) -> Vec<(ColumnWrite, bool)> {
     word.into_iter().chain(status.columns.iter().map(|write| (write.clone(), false))).collect()
 }
 
-fn word(plan: &Plan, state: &str) -> Option<String> {
+pub(super) fn word(plan: &Plan, state: &str) -> Option<String> {
     let words = &plan.pipeline.status.as_ref()?.words;
     match state {
         "pending" => Some(words.pending.clone()),

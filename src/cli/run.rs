@@ -173,6 +173,11 @@ async fn stop_when_idle(engine: Arc<Engine>, stop: CancellationToken, until: Can
                 Some(format!("what is left could not be counted: {error}"))
             }
         };
+        tokio::select! {
+            () = engine.deliver_due() => {}
+            () = until.cancelled() => {}
+            () = stop.cancelled() => {}
+        }
         stop.cancel();
         return failure.map_or(Ok(()), |failure| Err(Failure::Failed(failure)));
     }

@@ -1,6 +1,7 @@
 //! `gristmill views`
 
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use crate::db;
 use crate::db::app::{Plan, TriggerSet, ViewSet};
@@ -51,54 +52,101 @@ struct Changed {
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     match args.what {
-        What::Install(pipelines) => change(session, &pipelines.names, "install", "installed", |set| set.install).await,
-        What::Remove(pipelines) => change(session, &pipelines.names, "remove", "removed", |set| set.remove).await,
+        What::Install(pipelines) => install(session, &pipelines.names).await,
+        What::Remove(pipelines) => remove(session, &pipelines.names).await,
         What::Sql(sql) => print(session, &sql).await,
     }
 }
 
-async fn set_of(connection: &mut sqlx::PgConnection, plan: &Plan) -> Result<ViewSet, Failure> {
+async fn set_of(connection: &mut PgConnection, plan: &Plan) -> Result<ViewSet, Failure> {
     let set = db::app::view_set(connection, plan).await?;
     set.map_err(|why| Failure::Failed(format!("{}: {why}", plan.pipeline.name)))
 }
 
-async fn change(
-    session: &Session,
-    names: &[String],
-    verb: &str,
-    now: &'static str,
-    statements: impl Fn(ViewSet) -> Vec<String>,
-) -> Result<(), Failure> {
+/// A pipeline that cannot have a view keeps no other from its own.
+async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
     let (_, pool, plans) = session.plans(names).await?;
-    let mut done = Vec::new();
+    let mut connection = pool.acquire().await?;
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
     for plan in plans {
         let name = &plan.pipeline.name;
-        let mut connection = pool.acquire().await?;
-        let statements = statements(set_of(&mut connection, &plan).await?);
-        match db::app::run_views(&mut connection, &statements).await {
-            Ok(()) => {
-                let view = format!("gristmill.{}", db::app::view_name(name));
-                done.push(Changed { pipeline: name.clone(), view, now });
-            }
-            Err(error) if db::is_forbidden(&error) => {
-                let script = TriggerSet::script(&statements);
-                return Err(by_owner(name, verb, "the owner of schema gristmill", &script, &error));
-            }
-            Err(error) => return Err(error.into()),
+        let changed = match set_of(&mut connection, &plan).await {
+            Ok(set) => change(&mut connection, name, &set.install, ("install", "installed")).await,
+            Err(failure) => Err(failure),
+        };
+        match changed {
+            Ok(changed) => done.push(changed),
+            Err(Failure::Failed(why)) => failed.push(why),
+            Err(failure) => return Err(failure),
         }
     }
-    session.print(&done, |done| {
+    tell(session, &done)?;
+    if failed.is_empty() { Ok(()) } else { Err(Failure::Failed(failed.join("\n"))) }
+}
+
+async fn change(
+    connection: &mut PgConnection,
+    pipeline: &str,
+    statements: &[String],
+    (verb, now): (&str, &'static str),
+) -> Result<Changed, Failure> {
+    match db::app::run_views(connection, statements).await {
+        Ok(()) => {
+            let view = format!("gristmill.{}", db::app::view_name(pipeline));
+            Ok(Changed { pipeline: pipeline.to_owned(), view, now })
+        }
+        Err(error) if db::is_forbidden(&error) => {
+            let script = TriggerSet::script(statements);
+            Err(by_owner(pipeline, verb, "the owner of schema gristmill", &script, &error))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Needs no configuration that fits: what is to go may be what does not.
+async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
+    let pool = session.database().await?;
+    let mut connection = pool.acquire().await?;
+    let mut done = Vec::new();
+    for name in there(&mut connection, names).await? {
+        let statements = db::app::view_removal(&mut connection, &name).await?;
+        done.push(change(&mut connection, &name, &statements, ("remove", "removed")).await?);
+    }
+    tell(session, &done)
+}
+
+/// The pipelines of these names (all, where none is given) that have views.
+async fn there(connection: &mut PgConnection, names: &[String]) -> Result<Vec<String>, Failure> {
+    let known = db::app::with_views(connection).await?;
+    if let Some(name) = names.iter().find(|name| !known.contains(name)) {
+        let have =
+            if known.is_empty() { "none has".to_owned() } else { format!("those that have: {}", known.join(", ")) };
+        return Err(Failure::Failed(format!("pipeline {name} has no view; {have}")));
+    }
+    Ok(if names.is_empty() { known } else { names.to_vec() })
+}
+
+fn tell(session: &Session, done: &[Changed]) -> Result<(), Failure> {
+    session.print(done, |done| {
         let line = |one: &Changed| format!("{}: view {} {}", one.pipeline, one.view, one.now);
         done.iter().map(line).collect::<Vec<_>>().join("\n")
     })
 }
 
 async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
-    let (_, pool, plans) = session.plans(&sql.pipelines.names).await?;
     let mut script = String::new();
-    for plan in plans {
-        let set = set_of(&mut *pool.acquire().await?, &plan).await?;
-        script.push_str(&TriggerSet::script(if sql.remove { &set.remove } else { &set.install }));
+    if sql.remove {
+        let pool = session.database().await?;
+        let mut connection = pool.acquire().await?;
+        for name in there(&mut connection, &sql.pipelines.names).await? {
+            script.push_str(&TriggerSet::script(&db::app::view_removal(&mut connection, &name).await?));
+        }
+    } else {
+        let (_, pool, plans) = session.plans(&sql.pipelines.names).await?;
+        for plan in plans {
+            let set = set_of(&mut *pool.acquire().await?, &plan).await?;
+            script.push_str(&TriggerSet::script(&set.install));
+        }
     }
     show::out(&script)
 }

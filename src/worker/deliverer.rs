@@ -30,6 +30,8 @@ const TAKEN: usize = 32;
 const AT_ONCE: usize = 8;
 /// How long a worker that ends still waits for receivers.
 const LAST: Duration = Duration::from_secs(2);
+/// How long a worker without work goes on delivering one pipeline's.
+const DUE: Duration = Duration::from_secs(30);
 /// What is read of an answer that nobody looks at.
 const ANSWER_BYTES: u64 = 64 * 1024;
 
@@ -115,13 +117,30 @@ impl Deliverer {
     }
 }
 
+impl Engine {
+    /// Delivers what is due, for a worker that ends because there is no work: the next may come late, and end as soon.
+    pub async fn deliver_due(&self) {
+        for deliverer in &self.deliverers {
+            match tokio::time::timeout(DUE, deliverer.deliver(&self.pool, false)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => missed(deliverer, &error),
+                Err(_) => tracing::warn!(job.pipeline = deliverer.pipeline, "webhooks are left for the next run"),
+            }
+        }
+    }
+}
+
+fn missed(deliverer: &Deliverer, error: &sqlx::Error) {
+    let error = db::describe(error);
+    tracing::warn!(job.pipeline = deliverer.pipeline, error, "looking for webhooks to deliver failed");
+}
+
 /// Delivers the webhooks of one pipeline until `stop`, and then what the last commits have left.
 pub(super) async fn run(engine: Arc<Engine>, nth: usize, stop: CancellationToken) {
     let deliverer = &engine.deliverers[nth];
     let deliver = async |fresh| {
         if let Err(error) = deliverer.deliver(&engine.pool, fresh).await {
-            let error = db::describe(&error);
-            tracing::warn!(job.pipeline = deliverer.pipeline, error, "looking for webhooks to deliver failed");
+            missed(deliverer, &error);
         }
     };
     let overtime = async || {

@@ -45,7 +45,7 @@ pub async fn reconnected(mut world: World) -> World {
     world
 }
 
-const NOTES: &str = r#"
+pub const NOTES: &str = r#"
 [pipelines.notes]
 kind = "embed"
 model = "tiny"
@@ -63,7 +63,7 @@ parent = { note_id = "{id}" }
 columns = { nth = "{chunk.index}", body = "{chunk.text}", embedding = "{chunk.vector}" }
 "#;
 
-const NOTE_TABLES: &str = "create schema app; create table app.notes (id bigint generated always as identity primary key, body text); \
+pub const NOTE_TABLES: &str = "create schema app; create table app.notes (id bigint generated always as identity primary key, body text); \
     create table app.note_chunks (note_id bigint not null, nth int not null, body text not null, embedding vector(8) not null);";
 
 /// Each state of jobs with its key and trouble.
@@ -591,7 +591,7 @@ pub async fn misfits(world: &World) -> String {
     said.map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-async fn misfit(schema: &str, pipelines: &str) -> String {
+pub async fn misfit(schema: &str, pipelines: &str) -> String {
     let world = configured(World::new().await, pipelines);
     world.sql(schema).await;
     misfits(&reconnected(world).await).await
@@ -664,7 +664,7 @@ async fn what_does_not_fit_is_named_with_its_place() {
     # no vector
     workers.toml:60: pipelines.notes.target: column embedding is _float4; vectors go into vector or halfvec
     # more columns
-    workers.toml:60: pipelines.notes.target: column owner of app.note_chunks must have a value, and target.columns gives it none
+    workers.toml:60: pipelines.notes.target: column owner of app.note_chunks must have a value, and target.columns gives it none; a default may
     # a typo in a condition
     workers.toml:56: pipelines.notes.source.when: Postgres says: column "delete_at" does not exist
     # no changed_at
@@ -678,6 +678,8 @@ async fn what_does_not_fit_is_named_with_its_place() {
     # a key that may be null
     workers.toml:55: pipelines.notes.source.key: column id of app.notes may be null, and such a row has no key
         to mend it: alter table "app"."notes" alter column "id" set not null;
+    workers.toml:55: pipelines.notes.source.key: no unique index of app.notes holds nothing but id (a partial one does not count): two rows of one key would get each other's vectors; name the primary key, or make the key unique
+        to mend it: alter table "app"."notes" add unique ("id");
     # a short column
     workers.toml:64: pipelines.notes.status: column state of app.notes does not take the word `completed`: it holds 8 characters
     # a word

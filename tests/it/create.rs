@@ -5,7 +5,7 @@ use gristmill::db;
 use insta::assert_snapshot;
 use sqlx::Executor as _;
 
-use crate::applications::{configured, reconnected};
+use crate::applications::{WORKER, as_worker, configured, reconnected};
 use crate::schema::make_role;
 use crate::world::World;
 
@@ -116,4 +116,30 @@ async fn a_policy_that_does_not_hold_is_named_and_nothing_is_made() {
     the target cannot be created; Postgres says: column "owner" does not exist
     "#);
     assert!(world.value::<bool>("select to_regclass('app.session_vectors') is null").await);
+}
+
+#[tokio::test]
+async fn whoever_may_make_the_target_is_told_to_let_the_worker_write_to_it() {
+    let world = world(SESSIONS).await;
+    world
+        .sql(&format!(
+            "{WORKER}grant usage on schema app, auth, gristmill to gristmill_test_worker; \
+             grant select, update on app.\"daily sessions\" to gristmill_test_worker"
+        ))
+        .await;
+    let owner = world.pool.clone();
+    let said = |world: &World| {
+        let (pool, config) = (world.pool.clone(), world.config());
+        async move { app::resolve(&pool, &config).await.unwrap().refused }
+    };
+    let world = as_worker(world).await;
+    let refused = said(&world).await;
+    let fix = refused[0].1[0].fix.clone().unwrap();
+    // Roles are every test's: this one stays as it is.
+    let (fix, role) = fix.rsplit_once('\n').unwrap();
+    assert_eq!(role, "alter role \"gristmill_test_worker\" bypassrls;");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fix.to_owned())).execute(&owner).await.unwrap();
+    let left: Vec<String> =
+        said(&world).await.into_iter().flat_map(|(_, misfits)| misfits).map(|one| one.message).collect();
+    assert_eq!(left, ["row security of app.session_vectors hides rows from this role"]);
 }

@@ -31,6 +31,7 @@ mod ledger;
 mod limits;
 mod memory;
 mod migrating;
+mod misfits;
 mod model;
 mod operator;
 mod outcomes;

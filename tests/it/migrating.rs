@@ -78,7 +78,7 @@ async fn a_new_column_that_must_have_a_value_pauses_its_pipeline() {
     )
     .await;
 
-    assert_snapshot!(said, @"documents: workers.toml:63: pipelines.documents.target: column language of public.document_chunks must have a value, and target.columns gives it none");
+    assert_snapshot!(said, @"documents: workers.toml:63: pipelines.documents.target: column language of public.document_chunks must have a value, and target.columns gives it none; a default may");
 }
 
 #[tokio::test]

@@ -446,7 +446,7 @@ impl Application {
         let vector = self.vector_of(&text).await;
         match tables_of::view_set(&mut connection, &plan).await.expect("the database is there") {
             Err(refused) => {
-                let settings = refused.contains("depends on a session's settings");
+                let settings = refused.contains("may depend on a session's");
                 self.expect("the view is refused for the key's type", &settings, &true);
             }
             Ok(views) => {

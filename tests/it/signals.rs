@@ -212,6 +212,8 @@ async fn a_receiver_that_fails_is_tried_again_under_the_same_id_and_given_up_aft
     let said = gristmill(&world, &["status"]).await.ok().out;
     assert!(said.contains("documents: 1 webhook given up; `select gristmill.redeliver('documents')` tries again; the receiver answered 500"), "{said}");
 
+    let unknown = sqlx::query("select gristmill.redeliver('documnets')").execute(&world.pool).await.unwrap_err();
+    assert!(unknown.to_string().contains("gristmill knows no pipeline \"documnets\""), "{unknown}");
     assert_eq!(world.value::<i64>("select gristmill.redeliver('documents')").await, 1);
     all_are(&world, &["completed 1 delivered"]).await;
     worker.stop().await;
@@ -325,4 +327,26 @@ signal = {{ notify = "ready", webhook = {{ url = "{}", secret = "whsec_MfKQ9r8GK
     world.sql("update gristmill.embedding_jobs set tenant = 'a'").await;
     world.sql("update gristmill.embedding_jobs set state = 'cancelled', error_kind = 'left'; select gristmill.forget('a')").await;
     assert_eq!(world.value::<i64>("select count(*) from gristmill.outbox").await, 0);
+}
+
+#[tokio::test]
+async fn a_run_that_ends_by_itself_tries_again_what_is_due() {
+    let receiver = Receiver::start().await;
+    let world = world(&receiver).await;
+    *receiver.first.lock().unwrap() = vec![500];
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    assert_eq!(world.list(OUTBOX).await, ["completed 1 waiting the receiver answered 500"]);
+
+    due(&world).await;
+    receiver.open.send_replace(false);
+    let held = *receiver.held.borrow();
+    let answer = async {
+        receiver.held.subscribe().wait_for(|now| *now > held).await.unwrap();
+        receiver.open.send_replace(true);
+    };
+    // It ends no sooner than the receiver has answered.
+    let (ran, ()) = tokio::join!(gristmill(&world, &["run", "--once"]), answer);
+    ran.ok();
+    assert_eq!(world.list(OUTBOX).await, ["completed 2 delivered"]);
 }

@@ -193,3 +193,27 @@ async fn a_key_that_fits_no_row_keeps_no_word_from_the_rows_beside_it() {
     1 failed constraint
     ");
 }
+
+#[tokio::test]
+async fn what_went_wrong_is_cut_to_what_its_column_holds() {
+    let world = World::new().await;
+    world.sql("alter table public.documents alter error_message type varchar(20)").await;
+    world.register().await;
+    world.insert_path("nobody/else.txt", "stray").await;
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"stray failed | failed file");
+    let error = world.value::<String>("select error_message from public.documents").await;
+    assert_eq!(error, world.value::<String>("select left(reason, 20) from gristmill.embedding_jobs").await);
+}
+
+#[tokio::test]
+async fn a_row_that_may_not_say_why_says_at_least_that() {
+    let world = World::new().await;
+    world.sql("alter table public.documents add check (error_message is null)").await;
+    world.register().await;
+    world.insert_path("nobody/else.txt", "stray").await;
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"stray failed | failed file the database refused the write: constraint documents_error_message_check of table documents refused the row");
+}

@@ -167,7 +167,7 @@ async fn a_key_may_be_called_as_our_columns_are_and_must_read_the_same_everywher
              chunks = {{ tokens = 12, overlap = 0 }}\n"
         )
     };
-    let tables = "create schema app; create table app.notes (state text, day date, body text, primary key (state, day)); \
+    let tables = "create schema app; create table app.notes (state text, day date, body text, primary key (state, day), unique (state)); \
         create table app.chunks (state text, day date, nth int, embedding vector(8)); \
         insert into app.notes values ('it''s', '2026-01-31', 'Ground.')";
     let world = application(tables, &pipeline("\"state\"", "state = \"{state}\"")).await;
@@ -181,5 +181,51 @@ async fn a_key_may_be_called_as_our_columns_are_and_must_read_the_same_everywher
     let world = application(tables, &both).await;
     let refused = gristmill(&world, &["views", "install"]).await;
     assert_eq!(refused.code, 1);
-    assert_snapshot!(refused.err.trim(), @"error: notes: day is date, whose text depends on a session's settings: such rows cannot be joined to their jobs in a view");
+    assert_snapshot!(refused.err.trim(), @"error: notes: day is date, whose text may depend on a session's TimeZone, DateStyle and IntervalStyle: a view cannot find its jobs by it");
+}
+
+/// Two pipelines, one of whose keys is a time.
+async fn timed() -> World {
+    let pipeline = |name: &str| {
+        format!(
+            "[pipelines.{name}]\nkind = \"embed\"\nmodel = \"tiny\"\nexisting = \"backfill\"\nchunks = {{ whole = true }}\n\
+             source = {{ table = \"app.{name}\", key = [\"gm_key\"], text = \"{{body}}\" }}\n\
+             target = {{ columns = {{ embedding = \"{{chunk.vector}}\" }} }}\n"
+        )
+    };
+    let tables = "create schema app; create domain app.name as uuid; create domain app.own as app.name; \
+        create table app.days (gm_key timestamptz primary key, body text, embedding vector(8)); \
+        create table app.notes (gm_key app.own primary key, body text, embedding vector(8)); \
+        insert into app.notes values (gen_random_uuid(), 'Ground.')";
+    let world = application(tables, &format!("{}{}", pipeline("days"), pipeline("notes"))).await;
+    gristmill(&world, &["accept", "notes", "--yes"]).await.ok();
+    world.work().await;
+    world
+}
+
+#[tokio::test]
+async fn a_pipeline_that_cannot_have_a_view_keeps_no_other_from_its_own() {
+    let world = timed().await;
+    let installed = gristmill(&world, &["views", "install"]).await;
+    assert_eq!((installed.code, installed.out.trim()), (1, "notes: view gristmill.status_notes installed"));
+    assert_snapshot!(installed.err.trim(), @"error: days: gm_key is timestamptz, whose text may depend on a session's TimeZone, DateStyle and IntervalStyle: a view cannot find its jobs by it");
+    let row = "select concat_ws(' ', n.body, s.state) from gristmill.status_notes s join app.notes n using (gm_key)";
+    assert_eq!(world.list(row).await, ["Ground. completed"]);
+}
+
+#[tokio::test]
+async fn views_are_removed_whatever_became_of_their_pipelines() {
+    let world = timed().await;
+    gristmill(&world, &["views", "install", "notes"]).await.ok();
+    world.sql("alter table app.notes add part int not null default 1").await;
+    let world = world.change("[pipelines.notes]", "[pipelines.renamed]").change("\"{body}\"", "\"{title}\"");
+
+    let unknown = gristmill(&world, &["views", "remove", "renamed"]).await;
+    assert_eq!(unknown.code, 1);
+    assert_snapshot!(unknown.err.trim(), @"error: pipeline renamed has no view; those that have: notes");
+    let removed = gristmill(&world, &["views", "remove", "notes"]).await.ok().out;
+    assert_eq!(removed.trim(), "notes: view gristmill.status_notes removed");
+    gristmill(&world, &["views", "remove"]).await.ok();
+    let left = "select count(*) from pg_views where schemaname = 'gristmill' and viewname ~ '^(status|visible)_'";
+    assert_eq!(world.value::<i64>(left).await, 0);
 }

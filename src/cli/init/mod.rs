@@ -12,12 +12,12 @@ use sqlx::PgPool;
 use crate::app;
 use crate::config::{Database, Secret};
 use crate::db;
-use crate::db::app::{Surveyed, buckets, commonest_word, has_function, survey};
+use crate::db::app::{NO_PGVECTOR, Surveyed, buckets, commonest_word, has_function, survey};
 
 use super::failure::Failure;
 use super::session::{self, Session};
 
-use propose::{MODEL, Proposal, Surroundings, comment, propose};
+use propose::{MODEL, Proposal, Proposed, Surroundings, comment, propose};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  gristmill init                     writes ./workers.toml\n  \
@@ -39,6 +39,16 @@ struct Written {
     pipelines: Vec<String>,
     /// Those that do not, and are commented out, with why.
     left_out: BTreeMap<String, Vec<String>>,
+    /// Those whose status is commented out, with why.
+    without_status: BTreeMap<String, Vec<String>>,
+}
+
+/// What does not fit, of each proposal.
+#[derive(Debug, Default)]
+struct Unfit {
+    whole: BTreeMap<String, Vec<String>>,
+    /// Where all but the status fits.
+    status: BTreeMap<String, Vec<String>>,
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
@@ -57,23 +67,35 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let around = surroundings(&mut connection, &tables).await?;
     let buckets = buckets(&mut connection).await?;
     drop(connection);
-    let proposals = propose(&tables, &around);
+    let Proposed { proposals, others } = propose(&tables, &around);
     if proposals.is_empty() {
         return Err(Failure::Failed(format!(
             "none of the {} looks like a source: a table with a primary key and a text or a file's path",
             super::show::count(tables.len() as u64, "table")
         )));
     }
-    let left_out = unfit(&pool, &proposals).await?;
-    let text = file(&proposals, &left_out, &buckets);
+    let unfit = unfit(&pool, &proposals).await?;
+    let mut text = file(&proposals, &unfit, &buckets);
+    if !others.is_empty() {
+        let _ = writeln!(
+            text,
+            "\n# Tables with a text and no place for vectors, which target.create = true would make: {}",
+            comment(&others.join(", "))
+        );
+    }
     if shown {
         return super::show::out(text.trim_end());
     }
     std::fs::write(&args.out, &text).map_err(|error| Failure::Failed(format!("{}: {error}", args.out.display())))?;
     let written = Written {
         file: args.out.display().to_string(),
-        pipelines: proposals.iter().map(|one| one.name.clone()).filter(|name| !left_out.contains_key(name)).collect(),
-        left_out,
+        pipelines: proposals
+            .iter()
+            .map(|one| one.name.clone())
+            .filter(|name| !unfit.whole.contains_key(name))
+            .collect(),
+        left_out: unfit.whole,
+        without_status: unfit.status,
     };
     session.print(&written, people)
 }
@@ -85,6 +107,9 @@ fn people(written: &Written) -> String {
     }
     for (name, why) in &written.left_out {
         let _ = write!(text, "\ncommented out: {name}: {}", why.join("; "));
+    }
+    for (name, why) in &written.without_status {
+        let _ = write!(text, "\ncommented out: the status of {name}: {}", why.join("; "));
     }
     text.push_str("\nread it, then: gristmill migrate && gristmill check");
     text
@@ -103,34 +128,45 @@ async fn surroundings(connection: &mut sqlx::PgConnection, tables: &[Surveyed]) 
 }
 
 /// Holds each proposal against the language and the database; what does not fit is commented out, with why.
-async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<BTreeMap<String, Vec<String>>, Failure> {
+async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<Unfit, Failure> {
     let read = |proposals: &[Proposal]| {
-        let text = file(proposals, &BTreeMap::new(), &[]);
+        let text = file(proposals, &Unfit::default(), &[]);
         session::read_without_secrets("workers.toml", &text, &|_| None)
     };
-    let mut left_out = BTreeMap::new();
+    let mut unfit = Unfit::default();
     let mut sound = Vec::new();
     for proposal in proposals {
-        match read(std::slice::from_ref(proposal)) {
-            Ok(_) => sound.push(proposal.clone()),
-            Err(misfits) => {
-                let why = misfits.into_iter().map(|misfit| misfit.message).collect();
-                left_out.insert(proposal.name.clone(), why);
-            }
+        sound.push(proposal.clone());
+        if let Err(misfits) = read(&sound) {
+            sound.pop();
+            let why = misfits.into_iter().map(|misfit| misfit.message).collect();
+            unfit.whole.insert(proposal.name.clone(), why);
         }
     }
+    if sound.is_empty() {
+        return Ok(unfit);
+    }
     let (config, _) = read(&sound).map_err(|misfits| Failure::of_config(&misfits))?;
-    let resolved = app::resolve(pool, &config).await?;
-    let said = |misfits: &[db::app::Misfit]| {
-        let errors = misfits.iter().filter(|misfit| !misfit.warning);
-        errors.map(|misfit| misfit.message.clone()).collect::<Vec<_>>()
-    };
-    left_out.extend(resolved.refused.iter().map(|(name, misfits)| (name.clone(), said(misfits))));
-    Ok(left_out)
+    for (name, misfits) in app::resolve(pool, &config).await?.refused {
+        let of_status = format!("pipelines.{name}.status");
+        // The next step makes pgvector.
+        let (status, rest): (Vec<_>, Vec<_>) = misfits
+            .into_iter()
+            .filter(|misfit| misfit.message != NO_PGVECTOR)
+            .partition(|misfit| misfit.place.key.starts_with(&of_status));
+        let rest: Vec<String> = rest.into_iter().map(|misfit| misfit.message).collect();
+        let status: Vec<String> = status.into_iter().map(|misfit| misfit.message).collect();
+        match (rest.is_empty(), status.is_empty()) {
+            (false, _) => drop(unfit.whole.insert(name, [rest, status].concat())),
+            (true, false) => drop(unfit.status.insert(name, status)),
+            (true, true) => {}
+        }
+    }
+    Ok(unfit)
 }
 
 /// The whole file.
-fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>, buckets: &[String]) -> String {
+fn file(proposals: &[Proposal], unfit: &Unfit, buckets: &[String]) -> String {
     let mut text =
         "# Proposed by `gristmill init` from the tables of the database: a beginning, to be read before it runs.\n\
                     # Every key is documented in the repository's workers.toml.\n\
@@ -141,8 +177,11 @@ fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>, bucket
         let bucket = named
             .map_or_else(|| "\"documents\"".to_owned(), |bucket| serde_json::Value::from(bucket.as_str()).to_string());
         let others: Vec<&str> = buckets.iter().filter(|bucket| Some(*bucket) != named).map(String::as_str).collect();
-        let others =
-            if others.is_empty() { String::new() } else { format!(" # there are also: {}", others.join(", ")) };
+        let others = if others.is_empty() {
+            String::new()
+        } else {
+            format!(" # there are also: {}", comment(&others.join(", ")))
+        };
         let _ = write!(
             text,
             "# Where the files are that rows name: here Supabase Storage; or kind = \"s3\" or \"local\".\n\
@@ -187,20 +226,30 @@ fn file(proposals: &[Proposal], left_out: &BTreeMap<String, Vec<String>>, bucket
     }
     for proposal in proposals {
         let sections = proposal.toml.replace(MODEL, &model(proposal.dimensions).label);
+        let status = proposal.status.as_deref().unwrap_or_default();
         text.push('\n');
-        match left_out.get(&proposal.name) {
-            None => text.push_str(&sections),
-            Some(why) => {
-                for line in why {
-                    let _ = writeln!(text, "# Does not fit yet: {}", comment(line));
-                }
-                for line in sections.lines() {
-                    let _ = writeln!(text, "# {line}");
-                }
+        match (unfit.whole.get(&proposal.name), unfit.status.get(&proposal.name)) {
+            (Some(why), _) => commented_out(why, &format!("{sections}{status}"), &mut text),
+            (None, Some(why)) => {
+                text.push_str(&sections);
+                commented_out(why, status, &mut text);
+            }
+            (None, None) => {
+                text.push_str(&sections);
+                text.push_str(status);
             }
         }
     }
     text
+}
+
+fn commented_out(why: &[String], sections: &str, text: &mut String) {
+    for line in why {
+        let _ = writeln!(text, "# Does not fit yet: {}", comment(line));
+    }
+    for line in sections.lines() {
+        let _ = writeln!(text, "# {line}");
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

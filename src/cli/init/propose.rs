@@ -14,6 +14,16 @@ pub(super) struct Proposal {
     pub file: bool,
     /// Its sections, to be filled in with the model's label.
     pub toml: String,
+    /// The section of its status, which a person may have to complete.
+    pub status: Option<String>,
+}
+
+/// What is proposed, and what else there is.
+#[derive(Debug)]
+pub(super) struct Proposed {
+    pub proposals: Vec<Proposal>,
+    /// Tables with a text that no proposal reads.
+    pub others: Vec<String>,
 }
 
 /// What stands for the model in a proposal's text: nothing that a name can hold.
@@ -56,19 +66,24 @@ const SECTIONS: &[&str] = &["section_title", "heading", "section"];
 
 /// Proposes a pipeline for each table that looks like a target, and, where there is none at all, a table of ours for each that looks
 /// like a source.
-pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Vec<Proposal> {
+pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Proposed {
     let mut proposals = Vec::new();
     let mut served: Vec<String> = Vec::new();
     for target in tables.iter().filter(|table| vector(table).is_some()) {
-        let Some((source, reference)) = source_of(target, tables) else { continue };
-        proposals.push(chunks(source, target, reference, around));
+        let Some((source, reference)) = sources_of(target, tables).next() else { continue };
+        proposals.push(chunks(source, target, reference, tables, around));
         served.push(source.table.sql());
         served.push(target.table.sql());
     }
     for table in tables.iter().filter(|table| vector(table).is_some() && !served.contains(&table.table.sql())) {
         proposals.extend(row(table));
     }
+    let with_text =
+        |table: &&Surveyed| vector(table).is_none() && !table.key.is_empty() && text_of(table, TEXTS).is_some();
+    let unread = tables.iter().filter(with_text).filter(|table| !served.contains(&table.table.sql()));
+    let mut others = unread.map(|table| table.table.name.to_string()).collect();
     if proposals.is_empty() {
+        others = Vec::new();
         proposals.extend(tables.iter().filter_map(|table| made(table, around)));
     }
     let mut names: Vec<String> = Vec::new();
@@ -80,19 +95,25 @@ pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Vec<Proposa
             nth += 1;
         }
         names.push(proposal.name.clone());
-        proposal.toml = proposal.toml.replace(NAME, &proposal.name);
+        for text in std::iter::once(&mut proposal.toml).chain(&mut proposal.status) {
+            *text = text.replace(NAME, &proposal.name);
+        }
     }
-    proposals
+    Proposed { proposals, others }
+}
+
+fn vectors(table: &Surveyed) -> impl Iterator<Item = &Column> {
+    table.table.columns.iter().filter(|column| ["vector", "halfvec"].contains(&column.type_name.as_str()))
 }
 
 fn vector(table: &Surveyed) -> Option<&Column> {
-    table.table.columns.iter().find(|column| ["vector", "halfvec"].contains(&column.type_name.as_str()))
+    vectors(table).next()
 }
 
-/// The table that a table of chunks hangs below: by a foreign key to its primary key.
-fn source_of<'t>(target: &'t Surveyed, tables: &'t [Surveyed]) -> Option<(&'t Surveyed, &'t Reference)> {
-    one(target, INDEXES)?;
-    target.references.iter().find_map(|reference| {
+/// The tables that a table of chunks may hang below: by a foreign key to their primary key.
+fn sources_of<'t>(target: &'t Surveyed, tables: &'t [Surveyed]) -> impl Iterator<Item = (&'t Surveyed, &'t Reference)> {
+    let references = if one(target, INDEXES).is_some() { target.references.as_slice() } else { &[] };
+    references.iter().filter_map(|reference| {
         let source = tables.iter().find(|table| table.table.name == reference.table)?;
         let of_key = !source.key.is_empty() && reference.foreign == source.key;
         (of_key && source.table.name != target.table.name && has_content(source)).then_some((source, reference))
@@ -100,12 +121,17 @@ fn source_of<'t>(target: &'t Surveyed, tables: &'t [Surveyed]) -> Option<(&'t Su
 }
 
 fn has_content(table: &Surveyed) -> bool {
-    one(table, TEXTS).is_some() || one(table, PATHS).is_some()
+    text_of(table, TEXTS).is_some() || text_of(table, PATHS).is_some()
 }
 
 /// The first of these columns that the table has.
 fn one<'t>(table: &'t Surveyed, names: &[&str]) -> Option<&'t Column> {
     names.iter().find_map(|name| table.table.column(name)).filter(|column| !column.generated)
+}
+
+/// The first of these columns that the table has as a text.
+fn text_of<'t>(table: &'t Surveyed, names: &[&str]) -> Option<&'t Column> {
+    names.iter().filter_map(|name| table.table.column(name)).find(|column| is_text(column) && !column.generated)
 }
 
 fn is_text(column: &Column) -> bool {
@@ -199,9 +225,7 @@ fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -
     } else {
         text.push_str("# changed_at = \"updated_at\"                     # without such a column, changes are seen by `gristmill triggers install` only\n");
     }
-    let body = one(table, TEXTS).filter(|column| is_text(column));
-    let title = one(table, TITLES).filter(|column| is_text(column));
-    let path = one(table, PATHS).filter(|column| is_text(column));
+    let (body, title, path) = (text_of(table, TEXTS), text_of(table, TITLES), text_of(table, PATHS));
     let said = match (title, body) {
         (Some(title), Some(body)) if path.is_none() => Some(format!("{{{}}}\n{{{}}}", title.name, body.name)),
         (_, Some(body)) => Some(format!("{{{}}}", body.name)),
@@ -212,25 +236,29 @@ fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -
         let _ = writeln!(text, "text = {}", quoted(said));
     }
     let Some(path) = path else { return false };
-    let owner = one(table, TENANTS).map_or_else(String::new, |tenant| format!("{{{}}}/", tenant.name));
+    let (owner, why) = match one(table, TENANTS) {
+        Some(tenant) => {
+            (format!("{{{}}}/", tenant.name), "what a path must lie below, so that a row cannot name another's file")
+        }
+        None => (String::new(), "nobody's folder: a row may name any file of the store; if that is not so, say whose"),
+    };
     let _ = write!(
         text,
-        "[pipelines.{NAME}.file]\nstore = \"files\"\npath = {}\n\
-         within = {}                          # what a path must lie below, so that a row cannot name another's file\n",
+        "[pipelines.{NAME}.file]\nstore = \"files\"\npath = {}\nwithin = {}                          # {why}\n",
         quoted(&format!("{{{}}}", path.name)),
         quoted(&owner),
     );
     if said.is_some() {
         let _ = writeln!(text, "when = {}", quoted(&format!("\"{}\" is not null", path.name.replace('"', "\"\""))));
     }
-    if let Some(kind) = one(table, &["mime_type", "content_type", "file_type"]).filter(|column| is_text(column)) {
+    if let Some(kind) = text_of(table, &["mime_type", "content_type", "file_type"]) {
         let _ = writeln!(text, "type = {}", quoted(&format!("{{{}}}", kind.name)));
     }
     true
 }
 
-fn status(table: &Surveyed, text: &mut String) {
-    let Some(status) = one(table, STATUSES) else { return };
+fn status(table: &Surveyed) -> Option<String> {
+    let status = one(table, STATUSES)?;
     let mut columns = Vec::new();
     for (names, value) in [
         (&["error_message", "embedding_error", "processing_error"][..], "{job.error}"),
@@ -238,14 +266,18 @@ fn status(table: &Surveyed, text: &mut String) {
     ] {
         columns.extend(one(table, names).map(|column| (column.name.clone(), value.to_owned())));
     }
-    let _ = write!(
-        text,
+    let mut text = format!(
         "[pipelines.{NAME}.status]\ncolumn = {}\nwords = {{ skipped = \"\" }}                       # the word for a row with nothing to embed; \"\": left as it is\n",
         quoted(&status.name)
     );
     if !columns.is_empty() {
         let _ = writeln!(text, "columns = {}", map(&columns));
     }
+    Some(text)
+}
+
+/// What a row with a status says of its vectors besides.
+fn counts(table: &Surveyed, text: &mut String) {
     let mut written = Vec::new();
     for (names, value) in [
         (&["chunk_count", "total_chunks"][..], "{job.chunks}"),
@@ -254,7 +286,7 @@ fn status(table: &Surveyed, text: &mut String) {
     ] {
         written.extend(one(table, names).map(|column| (column.name.clone(), value.to_owned())));
     }
-    if !written.is_empty() {
+    if one(table, STATUSES).is_some() && !written.is_empty() {
         let _ = writeln!(text, "[pipelines.{NAME}.write]");
         for (column, value) in written {
             let _ = writeln!(text, "{} = {}", key(&column), quoted(&value));
@@ -262,16 +294,43 @@ fn status(table: &Surveyed, text: &mut String) {
     }
 }
 
+/// `[pipelines.x.chunks]`, no longer than the usual model of so many dimensions takes.
+fn cut(dimensions: Option<usize>, text: &mut String) {
+    let tokens = if dimensions == Some(384) { 256 } else { 400 };
+    let _ = write!(text, "[pipelines.{NAME}.chunks]\ntokens = {tokens}\noverlap = {}\n", tokens / 10);
+}
+
+/// Vectors of a table that a proposal leaves alone.
+fn other_vectors(table: &Surveyed, text: &mut String) {
+    for other in vectors(table).skip(1) {
+        let other = comment(&format!("{} of {}", other.name, table.table.name));
+        let _ = writeln!(text, "# There is a second vector, {other}: it takes a pipeline of its own.");
+    }
+}
+
 /// A table of chunks below a source.
-fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Surroundings) -> Proposal {
+fn chunks(
+    from: &Surveyed,
+    target: &Surveyed,
+    reference: &Reference,
+    tables: &[Surveyed],
+    around: &Surroundings,
+) -> Proposal {
     let mut text = String::new();
+    for (other, by) in sources_of(target, tables).filter(|(_, by)| *by != reference) {
+        let by = comment(&format!("{} of {} refers to {}", by.columns.join(", "), target.table.name, other.table.name));
+        let _ = writeln!(text, "# {by}, too: if chunks are of rows there as well, these take a pipeline of their own.");
+    }
+    other_vectors(target, &mut text);
     let why = format!("{}: its text is cut into chunks, which go to {}", from.table.name, target.table.name);
     let file = source(from, &why, None, &mut text);
     let parent: Vec<(String, String)> =
         reference.columns.iter().zip(&reference.foreign).map(|(column, of)| (column.clone(), braces(of))).collect();
+    let dimensions = vector(target).and_then(dimensions);
+    cut(dimensions, &mut text);
     let _ = write!(
         text,
-        "[pipelines.{NAME}.chunks]\ntokens = 400\noverlap = 40\n[pipelines.{NAME}.target]\ntable = {}\nparent = {}\n",
+        "[pipelines.{NAME}.target]\ntable = {}\nparent = {}\n",
         quoted(&target.table.name.to_string()),
         map(&parent),
     );
@@ -285,6 +344,7 @@ fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Su
         let _ = writeln!(text, "version = {}", map(&[(version.name.clone(), word.to_owned())]));
     }
     let mut columns: Vec<(String, String)> = Vec::new();
+    let is_parent = |name: &str| parent.iter().any(|(column, _)| column == name);
     for (names, value) in [
         (INDEXES, "{chunk.index}"),
         (CHUNKS, "{chunk.text}"),
@@ -292,15 +352,18 @@ fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Su
         (PAGES, "{chunk.page}"),
         (SECTIONS, "{chunk.section}"),
     ] {
-        columns.extend(one(target, names).map(|column| (column.name.clone(), value.to_owned())));
+        let names: Vec<&str> = names.iter().copied().filter(|name| !is_parent(name)).collect();
+        columns.extend(one(target, &names).map(|column| (column.name.clone(), value.to_owned())));
     }
     columns.extend(vector(target).map(|column| (column.name.clone(), "{chunk.vector}".to_owned())));
-    // What must have a value, and is the source's as well.
+    // What must have a value, and is the source's as well; not what tells the chunks apart, which a default has to give.
+    let tells_apart = |name: &String| target.unique.iter().any(|key| key.as_slice() == std::slice::from_ref(name));
     for column in
         target.table.columns.iter().filter(|column| column.not_null && !column.has_default && !column.generated)
     {
         let written = columns.iter().chain(&parent).any(|(name, _)| *name == column.name);
         if !written
+            && !tells_apart(&column.name)
             && version.is_none_or(|version| version.name != column.name)
             && from.table.column(&column.name).is_some()
         {
@@ -308,8 +371,8 @@ fn chunks(from: &Surveyed, target: &Surveyed, reference: &Reference, around: &Su
         }
     }
     let _ = writeln!(text, "columns = {}", map(&columns));
-    status(from, &mut text);
-    Proposal { name: name_of(from), dimensions: vector(target).and_then(dimensions), file, toml: text }
+    counts(from, &mut text);
+    Proposal { name: name_of(from), dimensions, file, toml: text, status: status(from) }
 }
 
 /// A vector on the row itself.
@@ -319,6 +382,7 @@ fn row(table: &Surveyed) -> Option<Proposal> {
         return None;
     }
     let mut text = String::new();
+    other_vectors(table, &mut text);
     let needs = format!("\"{}\" is null", vector.name.replace('"', "\"\""));
     let why = format!("{}: one vector on the row itself, for rows that have none", table.table.name);
     let file = source(table, &why, Some(&needs), &mut text);
@@ -328,13 +392,13 @@ fn row(table: &Surveyed) -> Option<Proposal> {
          [pipelines.{NAME}.target]\ncolumns = {}\n",
         map(&[(vector.name.clone(), "{chunk.vector}".to_owned())]),
     );
-    status(table, &mut text);
-    Some(Proposal { name: name_of(table), dimensions: dimensions(vector), file, toml: text })
+    counts(table, &mut text);
+    Some(Proposal { name: name_of(table), dimensions: dimensions(vector), file, toml: text, status: status(table) })
 }
 
 /// A table of ours, for an application that has nowhere to write to.
 fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
-    one(table, TEXTS).filter(|column| is_text(column))?;
+    text_of(table, TEXTS)?;
     if table.key.is_empty() {
         return None;
     }
@@ -356,9 +420,10 @@ fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
     ] {
         columns.push((column.to_owned(), value.to_owned()));
     }
+    cut(None, &mut text);
     let _ = write!(
         text,
-        "[pipelines.{NAME}.chunks]\ntokens = 400\noverlap = 40\n[pipelines.{NAME}.target]\ntable = {}\ncreate = true\nparent = {}\ncolumns = {}\n",
+        "[pipelines.{NAME}.target]\ntable = {}\ncreate = true\nparent = {}\ncolumns = {}\n",
         quoted(&made),
         map(&parent),
         map(&columns),
@@ -367,5 +432,5 @@ fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
         let policy = format!("auth.uid() = \"{}\"", owner.name.replace('"', "\"\""));
         let _ = writeln!(text, "policy = {}                # who may read the rows", quoted(&policy));
     }
-    Some(Proposal { name: name_of(table), dimensions: None, file, toml: text })
+    Some(Proposal { name: name_of(table), dimensions: None, file, toml: text, status: None })
 }

@@ -201,20 +201,31 @@ pub async fn sequences(connection: &mut PgConnection, table: &Table) -> sqlx::Re
     Ok(found.into_iter().map(|row| (row.name, row.may_use)).collect())
 }
 
-/// The unique keys of a table, as lists of column names.
-pub async fn unique_keys(connection: &mut PgConnection, table: &Table) -> sqlx::Result<Vec<Vec<String>>> {
-    let rows = sqlx::query_scalar!(
-        r#"select array_agg(a.attname::text order by k.nth) as "columns!"
+/// A unique index.
+#[derive(Debug, Clone)]
+pub struct UniqueKey {
+    pub columns: Vec<String>,
+    /// It holds for every row, from the moment on it was made.
+    pub is_whole: bool,
+    /// It is asked with each row, not at the end of a transaction.
+    pub is_immediate: bool,
+}
+
+/// The unique keys of a table that are about columns alone.
+pub async fn unique_keys(connection: &mut PgConnection, table: &Table) -> sqlx::Result<Vec<UniqueKey>> {
+    sqlx::query_as!(
+        UniqueKey,
+        r#"select array_agg(a.attname::text order by k.nth) as "columns!", i.indpred is null and i.indisvalid as "is_whole!",
+                  i.indimmediate as is_immediate
            from pg_catalog.pg_index i
            cross join unnest(i.indkey::int2[]) with ordinality as k (attnum, nth)
            join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-           where i.indrelid = $1 and i.indisunique and i.indexprs is null
-           group by i.indexrelid"#,
+           where i.indrelid = $1 and i.indisunique and i.indexprs is null and k.nth <= i.indnkeyatts
+           group by i.indexrelid, i.indpred is null, i.indisvalid, i.indimmediate"#,
         table.oid,
     )
     .fetch_all(connection)
-    .await?;
-    Ok(rows)
+    .await
 }
 
 /// A foreign key of a table.
@@ -290,6 +301,30 @@ pub async fn enum_words(connection: &mut PgConnection, type_oid: u32) -> sqlx::R
         sqlx::postgres::types::Oid(type_oid),
     )
     .fetch_all(connection)
+    .await
+}
+
+/// What a type is in the end.
+pub struct BaseType {
+    pub schema: String,
+    pub name: String,
+    pub is_enum: bool,
+}
+
+/// The type itself, or the one below its domains.
+pub async fn base_type(connection: &mut PgConnection, oid: u32) -> sqlx::Result<BaseType> {
+    sqlx::query_as!(
+        BaseType,
+        r#"with recursive below (oid, base) as (
+               select oid, typbasetype from pg_catalog.pg_type where oid = $1
+               union all select t.oid, t.typbasetype from below join pg_catalog.pg_type t on t.oid = below.base
+           )
+           select n.nspname as "schema!", t.typname as "name!", t.typtype = 'e' as "is_enum!"
+           from below join pg_catalog.pg_type t using (oid) join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+           where below.base = 0"#,
+        sqlx::postgres::types::Oid(oid),
+    )
+    .fetch_one(connection)
     .await
 }
 

@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::config::Place;
 
+/// `gristmill migrate` makes it.
+pub const NO_PGVECTOR: &str = "this database has no pgvector";
+
 /// One misfit: where it stands in the configuration, what to change, and the SQL for it where there is some.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Misfit {

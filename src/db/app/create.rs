@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use crate::config::{Assignment, ChunkFact, Config, Name, Pipeline, TenantRule, Value};
 
 use super::catalog::{self, Table, table_sql};
-use super::check::Misfit;
+use super::check::{Misfit, NO_PGVECTOR};
 use super::effects::Types;
 use super::{literal, quote};
 
@@ -26,6 +26,13 @@ impl Creation {
     pub(super) fn all(&self) -> impl Iterator<Item = &String> {
         self.statements.iter().chain(&self.foreign_key)
     }
+
+    /// All statements for whoever may run them, who is not the role that will write to the table.
+    fn by_another(&self, table: &str, role: &str) -> String {
+        let grant = format!("{}\ngrant select, insert, update, delete on {table} to {role};", self.sql());
+        let hides = self.statements.iter().any(|statement| statement.ends_with("enable row level security"));
+        if hides { format!("{grant}\nalter role {role} bypassrls;") } else { grant }
+    }
 }
 
 /// Works out the statements for a pipeline whose target is missing.
@@ -39,7 +46,7 @@ pub(super) async fn creation(
     let target = &pipeline.target;
     let Some(name) = &target.table else { return Ok(Creation::default()) };
     let Some(vectors) = catalog::vector_schema(connection).await? else {
-        misfits.push(Misfit::new(&target.place, "this database has no pgvector").fix("create extension vector;"));
+        misfits.push(Misfit::new(&target.place, NO_PGVECTOR).fix("create extension vector;"));
         return Ok(Creation::default());
     };
     let Some(model) = pipeline.models.first().and_then(|label| config.models.get(label)) else {
@@ -146,8 +153,11 @@ async fn foreign_key(
         columns.push(quote(parent.column.first()));
     }
     let unique = catalog::unique_keys(connection, source).await?;
-    let is_key = |known: &Vec<String>| {
-        known.len() == pipeline.source.key.len() && pipeline.source.key.iter().all(|column| known.contains(column))
+    let is_key = |known: &catalog::UniqueKey| {
+        known.is_whole
+            && known.is_immediate
+            && known.columns.len() == pipeline.source.key.len()
+            && pipeline.source.key.iter().all(|column| known.columns.contains(column))
     };
     if !unique.iter().any(is_key) {
         return Ok(None);
@@ -167,6 +177,7 @@ pub(super) async fn try_out(
     pipeline: &Pipeline,
     creation: &Creation,
 ) -> sqlx::Result<Option<Misfit>> {
+    let (role, _) = catalog::role(connection, &[]).await?;
     for statement in &creation.statements {
         match sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await {
             Ok(_) => {}
@@ -174,7 +185,13 @@ pub(super) async fn try_out(
                 let place = pipeline.target.policy.as_ref().filter(|_| statement.starts_with("create policy"));
                 let place = place.map_or(&pipeline.target.place, |policy| &policy.place);
                 let message = format!("the target cannot be created; Postgres says: {}", error.message());
-                return Ok(Some(Misfit::new(place, message).fix(creation.sql())));
+                let misfit = Misfit::new(place, message);
+                let forbidden = error.code().as_deref() == Some("42501");
+                let table = pipeline.target.table.as_ref().filter(|_| forbidden);
+                return Ok(Some(match table {
+                    Some(table) => misfit.fix(creation.by_another(&table_sql(table), &quote(&role))),
+                    None => misfit,
+                }));
             }
             Err(error) => return Err(error),
         }

@@ -141,7 +141,7 @@ pub(super) async fn type_of(
     }
 }
 
-fn fact_type(fact: JobFact) -> &'static str {
+pub(super) fn fact_type(fact: JobFact) -> &'static str {
     match fact {
         JobFact::Id | JobFact::Revision | JobFact::Tokens | JobFact::TokensOfText => "int8",
         JobFact::Attempts | JobFact::Chunks | JobFact::Pages | JobFact::Words | JobFact::Characters | JobFact::Ms => {

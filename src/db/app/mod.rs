@@ -8,12 +8,15 @@ mod census;
 mod check;
 mod create;
 mod effects;
+mod fit;
 mod fragments;
 pub mod grants;
+mod keys;
 mod known;
 mod leave;
 mod limits;
 mod load;
+mod own_writes;
 mod parents;
 mod plan;
 mod queue;
@@ -34,9 +37,10 @@ pub use assign::{ColumnWrite, WriteKind};
 pub use backfill::{Unworked, Wanted, count_unworked, open_unworked};
 pub use catalog::{Column, Table, vector_schema, vector_version};
 pub use census::{Census, census, has_rows, sample_unpaid};
-pub use check::Misfit;
+pub use check::{Misfit, NO_PGVECTOR};
 pub use create::{Creation, create};
 pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock_shared, run as run_effect, settle};
+pub use fit::refuses;
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
@@ -53,7 +57,7 @@ pub use vector_index::{
     index_name, indexed, run_each as run_index,
 };
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
-pub use views::{ViewSet, run as run_views, view_name, view_set};
+pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};
 pub use write::{
     ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread,
     set_writer, update_chunks, update_sources, which_exist,

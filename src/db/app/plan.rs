@@ -9,15 +9,18 @@ use crate::domain::SourceKey;
 
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
-use super::check::Misfit;
+use super::check::{Misfit, NO_PGVECTOR};
 use super::create::{self, Creation};
 use super::effects::{self, EffectPlan, Types};
+use super::fit;
 use super::fragments;
+use super::keys;
 use super::limits::{self, LimitPlan};
+use super::own_writes;
 use super::parents::{self, ParentPlan};
 use super::queue::{self, QueuePlan};
 use super::rights;
-use super::shape::{Shape, refuse_nulls, row_names};
+use super::shape::{Shape, row_names};
 use super::vector::{SparseKind, VectorKind, VectorType};
 use super::{asked, words};
 
@@ -254,8 +257,7 @@ async fn resolve_now(
             "changes of content are seen only by triggers: set source.changed_at, or run `gristmill triggers install`",
         ));
     }
-    let key = key_columns(&table, pipeline, &mut misfits);
-    refuse_nulls(pipeline, &table, &key, &mut misfits);
+    let key = keys::resolve(connection, &table, pipeline, &mut misfits).await?;
     let names = row_names(pipeline, &table, &mut misfits);
     let shape = Shape::new(pipeline, &names);
     let write = assign::resolve(&table, &pipeline.write, &mut misfits);
@@ -318,6 +320,10 @@ async fn resolve_now(
     rights::check_sequences(connection, &role.0, &plan, target_table.as_ref(), &mut misfits).await?;
     if misfits.iter().all(|misfit| misfit.warning) {
         fragments::try_out(connection, &plan, &mut misfits).await?;
+        fit::check(connection, &plan, target_table.as_ref(), &types, &mut misfits).await?;
+    }
+    if misfits.iter().all(|misfit| misfit.warning) {
+        own_writes::refuse(connection, &plan, &mut misfits).await?;
     }
     if misfits.iter().any(|misfit| !misfit.warning) {
         return Ok(Err(misfits));
@@ -329,23 +335,7 @@ fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
     Misfit::new(place, format!("there is no table {name}"))
 }
 
-fn key_columns(table: &Table, pipeline: &Pipeline, misfits: &mut Vec<Misfit>) -> Vec<Column> {
-    let mut key = Vec::new();
-    for name in &pipeline.source.key {
-        match table.column(name) {
-            Some(column) => key.push(column.clone()),
-            None => misfits.push(missing_column(pipeline.place_of(name), table, name)),
-        }
-    }
-    for name in [&pipeline.source.changed_at, &pipeline.source.order].into_iter().flatten() {
-        if table.column(name).is_none() {
-            misfits.push(missing_column(pipeline.place_of(name), table, name));
-        }
-    }
-    key
-}
-
-fn missing_column(place: &Place, table: &Table, name: &str) -> Misfit {
+pub(super) fn missing_column(place: &Place, table: &Table, name: &str) -> Misfit {
     Misfit::new(place, format!("table {} has no column {name}; it has {}", table.name, table.column_names()))
 }
 
@@ -410,7 +400,9 @@ async fn target_plan(
     let (Some(vector), Some(index)) = (vector, index) else { return Ok(None) };
     unwritten(table, &parent, version.as_ref(), &columns, &rule.place, misfits);
     let unique = catalog::unique_keys(connection, table).await?;
-    let index_is_unique = unique.iter().any(|key| key.contains(&index.name));
+    let index_is_unique = unique.iter().any(|key| key.columns.contains(&index.name));
+    let version_column = version.as_ref().map(|(column, _)| column);
+    fit::unique(table, &unique, &parent, version_column, &columns, (pipeline.chunks.whole, &rule.place), misfits);
     Ok(Some(TargetPlan::Chunks { table: table.sql(), parent, version, columns, vector, index, text, index_is_unique }))
 }
 
@@ -437,7 +429,10 @@ fn unwritten(
         if !written {
             misfits.push(Misfit::new(
                 place,
-                format!("column {} of {} must have a value, and target.columns gives it none", column.name, table.name),
+                format!(
+                    "column {} of {} must have a value, and target.columns gives it none; a default may",
+                    column.name, table.name
+                ),
             ));
         }
     }
@@ -450,7 +445,7 @@ fn vector_type(
     misfits: &mut Vec<Misfit>,
 ) -> Option<VectorType> {
     let Some(schema) = schema else {
-        misfits.push(Misfit::new(place, "this database has no pgvector").fix("create extension vector;"));
+        misfits.push(Misfit::new(place, NO_PGVECTOR).fix("create extension vector;"));
         return None;
     };
     let kind = match column.type_name.as_str() {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::config::{Assignment, Name, Pipeline, Template, TenantRule, TextRule, Value};
 
-use super::catalog::{Column, Table};
+use super::catalog::Table;
 use super::check::Misfit;
 use super::{literal, quote};
 
@@ -30,15 +30,6 @@ pub(super) fn row_names(pipeline: &Pipeline, table: &Table, misfits: &mut Vec<Mi
         }
     }
     names.into_iter().collect()
-}
-
-/// A row whose key is null could be neither named nor found.
-pub(super) fn refuse_nulls(pipeline: &Pipeline, table: &Table, key: &[Column], misfits: &mut Vec<Misfit>) {
-    for column in key.iter().filter(|column| !column.not_null) {
-        let message = format!("column {} of {} may be null, and such a row has no key", column.name, table.name);
-        let fix = format!("alter table {} alter column {} set not null;", table.sql(), column.sql());
-        misfits.push(Misfit::new(pipeline.place_of(&column.name), message).fix(fix));
-    }
 }
 
 /// The names whose values the vectors, or what is stored beside them, are made of.

@@ -54,7 +54,7 @@ pub async fn survey(connection: &mut PgConnection) -> sqlx::Result<Vec<Surveyed>
         .fetch_all(&mut *connection)
         .await?;
         let references = references(connection, &table).await?;
-        let unique = catalog::unique_keys(connection, &table).await?;
+        let unique = catalog::unique_keys(connection, &table).await?.into_iter().map(|key| key.columns).collect();
         found.push(Surveyed { table, key, references, unique });
     }
     Ok(found)

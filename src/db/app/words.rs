@@ -41,21 +41,10 @@ pub(super) async fn fit(
             ));
             continue;
         }
-        let value = format!("select {}::{} as {}", literal(word), column.type_sql(), column.sql());
-        // What fails must not take a transaction around it along.
-        let mut attempt = connection.begin().await?;
-        let refusing = first_refusing(&mut attempt, &value, &checks).await;
-        attempt.rollback().await?;
-        let refused = match refusing {
-            Ok(refused) => refused.map(|(name, condition)| format!("constraint {name} ({condition})")),
-            Err(sqlx::Error::Database(error)) if error.constraint().is_some() => {
-                error.constraint().map(|name| format!("constraint {name} of type {}", column.type_name))
-            }
-            // The text is none of the type's.
-            Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
-                Some(format!("type {}", column.type_name))
-            }
-            Err(error) => return Err(error),
+        let refused = match refusing(connection, column, word, &checks).await? {
+            Some(Refused::Check(what)) => Some(what),
+            Some(Refused::Type) => Some(format!("type {}", column.type_name)),
+            None => None,
         };
         misfits.extend(refused.map(|what| {
             let column = format!("column {} of {}", column.name, table.name);
@@ -63,6 +52,40 @@ pub(super) async fn fit(
         }));
     }
     Ok(())
+}
+
+/// What does not take a value.
+pub(super) enum Refused {
+    /// A CHECK of the column alone, or of its domain, in words.
+    Check(String),
+    /// It is none of the type's.
+    Type,
+}
+
+/// What refuses a text for a column.
+pub(super) async fn refusing(
+    connection: &mut PgConnection,
+    column: &Column,
+    text: &str,
+    checks: &[(String, String)],
+) -> sqlx::Result<Option<Refused>> {
+    let value = format!("select {}::{} as {}", literal(text), column.type_sql(), column.sql());
+    // What fails must not take a transaction around it along.
+    let mut attempt = connection.begin().await?;
+    let refusing = first_refusing(&mut attempt, &value, checks).await;
+    attempt.rollback().await?;
+    match refusing {
+        Ok(refused) => Ok(refused.map(|(name, condition)| Refused::Check(format!("constraint {name} ({condition})")))),
+        Err(sqlx::Error::Database(error)) if error.constraint().is_some() => {
+            Ok(error.constraint().map(|name| Refused::Check(format!("constraint {name} of type {}", column.type_name))))
+        }
+        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
+            Ok(Some(Refused::Type))
+        }
+        // What cannot be asked says nothing.
+        Err(sqlx::Error::Database(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The first check that a value does not pass; null passes, as it does when a row is written.

@@ -32,7 +32,11 @@ async fn proposed(tables: &str) -> String {
     let resolved = app::resolve(&world.pool, &config).await.unwrap();
     assert!(resolved.refused.is_empty(), "{:?}\n{text}", resolved.refused);
     assert_eq!(resolved.plans.len(), written["pipelines"].as_array().unwrap().len());
-    let comments = text.lines().filter(|line| line.starts_with("# Does not fit")).map(str::to_owned);
+    let worth = ["# Does not fit", "# There is a second", "# Tables with a text"];
+    let worth = |line: &&str| {
+        worth.iter().any(|begin| line.starts_with(begin)) || line.contains("take a pipeline of their own")
+    };
+    let comments = text.lines().filter(worth).map(str::to_owned);
     let plans = resolved.plans.iter().map(|plan| format!("{:?}", plan.source_table.name.table));
     plans.chain(comments).collect::<Vec<_>>().join("\n")
 }
@@ -52,6 +56,7 @@ async fn tables_of_any_name_are_proposed() {
     .await;
     assert_snapshot!(said, @r#"
     "Docs {\"NAME\"} | 1?\n"
+    "due\n"
     "notes \u{7f}${X}"
     # Does not fit yet: column embedding_status of "My.App"."due " does not take the word `processing`: it holds 9 characters
     "#);
@@ -66,4 +71,54 @@ async fn a_table_of_ours_has_room_for_its_names() {
     ))
     .await;
     assert_eq!(said, format!("{:?}", long("ü")));
+}
+
+#[tokio::test]
+async fn ordinary_tables_are_proposed_and_what_is_not_says_why() {
+    let said = proposed(
+        "create table public.docs (id uuid primary key default gen_random_uuid(), content jsonb, body text, embedding_status text check (embedding_status in ('new', 'ok'))); \
+         create table public.\"v1.docs\" (id bigint generated always as identity primary key, doc_id uuid references public.docs, chunk_index int, content text, embedding vector(384), title_embedding vector(384)); \
+         create table public.pages (id int primary key, body text); \
+         create table public.page_bits (page int references public.pages, doc_id uuid references public.docs, position int, text text, embedding vector(8)); \
+         create table public.songs (id uuid primary key, lyrics text, body text); \
+         create table public.verses (id uuid primary key, song_id uuid references public.songs, position int, text text, embedding vector(8)); \
+         create table public.\"loose\nurl = 'x'\" (id int primary key, body text)",
+    )
+    .await;
+    assert_snapshot!(said, @r#"
+    "docs"
+    "docs"
+    # page of public.page_bits refers to public.pages, too: if chunks are of rows there as well, these take a pipeline of their own.
+    # Does not fit yet: column embedding_status of public.docs does not take the word `pending`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column embedding_status of public.docs does not take the word `processing`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column embedding_status of public.docs does not take the word `completed`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column embedding_status of public.docs does not take the word `failed`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # There is a second vector, title_embedding of public."v1.docs": it takes a pipeline of its own.
+    # Does not fit yet: column embedding_status of public.docs does not take the word `pending`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column embedding_status of public.docs does not take the word `processing`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column embedding_status of public.docs does not take the word `completed`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column embedding_status of public.docs does not take the word `failed`: constraint docs_embedding_status_check ((embedding_status = ANY (ARRAY['new'::text, 'ok'::text]))) refuses it
+    # Does not fit yet: column id of public.verses must have a value, and target.columns gives it none; a default may
+    # Tables with a text and no place for vectors, which target.create = true would make: public."loose url = 'x'", public.pages
+    "#);
+}
+
+#[tokio::test]
+async fn a_path_of_nobody_says_so_and_pgvector_may_come_with_the_next_step() {
+    let world = World::new().await;
+    world.sql("drop table public.document_chunks, public.documents cascade; drop extension vector; \
+        create schema storage; create table storage.buckets (id text); insert into storage.buckets values ('a'), (E'b\\nurl = 1'); \
+        create table public.posts (id int primary key, path text, body text)").await;
+    let mut init = command(&["init", "--out", "-"]);
+    init.env("DATABASE_URL", &world.database.url);
+    let text = run(init).await.ok().out;
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("[pipelines.posts]") || line.contains("within") || line.contains("bucket"));
+    assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @r#"
+    bucket = "a" # there are also: b url = 1
+    [pipelines.posts]
+    within = ""                          # nobody's folder: a row may name any file of the store; if that is not so, say whose
+    "#);
+    assert!(!text.contains("# Does not fit"), "{text}");
 }
