@@ -35,6 +35,8 @@ pub struct Arena {
     pub doubtful: HashSet<Uuid>,
     /// What bystanders looked like before anything happened.
     pub bystanders: String,
+    /// Requests from before the books that there are now.
+    pub before_the_books: usize,
     workers: Vec<Child>,
     inserted: u32,
     /// When the last fault was over.
@@ -100,6 +102,7 @@ impl Arena {
             hopeless: HashSet::new(),
             doubtful: HashSet::new(),
             bystanders,
+            before_the_books: 0,
             workers: Vec::new(),
             inserted: 0,
             healed: Instant::now(),
@@ -111,7 +114,7 @@ impl Arena {
     /// The text of a document: of one to four chunks, and no other's.
     pub fn text(name: &str, nth: u32) -> String {
         let mut text = format!("{CANARY} begins {name}.");
-        for sentence in 0..(nth % 4) * 25 + 1 {
+        for sentence in 0..=(nth % 4) * 25 {
             text.push_str(&format!(" Sentence {sentence} of {name} in the mill."));
         }
         text
@@ -126,7 +129,7 @@ impl Arena {
             let name = format!("text-{nth:04}");
             let text = Self::text(&name, nth);
             let user = Uuid::from_u128((u128::from(nth % 3) + 1) << 96);
-            ids.push(if nth % 3 == 0 {
+            ids.push(if nth.is_multiple_of(3) {
                 self.file(user, &name, text).await
             } else {
                 self.world.insert_for(user, &name, &text).await

@@ -71,16 +71,16 @@ const NONE_OF: &[(&str, &str, Kind)] = &[
     ),
     (
         "I3 charges that are not what the effect of the same commit was told",
-        "select count(*) from gristmill.usage_events u join gristmill.embedding_jobs j on j.id = u.job_id \
+        "select count(*) from (select * from gristmill.usage_events where meter = 'tokens') u join gristmill.embedding_jobs j on j.id = u.job_id \
          full join public.served s on jsonb_build_array(s.document_id::text) = j.source_key and s.revision = u.revision \
-         where coalesce(u.quantity, 0) <> coalesce(s.tokens, 0) or u.cost is distinct from u.quantity * 0.00000002 and u.id is not null",
+         where coalesce(u.quantity, 0) <> coalesce(s.tokens, 0) or (u.id is not null and u.cost is distinct from u.quantity * 0.00000002)",
         Kind::Charge,
     ),
     (
         "I3 rows served once and charged otherwise than their tokens",
         "select count(*) from gristmill.embedding_jobs j join public.documents d on jsonb_build_array(d.id::text) = j.source_key \
          where j.state = 'completed' and j.revision = 1 and d.token_count is distinct from \
-         (select sum(u.quantity) from gristmill.usage_events u where u.job_id = j.id)",
+         (select sum(u.quantity) from gristmill.usage_events u where u.job_id = j.id and u.meter = 'tokens')",
         Kind::Charge,
     ),
     (
@@ -135,6 +135,9 @@ pub async fn check(arena: &Arena) -> sqlx::Result<Findings> {
     if arena.ask::<String>(BYSTANDERS).await? != arena.bystanders {
         found.broken.push("I6 rows outside the set were written".to_owned());
     }
+    let calls: i64 = arena.ask("select count(*) from gristmill.provider_calls").await?;
+    let requests = i64::try_from(arena.vendor.requests() - arena.before_the_books).unwrap();
+    found.wrong_charges += found.expect_none("I3 requests that are not on the books", (requests - calls).max(0));
     secrets(arena, &mut found).await?;
     let paid = arena.vendor.paid_texts();
     let distinct: std::collections::HashSet<&String> = paid.iter().collect();

@@ -62,7 +62,7 @@ pub const FAULTS: &[Fault] = faults! {
     "database: immediate stop and start" true database::crashed;
     "database: acknowledgement of COMMIT lost" true database::unacknowledged;
     "database: 40 ms each way" false database::slow;
-    "database: connections half open" true database::half_open;
+    "database: connections half open" false database::half_open;
     "database: old transaction pins vacuum" false database::pinned;
     "database: disk full" true database::full;
     "provider: 429 with Retry-After" true provider::scripted, provider::hurried, 8;

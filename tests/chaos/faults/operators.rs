@@ -12,17 +12,22 @@ pub async fn two_retry(arena: &mut Arena) -> Outcome {
     Ok(())
 }
 
-/// The new worker waits for a person's word, the old one stops claiming at it: no document mixes both.
+/// The new worker does not start without a person's word, the old one stops claiming at it: no document mixes both.
 pub async fn rolled(arena: &mut Arena) -> Outcome {
     arena.insert(60).await;
     arena.worker();
     arena.until_done(20).await?;
     arena.world.toml = arena.world.toml.replace("tokens = 200", "tokens = 60");
-    arena.worker();
+    let refused = arena.worker();
     arena.insert(40).await;
+    if arena.ended(refused).await?.success() {
+        return Err(Injected::Failed("a worker with another generation ended well without a person's word".to_owned()));
+    }
     if arena.command(&["accept", "documents", "--yes"]).await != Some(0) {
         return Err(Injected::Failed("the new generation could not be accepted".to_owned()));
     }
+    // As an orchestrator would.
+    arena.worker();
     arena.healed();
     arena.insert(20).await;
     arena.until("select not exists (select from gristmill.embedding_jobs where state in ('pending', 'waiting', 'processing'))").await?;
@@ -39,7 +44,6 @@ pub async fn rolled(arena: &mut Arena) -> Outcome {
     Ok(())
 }
 
-#[expect(clippy::unused_async, reason = "like every other fault")]
 pub async fn clock(_arena: &mut Arena) -> Outcome {
     Err(Injected::Skipped("libfaketime is not here".to_owned()))
 }
