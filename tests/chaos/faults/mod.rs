@@ -56,6 +56,7 @@ pub const FAULTS: &[Fault] = faults! {
     "worker: dies after commit" true worker::dies_at, "after_commit";
     "worker: kill -9 at random" true worker::killed;
     "worker: SIGSTOP beyond the lease, CONT" true worker::stopped;
+    "worker: SIGSTOP at the commit, CONT" true worker::stopped_at_commit;
     "worker: SIGTERM under load" true worker::terminated, 1;
     "worker: SIGTERM twice under load" false worker::terminated, 2;
     "database: pg_terminate_backend storm" true database::terminated;

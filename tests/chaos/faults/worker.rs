@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use sqlx::Executor as _;
 use tokio::time::sleep;
 
 use super::Outcome;
@@ -58,6 +59,28 @@ pub async fn stopped(arena: &mut Arena) -> Outcome {
     arena.healed();
     sleep(Duration::from_secs(2)).await;
     arena.insert(10).await;
+    Ok(())
+}
+
+/// A worker that sleeps with its commits at the door: only the lease tells that they are not its own any more.
+pub async fn stopped_at_commit(arena: &mut Arena) -> Outcome {
+    arena.insert(30).await;
+    let mut holder = arena.world.database.connect().await;
+    holder.execute("begin; select from public.documents for update").await?;
+    let sleeper = arena.worker();
+    arena.vendor.answered(1).await;
+    arena.until("select count(*) >= 16 from gristmill.embedding_jobs where state = 'processing'").await?;
+    while arena.vendor.paid_texts().len() < 16 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    sleep(Duration::from_millis(100)).await;
+    arena.signal(sleeper, "STOP");
+    holder.execute("rollback").await?;
+    arena.worker();
+    arena.until("select count(*) = 30 from gristmill.embedding_jobs where state = 'completed'").await?;
+    arena.signal(sleeper, "CONT");
+    arena.healed();
+    sleep(Duration::from_secs(3)).await;
     Ok(())
 }
 
