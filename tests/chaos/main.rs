@@ -79,7 +79,7 @@ async fn line(fault: &Fault, runs: u32) -> Line {
         broken: Vec::new(),
     };
     for run in 1..=runs {
-        match once(fault).await {
+        match once(fault, run).await {
             Ok((found, took)) => {
                 line.runs += 1;
                 line.jobs += found.jobs;
@@ -105,7 +105,7 @@ async fn line(fault: &Fault, runs: u32) -> Line {
 }
 
 /// One run: inject, wait until it is quiet, stop, look.
-async fn once(fault: &Fault) -> Result<(Findings, Duration), Injected> {
+async fn once(fault: &Fault, run: u32) -> Result<(Findings, Duration), Injected> {
     let mut arena = Arena::new().await;
     let injected = (fault.inject)(&mut arena).await;
     let kept = std::env::var_os("CHAOS_LOGS").map(std::path::PathBuf::from);
@@ -122,7 +122,7 @@ async fn once(fault: &Fault) -> Result<(Findings, Duration), Injected> {
     .await;
     if let Some(folder) = kept {
         std::fs::create_dir_all(&folder).unwrap();
-        let name = format!("{}.log", fault.name.replace(|letter: char| !letter.is_alphanumeric(), "-"));
+        let name = format!("{}-{run}.log", fault.name.replace(|letter: char| !letter.is_alphanumeric(), "-"));
         std::fs::copy(arena.logs.path().join("workers.log"), folder.join(name)).ok();
     }
     ended

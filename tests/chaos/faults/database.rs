@@ -11,6 +11,9 @@ use crate::server;
 
 pub async fn terminated(arena: &mut Arena) -> Outcome {
     arena.worker();
+    // A worker that cannot start says so and ends.
+    arena.insert(5).await;
+    arena.until_done(5).await?;
     for _ in 0..15 {
         arena.insert(12).await;
         arena
@@ -20,7 +23,6 @@ pub async fn terminated(arena: &mut Arena) -> Outcome {
             )
             .await
             .ok();
-        // What the terminated may have been: connections of the application, too.
         sleep(Duration::from_millis(120)).await;
     }
     arena.healed();
@@ -88,6 +90,17 @@ pub async fn half_open(arena: &mut Arena) -> Outcome {
     arena.proxy.freeze();
     arena.healed();
     arena.insert(20).await;
+    Ok(())
+}
+
+/// The way out: a person, or an orchestrator, starts another.
+pub async fn half_open_restarted(arena: &mut Arena) -> Outcome {
+    half_open(arena).await?;
+    sleep(Duration::from_secs(2)).await;
+    arena.signal(0, "TERM");
+    arena.ended(0).await?;
+    arena.worker();
+    arena.healed();
     Ok(())
 }
 
