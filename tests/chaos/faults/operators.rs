@@ -45,5 +45,5 @@ pub async fn rolled(arena: &mut Arena) -> Outcome {
 }
 
 pub async fn clock(_arena: &mut Arena) -> Outcome {
-    Err(Injected::Skipped("libfaketime is not here".to_owned()))
+    Err(Injected::Skipped("it needs libfaketime, and is not written yet".to_owned()))
 }
