@@ -51,9 +51,9 @@ pub const FAULTS: &[Fault] = faults! {
     "worker: dies, claimed" false worker::dies_at, "claimed";
     "worker: dies, file fetched" false worker::dies_at, "fetched";
     "worker: dies, text extracted" false worker::dies_at, "extracted";
-    "worker: dies, provider answered" true worker::dies_at, "answered";
+    "worker: dies, provider answered" false worker::dies_at, "answered";
     "worker: dies before commit" true worker::dies_at, "before_commit";
-    "worker: dies after commit" true worker::dies_at, "after_commit";
+    "worker: dies after commit" false worker::dies_at, "after_commit";
     "worker: kill -9 at random" true worker::killed;
     "worker: SIGSTOP beyond the lease, CONT" false worker::stopped;
     "worker: SIGSTOP at the commit, CONT" true worker::stopped_at_commit;
