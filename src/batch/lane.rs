@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::db::{self, cache, calls};
 use crate::domain::{Embedding, OwnerId};
+use crate::failpoint::{self, Point};
 use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
@@ -323,6 +324,7 @@ impl Lane {
         let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
         let started = Instant::now();
         let answer = contained(self.embedder.embed(&texts)).await;
+        failpoint::reach(Point::Answered);
         telemetry::provider_request(
             &self.settings.provider,
             &self.settings.model,

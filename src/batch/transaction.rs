@@ -12,6 +12,7 @@ use crate::db::jobs;
 use crate::db::usage::{self, Booked, Event};
 use crate::db::{pipelines, transcripts};
 use crate::domain::{JobId, Reason, SourceKey};
+use crate::failpoint::{self, Point};
 
 use super::asking;
 use super::committer::{Charge, Committed, DoneWork, End, Verdict, Work};
@@ -112,7 +113,9 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
         forget_parts(&mut transaction, plan, &going).await?;
         ending::finish(&mut transaction, plan, &going, &unsaid).await?;
     }
+    failpoint::reach(Point::BeforeCommit);
     transaction.commit().await?;
+    failpoint::reach(Point::AfterCommit);
     Ok(verdicts.into_iter().map(|verdict| verdict.unwrap_or(Verdict::Busy)).collect())
 }
 

@@ -99,7 +99,7 @@ impl Launch<'_> {
         file.write_all(if self.options.durable { DURABLE_SETTINGS } else { FAST_SETTINGS }.as_bytes())
     }
 
-    fn serve(&self) -> Result<Child, StartError> {
+    pub(super) fn serve(&self) -> Result<Child, StartError> {
         let log = File::create(self.log()).and_then(|log| Ok((log.try_clone()?, log)));
         let (output, errors) = log.map_err(|source| self.unusable(source))?;
         let mut postgres = self.command("postgres");

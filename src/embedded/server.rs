@@ -118,6 +118,30 @@ impl PrivatePostgres {
         }
     }
 
+    /// Stops the server at once, as a crash would: nothing is written first. [`Self::recover`] starts it again.
+    ///
+    /// # Errors
+    /// The server cannot be waited for.
+    #[cfg(feature = "chaos")]
+    pub fn crash(&mut self) -> io::Result<()> {
+        system::signal(self.server.id(), "QUIT");
+        self.server.wait().map(drop)
+    }
+
+    /// Starts a crashed server on the data it has, and returns when it accepts connections again.
+    ///
+    /// # Errors
+    /// It does not come back.
+    #[cfg(feature = "chaos")]
+    pub fn recover(&mut self, installation: &Installation) -> Result<(), StartError> {
+        let user = system::is_root().then(|| system::unprivileged_user().ok_or(StartError::NoUser)).transpose()?;
+        let group = self.watchdog.as_ref().expect("it is taken only at the end").group();
+        let options = Options { durable: true, ..Options::default() };
+        let launch = Launch { installation, options: &options, folder: &self.folder, user: user.as_ref(), group };
+        self.server = launch.serve()?;
+        Ok(())
+    }
+
     /// Lets the server outlive this process, and says how to reach and end it.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use crate::config::{FileRule, Name, Piece, Template, TextRule};
 use crate::db::app::{LoadedRow, Plan};
 use crate::domain::Document;
 use crate::extract::Input;
+use crate::failpoint::{self, Point};
 use crate::files::{BadPath, FileBytes, FileError, StorePath, StorePattern};
 
 use super::{Deps, JobError};
@@ -42,6 +43,7 @@ fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
 
 async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<(Document, Weight), JobError> {
     let (file, mut weight) = fetch(deps, rule, row, 0).await?;
+    failpoint::reach(Point::Fetched);
     // What it will be as a text is guessed until that is known.
     weight.lighten(weight_of_text(&deps.plan, file.size));
     let input = input_of(rule, row, file);

@@ -11,6 +11,7 @@ use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan, Spending};
 use crate::db::cache::TextHash;
 use crate::domain::{BadVector, Chunk, ClaimedJob, Digest, Document, Embedding, check_vector};
+use crate::failpoint::{self, Point};
 
 use super::start::{InWork, Texts};
 use super::{Deps, JobError, Vectors, content, limit, start};
@@ -25,6 +26,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     start::wanted(&row)?;
 
     let (document, weight) = content::read(deps, &row, weight).await?;
+    failpoint::reach(Point::Extracted);
     work.weight = Some(weight);
     work.trace.stage("read");
     let bytes = document.text.len();

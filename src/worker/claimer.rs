@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use crate::db;
 use crate::db::claims::{self, Claimed, Claimer};
 use crate::domain::{ClaimedJob, SourceKey};
+use crate::failpoint::{self, Point};
 use crate::jobs::Deps;
 use crate::telemetry;
 
@@ -206,6 +207,7 @@ async fn hand_on(engine: &Engine, deps: &Deps, mut claimed: Vec<Claimed>, sender
     for one in &claimed {
         engine.hands.take(&one.job);
     }
+    failpoint::reach(Point::Claimed);
     telemetry::claimed(&deps.plan.pipeline.name, claimed.len());
     ask_needs(engine, deps, &mut claimed).await;
     let keys: Vec<_> = claimed.iter().filter(|one| !one.job.need_ended).map(|one| &one.job.key).collect();

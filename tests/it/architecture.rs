@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("config", 1),
     ("telemetry", 1),
     ("net", 1),
+    ("failpoint", 1),
     ("domain", 0),
 ];
 

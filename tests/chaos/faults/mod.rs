@@ -1,0 +1,89 @@
+//! The faults. Each injects and says when it is over; what must hold afterwards is `invariants`.
+
+mod application;
+mod database;
+mod operators;
+mod provider;
+mod storage;
+mod worker;
+
+use std::pin::Pin;
+
+use crate::arena::Arena;
+
+/// Why there is nothing to look at.
+pub enum Injected {
+    /// This machine lacks what the fault needs.
+    Skipped(String),
+    Failed(String),
+}
+
+impl From<String> for Injected {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl From<sqlx::Error> for Injected {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Failed(format!("the fault could not be injected: {error}"))
+    }
+}
+
+type Outcome = Result<(), Injected>;
+type Injecting<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
+
+pub struct Fault {
+    pub name: &'static str,
+    /// Short enough for every run of the tests.
+    pub quick: bool,
+    pub inject: for<'a> fn(&'a mut Arena) -> Injecting<'a>,
+}
+
+macro_rules! faults {
+    ($($name:literal $quick:literal $path:path $(, $argument:expr)*;)*) => {
+        &[$(Fault { name: $name, quick: $quick, inject: |arena| Box::pin($path(arena $(, $argument)*)) }),*]
+    };
+}
+
+pub const FAULTS: &[Fault] = faults! {
+    "nothing" true worker::nothing;
+    "worker: dies, claimed" false worker::dies_at, "claimed";
+    "worker: dies, file fetched" false worker::dies_at, "fetched";
+    "worker: dies, text extracted" false worker::dies_at, "extracted";
+    "worker: dies, provider answered" false worker::dies_at, "answered";
+    "worker: dies before commit" true worker::dies_at, "before_commit";
+    "worker: dies after commit" false worker::dies_at, "after_commit";
+    "worker: kill -9 at random" true worker::killed;
+    "worker: SIGSTOP beyond the lease, CONT" false worker::stopped;
+    "worker: SIGSTOP at the commit, CONT" true worker::stopped_at_commit;
+    "worker: SIGTERM under load" false worker::terminated, 1;
+    "worker: SIGTERM twice under load" false worker::terminated, 2;
+    "database: pg_terminate_backend storm" true database::terminated;
+    "database: immediate stop and start" true database::crashed;
+    "database: acknowledgement of COMMIT lost" true database::unacknowledged;
+    "database: 40 ms each way" false database::slow;
+    "database: connections half open" false database::half_open;
+    "database: connections half open, worker restarted" false database::half_open_restarted;
+    "database: old transaction pins vacuum" false database::pinned;
+    "database: disk full" false database::full;
+    "provider: 429 with Retry-After" false provider::scripted, provider::hurried, 8;
+    "provider: 429 without Retry-After" false provider::scripted, provider::limited, 8;
+    "provider: burst of 500" false provider::scripted, provider::broken, 8;
+    "provider: truncated JSON" false provider::scripted, provider::truncated, 5;
+    "provider: HTML with status 200" false provider::scripted, provider::page, 5;
+    "provider: one vector too few" false provider::scripted, provider::short, 5;
+    "provider: vectors with NaN" true provider::scripted, provider::not_finite, 5;
+    "provider: 401, then mended" false provider::unauthorized;
+    "provider: silent for two leases" false provider::silent;
+    "storage: 404, uploaded later" false storage::missing;
+    "storage: content changes between attempts" true storage::changed;
+    "storage: poison files" false storage::poison;
+    "application: changes and deletes in every stage" true application::restless;
+    "application: bulk load past triggers" true application::bulk;
+    "application: drop schema gristmill, live worker" true application::dropped;
+    "application: flood of NOTIFY" false application::flooded;
+    "operators: two retry the same job" true operators::two_retry;
+    "operators: new configuration, old worker runs on" true operators::rolled;
+    "clock: worker an hour off" false operators::clock;
+};

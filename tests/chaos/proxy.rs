@@ -1,0 +1,122 @@
+//! A wire between worker and Postgres that can be cut, slowed and frozen. It runs on a thread of its own.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+
+/// What the wire is like; changes hold for connections that are there.
+struct State {
+    /// So many commits more reach the server and are never acknowledged.
+    commits_to_cut: AtomicUsize,
+    cut: AtomicUsize,
+    delay_ms: AtomicUsize,
+    /// Raised by one, it freezes every connection there is, for good: nothing arrives, nothing is closed.
+    ice: watch::Sender<usize>,
+}
+
+pub struct Proxy {
+    state: Arc<State>,
+    port: u16,
+}
+
+impl Proxy {
+    /// Listens on loopback for whoever wants the server behind `socket`.
+    pub fn start(socket: PathBuf) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(State {
+            commits_to_cut: AtomicUsize::new(0),
+            cut: AtomicUsize::new(0),
+            delay_ms: AtomicUsize::new(0),
+            ice: watch::Sender::new(0),
+        });
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                while let Ok((client, _)) = listener.accept().await {
+                    let (socket, state) = (socket.clone(), Arc::clone(&shared));
+                    tokio::spawn(async move { carry(client, socket, &state).await.ok() });
+                }
+            });
+        });
+        Self { state, port }
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    pub fn cut_commits(&self, count: usize) {
+        self.state.commits_to_cut.store(count, Ordering::SeqCst);
+    }
+
+    /// How many acknowledgements were lost so far.
+    pub fn cut(&self) -> usize {
+        self.state.cut.load(Ordering::SeqCst)
+    }
+
+    pub fn delay(&self, each_way: Duration) {
+        self.state.delay_ms.store(usize::try_from(each_way.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    pub fn freeze(&self) {
+        self.state.ice.send_modify(|times| *times += 1);
+    }
+}
+
+async fn carry(mut client: TcpStream, socket: PathBuf, state: &State) -> io::Result<()> {
+    let mut server = UnixStream::connect(socket).await?;
+    let mut ice = state.ice.subscribe();
+    let mut asked = vec![0; 64 * 1024];
+    let mut said = vec![0; 64 * 1024];
+    let mut cutting = false;
+    loop {
+        tokio::select! {
+            _ = ice.changed() => {
+                // Whoever holds the other ends learns nothing.
+                std::future::pending::<()>().await;
+            }
+            read = client.read(&mut asked) => {
+                let count = read?;
+                if count == 0 { return Ok(()); }
+                pause(state).await;
+                // sqlx commits with a simple query of its own.
+                if asked[..count].ends_with(b"COMMIT\0") && take_one(&state.commits_to_cut) {
+                    cutting = true;
+                }
+                server.write_all(&asked[..count]).await?;
+            }
+            read = server.read(&mut said) => {
+                let count = read?;
+                if count == 0 { return Ok(()); }
+                if cutting {
+                    // The server has committed, and nobody will hear of it.
+                    state.cut.fetch_add(1, Ordering::SeqCst);
+                    return Ok(());
+                }
+                pause(state).await;
+                client.write_all(&said[..count]).await?;
+            }
+        }
+    }
+}
+
+async fn pause(state: &State) {
+    let delay = state.delay_ms.load(Ordering::SeqCst);
+    if delay > 0 {
+        tokio::time::sleep(Duration::from_millis(delay as u64)).await;
+    }
+}
+
+fn take_one(count: &AtomicUsize) -> bool {
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
+}
