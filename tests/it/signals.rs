@@ -346,7 +346,7 @@ async fn a_run_that_ends_by_itself_tries_again_what_is_due() {
         receiver.open.send_replace(true);
     };
     // It ends no sooner than the receiver has answered.
-    let (ran, ()) = tokio::join!(gristmill(&world, &["run", "--once"]), answer);
-    ran.ok();
+    let both = async { tokio::join!(gristmill(&world, &["run", "--once"]), answer).0.ok() };
+    tokio::time::timeout(Duration::from_mins(1), both).await.expect("the receiver is asked");
     assert_eq!(world.list(OUTBOX).await, ["completed 2 delivered"]);
 }
