@@ -249,7 +249,6 @@ fn a_signal_is_a_channel_and_a_signed_webhook() {
 
     let one =
         |signal: &str, rest: &str| check(&with(signal), &[&format!("{}: pipelines.notes.signal.{rest}", notes + 1)]);
-    one("notify = \"\"", "notify: \"\" is empty");
     one("notify = \"gristmill_jobs\"", "notify: is the channel of Gristmill's own workers; take another");
     one(&format!("notify = \"{}\"", "n".repeat(64)), "notify: is not a name for a channel (at most 63 bytes)");
     one(
