@@ -79,5 +79,5 @@ create or replace view gristmill.backlog with (security_invoker = true) as
         union all select pipeline, state, null, starts, opened_at from gristmill.embedding_jobs where state = 'failed'
     )
     select pipeline, state, count(*) as jobs,
-           min(least(run_at, case when starts > 0 then opened_at end)) filter (where run_at < 'infinity') as oldest
+           min(least(run_at, case when starts > 0 then opened_at end)) filter (where run_at <= clock_timestamp() or run_at < 'infinity' and starts > 0) as oldest
     from open group by pipeline, state;

@@ -54,7 +54,7 @@ pub(super) async fn answer(connection: &mut PgConnection, plan: &Plan, going: &[
 /// Where a row that left has no word of its own, it is a failure for whoever asked, and says why.
 fn told<'a>(facts: &'a JobFacts, queue: &QueuePlan, end: &End) -> Cow<'a, JobFacts> {
     match end {
-        End::Leave { .. } if queue.words.cancelled.is_none() => {
+        End::Leave { .. } if queue.word_of("cancelled") == queue.words.failed => {
             Cow::Owned(JobFacts { error: facts.cause.clone(), ..facts.clone() })
         }
         _ => Cow::Borrowed(facts),

@@ -1,7 +1,6 @@
 //! Ceilings of money: asked for each request before it is paid, and put right when it is known what it cost.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use rust_decimal::Decimal;
 use sqlx::PgPool;
@@ -9,6 +8,7 @@ use sqlx::PgPool;
 use crate::config::Ceiling;
 use crate::db;
 use crate::db::spending::{self, Difference, Spending};
+use crate::domain::JobId;
 
 use super::batcher::{EmbedFailure, OfJob};
 use super::lane::{Item, fail};
@@ -21,9 +21,6 @@ pub struct CeilingOf {
     pub ceiling: Ceiling,
 }
 
-/// Whom a part of a request is counted for.
-type Account = (Arc<CeilingOf>, String);
-
 /// What a request may cost, as it was added before it.
 #[derive(Debug, Default)]
 pub(super) struct Reserved(Vec<Difference>);
@@ -31,42 +28,71 @@ pub(super) struct Reserved(Vec<Difference>);
 /// The parts of a request that stay under their ceilings, and why the others do not.
 pub(super) struct Asked {
     pub reserved: Reserved,
-    over: BTreeMap<(String, String), EmbedFailure>,
+    over: BTreeMap<JobId, EmbedFailure>,
 }
 
 impl Asked {
     /// Why this job's part may not be paid.
     pub fn refusal(&self, job: &OfJob) -> Option<&EmbedFailure> {
-        let of = job.ceiling.as_ref()?;
-        self.over.get(&(of.pipeline.clone(), job.tenant.clone()))
+        self.over.get(&job.id)
     }
 }
 
-/// Adds what the parts of a request are about to cost, where a ceiling asks for it. Without one, nothing is asked.
+/// Jobs of one tenant of a pipeline, and what each is about to cost.
+struct Account<'j> {
+    of: &'j CeilingOf,
+    tenant: &'j str,
+    jobs: BTreeMap<JobId, Decimal>,
+}
+
+/// Adds what the parts of a request are about to cost, where a ceiling asks for it. Without one, nothing is asked. Where a tenant's jobs
+/// are too much together, they are asked for one by one.
 pub(super) async fn ask<'j>(
     pool: &PgPool,
     parts: impl Iterator<Item = (&'j OfJob, Decimal)>,
 ) -> Result<Asked, EmbedFailure> {
-    let mut accounts: BTreeMap<(String, String), (Account, Decimal)> = BTreeMap::new();
+    let mut accounts: BTreeMap<(&str, &str), Account<'_>> = BTreeMap::new();
     for (job, usd) in parts {
         let Some(of) = &job.ceiling else { continue };
-        let key = (of.pipeline.clone(), job.tenant.clone());
-        accounts.entry(key).or_insert_with(|| ((Arc::clone(of), job.tenant.clone()), Decimal::ZERO)).1 += usd;
+        let fresh = || Account { of, tenant: &job.tenant, jobs: BTreeMap::new() };
+        let account = accounts.entry((&of.pipeline, &job.tenant)).or_insert_with(fresh);
+        *account.jobs.entry(job.id).or_default() += usd;
     }
+    let mut asked = Asked { reserved: Reserved::default(), over: BTreeMap::new() };
+    let mut apart = Vec::new();
+    for (account, _) in spend(pool, accounts.into_values().collect(), &mut asked.reserved).await? {
+        let one = |(job, usd): (JobId, Decimal)| Account { jobs: BTreeMap::from([(job, usd)]), ..account };
+        apart.extend(account.jobs.clone().into_iter().map(one));
+    }
+    for (account, failure) in spend(pool, apart, &mut asked.reserved).await? {
+        asked.over.extend(account.jobs.into_keys().map(|job| (job, failure.clone())));
+    }
+    Ok(asked)
+}
+
+/// Adds each that stays under its ceiling; returns the others, and why.
+async fn spend<'j>(
+    pool: &PgPool,
+    accounts: Vec<Account<'j>>,
+    reserved: &mut Reserved,
+) -> Result<Vec<(Account<'j>, EmbedFailure)>, EmbedFailure> {
     if accounts.is_empty() {
-        return Ok(Asked { reserved: Reserved::default(), over: BTreeMap::new() });
+        return Ok(Vec::new());
     }
-    let all: Vec<Spending> = accounts
-        .into_values()
-        .map(|((of, tenant), usd)| Spending { pipeline: of.pipeline.clone(), tenant, usd, ceiling: of.ceiling.clone() })
-        .collect();
+    let spending = |account: &Account<'_>| Spending {
+        pipeline: account.of.pipeline.clone(),
+        tenant: account.tenant.to_owned(),
+        usd: account.jobs.values().sum(),
+        ceiling: account.of.ceiling.clone(),
+    };
+    let all: Vec<Spending> = accounts.iter().map(spending).collect();
     // Not tried again where the answer was lost: it would be counted twice.
     let said = spending::spend(pool, &all).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
-    let (mut reserved, mut over) = (Vec::new(), BTreeMap::new());
-    for (one, said) in all.into_iter().zip(said) {
+    let mut over = Vec::new();
+    for ((account, one), said) in accounts.into_iter().zip(all).zip(said) {
         let Spending { pipeline, tenant, usd, .. } = one;
         match said.over {
-            None => reserved.push(Difference { pipeline, tenant, day: said.day, usd: -usd }),
+            None => reserved.0.push(Difference { pipeline, tenant, day: said.day, usd: -usd }),
             Some(exceeded) => {
                 let text = format!(
                     "{} of pipeline {pipeline}: {} USD are spent, and {} more would be too much",
@@ -74,11 +100,11 @@ pub(super) async fn ask<'j>(
                     exceeded.spent.normalize(),
                     usd.normalize()
                 );
-                over.insert((pipeline, tenant), EmbedFailure::Ceiling { after: exceeded.left, text });
+                over.push((account, EmbedFailure::Ceiling { after: exceeded.left, text }));
             }
         }
     }
-    Ok(Asked { reserved: Reserved(reserved), over })
+    Ok(over)
 }
 
 /// What of a batch, at a price of a token, may be paid under its pipelines' ceilings, and is counted there; the rest is answered.

@@ -180,7 +180,8 @@ async fn plan_one(pool: &PgPool, plan: &Plan, indexed: Indexed) -> Result<Planne
     let seconds_with_index = new * BESIDE_AN_INDEX * scale;
     let seconds_without = (new * WITHOUT + (rows + new) * afterwards) * scale;
     let sql = app::create_index(plan, &IndexWanted { distance: Distance::Cosine, m: None, ef_construction: None });
-    let advice = match (indexed.indexes.is_empty(), seconds_without < seconds_with_index) {
+    let serves = indexed.indexes.iter().any(|index| index.valid);
+    let advice = match (!serves, seconds_without < seconds_with_index) {
         (true, true) => "build it when the back-fill is through",
         (true, false) => "build it",
         (false, true) => "drop it, build it anew when the back-fill is through",
@@ -221,6 +222,12 @@ struct Built {
 }
 
 async fn build_one(session: &Session, build: &Build) -> Result<(), Failure> {
+    // pgvector's own rule, which it tells only when the build has begun: https://github.com/pgvector/pgvector#index-options
+    let (m, candidates) = (build.m.unwrap_or(16), build.ef_construction.unwrap_or(64));
+    if candidates < 2 * m {
+        let why = format!("--ef-construction is {candidates}, and pgvector asks for at least twice --m, which is {m}");
+        return Err(Failure::Usage(why));
+    }
     let (_, pool, plan) = session.plan(&build.pipeline).await?;
     let indexed = target_of(&pool, &plan).await?;
     let wanted = IndexWanted { distance: build.distance.into(), m: build.m, ef_construction: build.ef_construction };
@@ -267,8 +274,9 @@ fn to_build(
     let sql = app::create_index(plan, wanted).map_err(Failure::Failed)?;
     // `(embedding vector_cosine_ops)`, whoever made it.
     let serves = |index: &&VectorIndex| index.definition.contains(&format!("_{}_ops", wanted.distance.word()));
-    let name = app::index_name(plan, wanted);
-    let broken = indexed.indexes.iter().filter(|index| !index.valid && index.definition.contains(&name));
+    let ours = app::index_stem(plan);
+    // Ours alone: another's may be under way.
+    let broken = indexed.indexes.iter().filter(|index| !index.valid && index.name.contains(&ours));
     let broken = broken.map(VectorIndex::drop);
     Ok(match indexed.indexes.iter().filter(|index| index.valid).find(serves) {
         Some(found) if rebuild => (Some(found.name.clone()), vec![found.rebuild()]),

@@ -219,9 +219,10 @@ fn people(status: &Status, counted: &[JobState]) -> String {
     }
     for worker in &status.workers {
         for lane in &worker.paused_lanes {
-            let PausedLane { provider, model, why, seconds } = lane;
+            let PausedLane { provider, model, tenants, why, seconds } = lane;
+            let of = if tenants.is_empty() { String::new() } else { format!(" of {}", tenants.join(", ")) };
             let name = &worker.name;
-            text = format!("{text}\n{name}: lane {provider}/{model} is paused: {why}; tried again in {seconds} s");
+            text = format!("{text}\n{name}: lane {provider}/{model}{of} is paused: {why}; tried again in {seconds} s");
         }
     }
     for pipeline in &status.pipelines {

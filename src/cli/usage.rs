@@ -99,8 +99,16 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         return reconcile::run(session).await;
     }
     let pool = session.database().await?;
-    let ledger = read(&pool, args.since, args.tenant.as_deref(), &args.by).await?;
-    session.print(&ledger, |ledger| people(ledger, &args.by))
+    let mut by = args.by.clone();
+    let mut seen = Vec::new();
+    by.retain(|one| {
+        !seen.contains(one) && {
+            seen.push(*one);
+            true
+        }
+    });
+    let ledger = read(&pool, args.since, args.tenant.as_deref(), &by).await?;
+    session.print(&ledger, |ledger| people(ledger, &by))
 }
 
 /// The whole ledger of a database, as the demo shows it.

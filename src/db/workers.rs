@@ -12,6 +12,9 @@ use crate::domain::OwnerId;
 pub struct PausedLane {
     pub provider: String,
     pub model: String,
+    /// Whose key it is, where tenants have their own.
+    #[serde(default)]
+    pub tenants: Vec<String>,
     pub why: String,
     /// For how long, counted from when the worker said so.
     pub seconds: u64,

@@ -141,7 +141,7 @@ impl Engine {
     async fn seen(&self, db: impl PgExecutor<'_>) -> sqlx::Result<()> {
         let paused = |lane: LaneStatus| {
             let (why, seconds) = lane.paused?;
-            Some(PausedLane { provider: lane.provider, model: lane.model, why, seconds })
+            Some(PausedLane { provider: lane.provider, model: lane.model, tenants: lane.tenants, why, seconds })
         };
         let paused: Vec<PausedLane> = (self.lanes)().into_iter().filter_map(paused).collect();
         let slots = i32::try_from(self.settings.slots).unwrap_or(i32::MAX);

@@ -54,7 +54,7 @@ pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{SparseKind, VectorKind, VectorType};
 pub use vector_index::{
     Building, Distance, IndexWanted, Indexed, Means as IndexMeans, VectorIndex, building, create as create_index,
-    index_name, indexed, run_each as run_index,
+    index_stem, indexed, run_each as run_index,
 };
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};

@@ -91,7 +91,7 @@ fn table_of(plan: &Plan) -> Option<&str> {
 pub async fn indexed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<Option<Indexed>> {
     let (Some(table), Some(vector)) = (table_of(plan), plan.target.vector()) else { return Ok(None) };
     let seen = sqlx::query!(
-        r#"select greatest(c.reltuples, 0)::float8 as "rows!", c.relkind = 'p' as "partitioned!",
+        r#"select c.reltuples::float8 as "rows!", c.relkind = 'p' as "partitioned!",
                   pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) as "memory!"
            from pg_catalog.pg_class c where c.oid = $1::text::regclass"#,
         table,
@@ -115,10 +115,15 @@ pub async fn indexed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result
         table,
         vector.name,
     )
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
     #[expect(clippy::cast_possible_truncation, reason = "an estimate of rows")]
-    let rows = seen.rows as i64;
+    let mut rows = seen.rows as i64;
+    // Never analysed: nobody knows.
+    if rows < 0 {
+        let count = format!("select count(*) from {table}");
+        rows = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *connection).await?;
+    }
     Ok(Some(Indexed { table: table.to_owned(), rows, partitioned: seen.partitioned, indexes, memory: seen.memory }))
 }
 
@@ -131,11 +136,15 @@ pub struct IndexWanted {
     pub ef_construction: Option<u32>,
 }
 
-/// The name an index of ours has, unquoted: of a pipeline's vectors, for a distance.
-pub fn index_name(plan: &Plan, wanted: &IndexWanted) -> String {
-    let distance = wanted.distance.word();
+/// How the names of a pipeline's indexes of ours begin, unquoted.
+pub fn index_stem(plan: &Plan) -> String {
     let stem: String = plan.pipeline.name.chars().take(63 - "gristmill__hnsw_cosine".len()).collect();
-    format!("gristmill_{stem}_hnsw_{distance}")
+    format!("gristmill_{stem}_hnsw_")
+}
+
+/// The name an index of ours has, unquoted: of a pipeline's vectors, for a distance.
+fn index_name(plan: &Plan, wanted: &IndexWanted) -> String {
+    format!("{}{}", index_stem(plan), wanted.distance.word())
 }
 
 /// The statement that builds it beside readers and writers.
