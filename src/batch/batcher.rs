@@ -16,6 +16,7 @@ use crate::db::{self, cache};
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
 use crate::providers::Embedder;
 
+use super::approach::{Approach, Approaching};
 use super::ceiling::CeilingOf;
 use super::gate::{BREAKER_FIRST, LaneStatus};
 use super::keyed::{ByTenant, Keyed};
@@ -97,7 +98,7 @@ pub struct LaneSettings {
     pub allowance: Allowance,
     /// Whether texts of several tenants may share a request.
     pub pack_across_tenants: bool,
-    /// How long a request that is not full waits for more texts.
+    /// How long a request that is not full waits for texts of attempts that may still bring some.
     pub linger: Duration,
     /// The prices of a token, oldest date first; none that holds is an alarm.
     pub prices: Vec<Dated>,
@@ -126,6 +127,7 @@ pub(super) fn price_now(prices: &[Dated]) -> Option<(i64, Decimal)> {
 #[derive(Clone)]
 pub struct Batcher {
     lanes: ByTenant<Entrance>,
+    approach: Approach,
     pool: PgPool,
     settings: Arc<LaneSettings>,
 }
@@ -146,13 +148,14 @@ impl Batcher {
         own: Vec<Keyed<dyn Embedder>>,
         vital: &Vital,
     ) -> Self {
+        let approach = Approach::new();
         let lanes = ByTenant::new(others, own, |keyed| {
             let lane = Arc::new(Lane::new(pool.clone(), owner, settings.clone(), keyed));
             let (sender, items) = mpsc::unbounded_channel();
-            vital.spawn("batcher", Arc::clone(&lane).run(items));
+            vital.spawn("batcher", Arc::clone(&lane).run(items, approach.watch()));
             Entrance { sender, lane }
         });
-        Self { lanes, pool, settings: Arc::new(settings) }
+        Self { lanes, approach, pool, settings: Arc::new(settings) }
     }
 
     pub fn settings(&self) -> &LaneSettings {
@@ -164,11 +167,16 @@ impl Batcher {
         self.lanes.all().map(|entrance| entrance.lane.status()).collect()
     }
 
-    /// Embeds a job's texts. Waits with thousands of others until a full request is worth sending.
+    /// Announces an attempt that may ask for vectors: requests that are not full linger for it.
+    pub fn expect(&self) -> Approaching {
+        self.approach.enter()
+    }
+
+    /// Embeds a job's texts. Waits with thousands of others until a full request is worth sending, or nobody comes any more.
     ///
     /// # Errors
     /// The first failure of one of its texts; vectors that were paid all the same are parked.
-    pub async fn embed(&self, job: &OfJob, texts: Vec<Text>) -> Result<Paid, EmbedFailure> {
+    pub async fn embed(&self, job: &OfJob, texts: Vec<Text>, approaching: Approaching) -> Result<Paid, EmbedFailure> {
         let mut vectors: Vec<Option<Bought>> = vec![None; texts.len()];
         if job.tried {
             self.find_parked(job, &texts, &mut vectors).await?;
@@ -191,7 +199,7 @@ impl Batcher {
             let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call) };
             sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
         }
-        drop(call);
+        drop((call, approaching));
         while let Some((nth, answer)) = answers.recv().await {
             vectors[nth] = Some(answer?);
         }

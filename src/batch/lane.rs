@@ -1,6 +1,7 @@
 //! A lane: one model and credential, with its queue, its requests under way, its budget, its breaker and its pauses.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::failpoint::{self, Point};
 use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
+use super::approach::Approachers;
 use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
 use super::budget::Budget;
 use super::ceiling::{self, Reserved};
@@ -97,14 +99,14 @@ impl Lane {
     }
 
     /// Packs what comes into requests until the last sender is gone.
-    pub async fn run(self: Arc<Self>, mut items: mpsc::UnboundedReceiver<Item>) {
+    pub async fn run(self: Arc<Self>, mut items: mpsc::UnboundedReceiver<Item>, mut approachers: Approachers) {
         let mut next = items.recv().await;
         while let Some(first) = next {
             // With all requests under way, texts gather here and the next request is the fuller.
             let mut slot = Some(self.slots.acquire().await);
             self.budget.breathe().await;
             let mut batch = vec![first];
-            next = self.fill(&mut batch, &mut items).await;
+            next = self.fill(&mut batch, &mut items, &mut approachers).await;
             // A job's texts together: then their parts of the cost, each rounded, sum to the job's.
             batch.sort_by_key(|item| (item.call.job.id, item.call.job.revision));
             for batch in self.apart(batch) {
@@ -125,13 +127,25 @@ impl Lane {
         }
     }
 
-    /// Adds texts until the request is full or the linger is over; returns the text that did not fit.
-    async fn fill(&self, batch: &mut Vec<Item>, items: &mut mpsc::UnboundedReceiver<Item>) -> Option<Item> {
-        let end = Instant::now() + self.settings.linger;
+    /// Adds texts until the request is full, nobody comes any more, or the linger is over; returns the text that did not fit.
+    async fn fill(
+        &self,
+        batch: &mut Vec<Item>,
+        items: &mut mpsc::UnboundedReceiver<Item>,
+        approachers: &mut Approachers,
+    ) -> Option<Item> {
+        let mut over = pin!(tokio::time::sleep(self.settings.linger));
         let most = self.settings.tokens.min(self.budget.most_tokens());
         let mut tokens = sum_of_tokens(batch);
         while batch.len() < self.settings.inputs && tokens < most {
-            let Ok(Some(item)) = tokio::time::timeout_at(end, items.recv()).await else { return None };
+            // In this order: whoever is gone has sent what it had.
+            let item = tokio::select! {
+                biased;
+                item = items.recv() => item,
+                () = approachers.gone() => items.try_recv().ok(),
+                () = &mut over => None,
+            };
+            let item = item?;
             tokens += item.tokens;
             if tokens > most {
                 return Some(item);

@@ -1,6 +1,7 @@
 //! Floor 3: the places where the work of many jobs meets. Handlers await them as if they were alone; each isolates failure by
 //! bisecting until the one guilty text or job stands alone.
 
+mod approach;
 mod asking;
 mod batcher;
 mod blame;
@@ -27,6 +28,7 @@ mod speech;
 mod transaction;
 mod vital;
 
+pub use approach::Approaching;
 pub use batcher::{Batcher, Bought, EmbedFailure, LaneSettings, OfJob, Paid, Text};
 pub use ceiling::CeilingOf;
 pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Work};

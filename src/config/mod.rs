@@ -132,7 +132,7 @@ pub struct Worker {
     pub retry_longest: Duration,
     /// How long a job may be snoozed altogether before it fails.
     pub snooze_total: Duration,
-    /// How long the batcher waits for more texts before it sends a request that is not full.
+    /// How long a request that is not full waits for texts of jobs that are on their way.
     pub linger: Duration,
     /// Bytes of files, texts and vectors in flight.
     pub memory: u64,

@@ -31,7 +31,7 @@ pub(super) fn database(mut section: Section) -> Option<Database> {
 
 pub(super) fn worker(mut section: Section) -> Worker {
     let worker = Worker {
-        slots: section.or("slots", whole(1..=100_000), 256_usize),
+        slots: section.or("slots", whole(1..=100_000), 512_usize),
         lease: section.or("lease", some_time, 30 * SECOND),
         poll: section.or("poll", some_time, 2 * SECOND),
         sweep: section.or("sweep", some_time, 30 * SECOND),

@@ -94,8 +94,15 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
                 Ok(true)
             })
         })
-        // Asked when nobody waits for the answer.
-        .after_release(|connection, _| Box::pin(is_outside_transactions(connection)))
+        // Done when nobody waits for the answer.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                let kept = is_outside_transactions(connection).await?;
+                // The buffer of one large statement would stay as large for as long as the connection lives, in every connection.
+                connection.shrink_buffers();
+                Ok(kept)
+            })
+        })
         .after_connect(move |connection, _| {
             let pinned = pinned.clone();
             Box::pin(async move {

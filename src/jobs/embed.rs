@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use rust_decimal::Decimal;
 use tokio::sync::Semaphore;
 
-use crate::batch::{Charge, DoneWork, End, JobFacts, OfJob, Paid, Text, keep};
+use crate::batch::{Approaching, Charge, DoneWork, End, JobFacts, OfJob, Paid, Text, keep};
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan, Spending};
@@ -18,9 +18,11 @@ use super::{Deps, JobError, Vectors, content, limit, start};
 
 /// From the row to the commit.
 pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &mut InWork) -> Result<(), JobError> {
+    let approaching = means.batcher.expect();
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
     let (row, existing, weight) = start::load(job, deps, known || job.need_ended, work).await?;
     if is_served(job, &row, &existing) {
+        drop(approaching);
         return start::commit(job, deps, End::Stands { row }, JobFacts::default(), work).await;
     }
     start::wanted(&row)?;
@@ -59,7 +61,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     }
 
     // Waits with thousands of others until a full request is worth sending.
-    let (vectors, bought, parked) = embed(deps, means, job, &row, &plan, &kept).await?;
+    let (vectors, bought, parked) = embed(deps, means, job, &row, &plan, &kept, approaching).await?;
     work.trace.stage("embed");
 
     let tokens: u64 = bought.iter().map(|(_, (_, tokens))| tokens).sum();
@@ -184,6 +186,7 @@ async fn embed(
     row: &LoadedRow,
     plan: &ChunkPlan,
     kept: &[bool],
+    approaching: Approaching,
 ) -> Result<(Vec<Option<Embedding>>, Texts, Vec<TextHash>), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
@@ -207,7 +210,7 @@ async fn embed(
         parked_since: job.fresh.then_some(job.opened_at),
         ceiling: deps.ceiling.clone(),
     };
-    let Paid { vectors: paid, parked } = means.batcher.embed(&of, texts).await?;
+    let Paid { vectors: paid, parked } = means.batcher.embed(&of, texts, approaching).await?;
     let mut parts: Vec<Vec<(Embedding, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
     for ((nth, part), (embedding, tokens)) in owners.into_iter().zip(paid) {

@@ -214,7 +214,10 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
             parked_since: None,
             ceiling: None,
         };
-        batcher.embed(&of, vec![Text { text: text.to_owned(), tokens: 3 }]).await.map(|paid| paid.vectors.len())
+        batcher
+            .embed(&of, vec![Text { text: text.to_owned(), tokens: 3 }], batcher.expect())
+            .await
+            .map(|paid| paid.vectors.len())
     };
 
     let (panic, one, two) = tokio::join!(embed(1, "Do not PANIC."), embed(2, "One."), embed(3, "Two."));
@@ -444,7 +447,7 @@ async fn an_outage_opens_the_breaker_for_one_pause() {
 #[tokio::test]
 async fn a_lone_job_does_not_wait_for_company() {
     let vendor = vendor();
-    let world = World::with_vendor(&vendor).await;
+    let world = World::with_vendor(&vendor).await.change("linger = \"5ms\"", "linger = \"1h\"");
     world.register().await;
     let worker = world.start().await;
     world.insert("note", "The mill grinds.").await;

@@ -53,7 +53,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10_000..))]
     backlog: Option<u32>,
     /// Jobs in hand at once of each worker (`worker.slots`)
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     slots: u32,
     #[command(flatten)]
     knobs: Knobs,

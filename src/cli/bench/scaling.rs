@@ -25,7 +25,7 @@ pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     let mut rates = vec![Vec::new(); WORKERS.len()];
     for _ in 0..bed.rounds {
         for (rates, workers) in rates.iter_mut().zip(WORKERS) {
-            let (seconds, _) = together(bed, workers, each * workers, Knobs::slow(LATENCY)).await?;
+            let (seconds, _) = together(bed, workers, each * workers, None).await?;
             bed.say(&format!("  {workers}: {:.0} rows/s", real(each * workers) / seconds));
             rates.push(real(each * workers) / seconds);
         }
@@ -41,12 +41,11 @@ pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     Ok(figures)
 }
 
-/// Four workers, and a provider that takes half of what they would send.
+/// Four workers, and a provider that takes half of what they would send, which they are told.
 async fn limited(bed: &Bed, rows: usize) -> Result<[Figure; 2], Failure> {
-    let knobs = Knobs { requests_per_minute: Some(LIMIT), ..Knobs::slow(LATENCY) };
     let (mut sent, mut refused, mut allowed) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bed.rounds {
-        let (seconds, counted) = together(bed, 4, rows, knobs.clone()).await?;
+        let (seconds, counted) = together(bed, 4, rows, Some(LIMIT)).await?;
         sent.push(float(counted.requests) / seconds * 60.0);
         allowed.push(f64::from(LIMIT));
         refused.push(float(counted.limited) / float(counted.requests) * 100.0);
@@ -62,9 +61,11 @@ async fn together(
     bed: &Bed,
     workers: usize,
     rows: usize,
-    knobs: Knobs,
+    limit: Option<u32>,
 ) -> Result<(f64, super::provider::Counted), Failure> {
-    let setup = Setup { concurrency: 1, inputs: INPUTS, dimensions: 64, ..Setup::of(bed.slots.min(64)) };
+    let knobs = Knobs { requests_per_minute: limit, ..Knobs::slow(LATENCY) };
+    let alike = Setup::of(bed.slots.min(64));
+    let setup = Setup { concurrency: 1, inputs: INPUTS, requests_per_minute: limit, dimensions: 64, ..alike };
     let mut rig = Rig::build(bed, &setup, knobs).await?;
     for _ in 1..workers {
         rig.join(&setup).await?;

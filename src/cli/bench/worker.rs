@@ -29,6 +29,8 @@ pub(super) struct Setup {
     pub concurrency: usize,
     /// Texts of one request.
     pub inputs: usize,
+    /// What the provider is said to allow.
+    pub requests_per_minute: Option<u32>,
     pub dimensions: usize,
     /// The source has files instead of texts, below this folder.
     pub files: Option<PathBuf>,
@@ -39,7 +41,15 @@ pub(super) struct Setup {
 impl Setup {
     /// As many do it: everything else as it is by default.
     pub(super) fn of(slots: usize) -> Self {
-        Self { slots, concurrency: 8, inputs: 2_048, dimensions: DIMENSIONS, files: None, status: true }
+        Self {
+            slots,
+            concurrency: 8,
+            inputs: 2_048,
+            requests_per_minute: None,
+            dimensions: DIMENSIONS,
+            files: None,
+            status: true,
+        }
     }
 
     /// The configuration as the worker reads it.
@@ -49,8 +59,9 @@ impl Setup {
     }
 
     fn toml(&self, field: &Field, provider: &str) -> String {
-        let Self { slots, concurrency, inputs, dimensions, files, status } = self;
+        let Self { slots, concurrency, inputs, requests_per_minute, dimensions, files, status } = self;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let allowed = requests_per_minute.map_or_else(String::new, |limit| format!("requests_per_minute = {limit}"));
         let status = if *status { STATUS } else { "" };
         let file = files.as_ref().map_or_else(String::new, |folder| {
             format!(
@@ -72,6 +83,7 @@ processes = {cores}
 kind = "openai"
 url = "{provider}"
 concurrency = {concurrency}
+{allowed}
 [models.bench]
 provider = "loopback"
 name = "bench"
