@@ -19,8 +19,9 @@ use crate::providers::Embedder;
 use super::approach::{Approach, Approaching};
 use super::ceiling::CeilingOf;
 use super::gate::{BREAKER_FIRST, LaneStatus};
+use super::item::{Item, JobCall};
 use super::keyed::{ByTenant, Keyed};
-use super::lane::{Item, JobCall, Lane};
+use super::lane::Lane;
 use super::vital::Vital;
 
 /// A text to embed and its tokens.

@@ -11,7 +11,7 @@ use crate::db::spending::{self, Difference, Spending};
 use crate::domain::JobId;
 
 use super::batcher::{EmbedFailure, OfJob};
-use super::lane::{Item, fail};
+use super::item::{Item, fail};
 use super::portions::widen;
 
 /// Whose ceiling holds for a job.

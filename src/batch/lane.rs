@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rust_decimal::Decimal;
@@ -13,16 +13,17 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::db::{self, cache, calls};
-use crate::domain::{Embedding, OwnerId};
+use crate::domain::OwnerId;
 use crate::failpoint::{self, Point};
 use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
 
 use super::approach::Approachers;
-use super::batcher::{EmbedFailure, LaneSettings, OfJob, hash};
+use super::batcher::{EmbedFailure, LaneSettings, hash};
 use super::budget::Budget;
 use super::ceiling::{self, Reserved};
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
+use super::item::{Answer, Item, fail};
 use super::keyed::Keyed;
 use super::portions::{believed, portions, widen};
 use super::sending::Sending;
@@ -35,44 +36,6 @@ const TRIES: u32 = 3;
 /// What no provider has a reason to refuse, and its tokens.
 const HARMLESS: &str = "The quick brown fox jumps over the lazy dog.";
 const HARMLESS_TOKENS: usize = 10;
-
-/// A vector and its tokens, or why there is none.
-type Answer = Result<(Embedding, u64), EmbedFailure>;
-
-/// A job's texts on their way through the lane.
-pub(super) struct JobCall {
-    pub job: OfJob,
-    /// Texts without an answer.
-    pub open: AtomicUsize,
-    /// A text of it has failed: what comes for the others is for its next attempt.
-    pub failed: AtomicBool,
-    /// Some of its vectors were parked.
-    pub parked: Arc<AtomicBool>,
-    pub reply: mpsc::UnboundedSender<(usize, Answer)>,
-}
-
-impl JobCall {
-    /// Every text has its vector, and somebody waits for them.
-    fn is_through(&self) -> bool {
-        self.open.load(Ordering::Acquire) == 0 && !self.failed.load(Ordering::Acquire) && !self.reply.is_closed()
-    }
-}
-
-/// One text on its way.
-pub(super) struct Item {
-    pub text: String,
-    pub tokens: usize,
-    /// Its place among the job's texts.
-    pub nth: usize,
-    pub call: Arc<JobCall>,
-}
-
-impl Item {
-    fn answer(self, answer: Answer) {
-        // A job that has given up is not told.
-        self.call.reply.send((self.nth, answer)).ok();
-    }
-}
 
 pub(super) struct Lane {
     pub pool: PgPool,
@@ -486,14 +449,6 @@ impl Lane {
         if let Err(error) = cache::park(&self.pool, &self.settings.cache_name(), parked).await {
             tracing::warn!(vectors = parked.len(), error = db::describe(&error), "paid vectors could not be parked");
         }
-    }
-}
-
-pub(super) fn fail(batch: Vec<Item>, failure: &EmbedFailure) {
-    for item in batch {
-        item.call.failed.store(true, Ordering::Release);
-        item.call.open.fetch_sub(1, Ordering::AcqRel);
-        item.answer(Err(failure.clone()));
     }
 }
 

@@ -13,6 +13,7 @@ mod ending;
 mod facts;
 mod fit;
 mod gate;
+mod item;
 mod keyed;
 mod lane;
 mod leave;

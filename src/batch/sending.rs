@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::batcher::EmbedFailure;
-use super::lane::{Item, fail};
+use super::item::{Item, fail};
 
 pub(super) struct Sending {
     /// Texts to send, the next last, each part with the tries it had.
