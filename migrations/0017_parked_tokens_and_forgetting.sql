@@ -30,6 +30,8 @@ begin
     update gristmill.pipelines p set census_after = null from gristmill.embedding_jobs j
     where j.id = any (p_jobs) and p.name = j.pipeline and p.census_after = j.source_key;
     delete from gristmill.reservations r where r.job_id = any (p_jobs) or r.tenant = nullif(p_tenant, '');
+    -- Of the pipeline as a whole it stays counted.
+    delete from gristmill.spending s where s.scope = 'tenant ' || nullif(p_tenant, '');
     -- Of whose texts a tenant's parked vectors are, nobody knows: they are bought again where they are still wanted.
     delete from gristmill.vector_cache c where c.tenant = any (tenants) or c.tenant = nullif(p_tenant, '');
     delete from gristmill.embedding_jobs j where j.id = any (p_jobs);

@@ -63,7 +63,9 @@ async fn canaries(world: &World) -> String {
 /// Two tenants, one of whom has a canary in everything that is known of it.
 async fn world() -> World {
     let world = configured(World::new().await, NOTES);
-    world.sql("create schema app; create table app.notes (id text, team text, body text)").await;
+    world
+        .sql("create schema app; create table app.notes (id text not null unique deferrable, team text, body text)")
+        .await;
     let world = reconnected(world).await;
     world.work().await;
     world
@@ -80,6 +82,7 @@ async fn world() -> World {
              insert into gristmill.vector_cache (tenant, model, digest, vector) select distinct tenant, 'm', sha256('x'), 'canary'::bytea from gristmill.embedding_jobs where tenant like 'canary%'; \
              insert into gristmill.reservations (job_id, lease_id, limit_name, tenant, tokens, usd) select id, gen_random_uuid(), 'canary', tenant, 1, 1 from gristmill.embedding_jobs where tenant like 'canary%'; \
              insert into gristmill.announcements (pipeline, source_key, tenant, priority, by_person) select pipeline, source_key, tenant, 0, false from gristmill.embedding_jobs; \
+             insert into gristmill.spending (pipeline, scope, day, usd) values ('notes', 'tenant canary team', '2026-01-01', 1); \
              update gristmill.pipelines set census_after = '[\"canary 1\"]'; \
              update gristmill.embedding_jobs set traceparent = 'canary', mirror_error = 'canary', kept = '{\"body\": \"canary\"}' where tenant like 'canary%'",
         )
@@ -116,6 +119,7 @@ async fn of_a_tenant_that_is_forgotten_nothing_is_left_but_sums() {
     gristmill.pipelines 1
     gristmill.provider_call_jobs 2
     gristmill.reservations 2
+    gristmill.spending 1
     gristmill.transcript_parts 2
     gristmill.usage_events 2
     gristmill.vector_cache 1

@@ -15,6 +15,7 @@ const OURS: &[(&str, &str)] = &[
     ("_sqlx_migrations", "select"),
     ("announcements", "select, update, delete"),
     ("backlog", "select"),
+    ("budgets", "select, insert, update, delete"),
     ("embedding_jobs", "select, insert, update"),
     ("installation", "select, insert, update"),
     ("job_attempts", "select, insert, delete"),
@@ -24,6 +25,7 @@ const OURS: &[(&str, &str)] = &[
     ("provider_call_jobs", "select, insert, update"),
     ("provider_calls", "select, insert, update, delete"),
     ("reservations", "select, insert, update, delete"),
+    ("spending", "select, insert, update, delete"),
     ("transcript_parts", "select, insert, update, delete"),
     ("usage_by_day", "select"),
     ("usage_events", "select, insert"),
@@ -45,6 +47,8 @@ const FUNCTIONS: &[&str] = &[
     "redeliver(text)",
     "resume(text)",
     "retry(bigint, boolean)",
+    "spend(text, text, numeric, numeric, numeric, numeric, numeric)",
+    "take_budget(text, text, interval, interval, interval, interval)",
 ];
 
 /// Functions that the triggers of an application's table call, in the name of its owner.
@@ -58,6 +62,7 @@ const READ: &[&str] = &[
     "_sqlx_migrations",
     "announcements",
     "backlog",
+    "budgets",
     "installation",
     "job_attempts",
     "outbox",
@@ -66,6 +71,7 @@ const READ: &[&str] = &[
     "provider_call_jobs",
     "provider_calls",
     "reservations",
+    "spending",
     "usage_by_day",
     "usage_events",
     "workers",
