@@ -7,6 +7,7 @@ use std::time::Duration;
 use gristmill::app::{self, Running};
 use gristmill::config::Config;
 use gristmill::db;
+use gristmill::embedded::{self, Artifact};
 use gristmill::extract::Extractor;
 use sqlx::{AssertSqlSafe, PgPool};
 use tempfile::TempDir;
@@ -258,7 +259,9 @@ impl World {
     }
 
     /// Parser children of the program under test: this program is its tests.
+    /// Reads PDF with libpdfium, whichever test comes first on a machine that has not fetched it yet.
     fn extractor(&self) -> Extractor {
+        embedded::ensure(Artifact::Pdfium, &|_| {}).expect("libpdfium can be had");
         Extractor::with_program(app::parser_settings(&self.config()), env!("CARGO_BIN_EXE_gristmill"))
     }
 
