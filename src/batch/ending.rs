@@ -155,16 +155,7 @@ async fn write_alone(
 /// `processing` back; an asking row says at least how it ended: one that asks again would be worked again. Says whether all of it stands.
 async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> sqlx::Result<bool> {
     let (going, keys) = (std::slice::from_ref(ready), [&ready.work.job.key]);
-    let mut savepoint = connection.begin().await?;
-    let answer = asking::answer_unmarked(&mut savepoint, plan, going).await;
-    let answered = keep(savepoint, answer).await?;
-    if let Some(queue) = plan.queue.as_ref().filter(|_| !answered) {
-        let word = queue.word_of(ready.facts.state);
-        let instead_of = [queue.words.processing.as_str(), queue.words.pending.as_str()];
-        let mut savepoint = connection.begin().await?;
-        let answer = app::mirror_asking(&mut savepoint, plan, queue, &keys, word, &instead_of).await;
-        keep(savepoint, answer).await?;
-    }
+    // The source row first, as in every commit.
     let mut savepoint = connection.begin().await?;
     let status = transaction::write_sources(&mut savepoint, plan, going).await;
     let written = keep(savepoint, status).await?;
@@ -180,6 +171,16 @@ async fn say(connection: &mut PgConnection, plan: &Plan, ready: &Going<'_>) -> s
                 break;
             }
         }
+    }
+    let mut savepoint = connection.begin().await?;
+    let answer = asking::answer_unmarked(&mut savepoint, plan, going).await;
+    let answered = keep(savepoint, answer).await?;
+    if let Some(queue) = plan.queue.as_ref().filter(|_| !answered) {
+        let word = queue.word_of(ready.facts.state);
+        let instead_of = [queue.words.processing.as_str(), queue.words.pending.as_str()];
+        let mut savepoint = connection.begin().await?;
+        let answer = app::mirror_asking(&mut savepoint, plan, queue, &keys, word, &instead_of).await;
+        keep(savepoint, answer).await?;
     }
     Ok(answered && written)
 }

@@ -83,6 +83,7 @@ async fn world() -> World {
              insert into gristmill.reservations (job_id, lease_id, limit_name, tenant, tokens, usd) select id, gen_random_uuid(), 'canary', tenant, 1, 1 from gristmill.embedding_jobs where tenant like 'canary%'; \
              insert into gristmill.announcements (pipeline, source_key, tenant, priority, by_person) select pipeline, source_key, tenant, 0, false from gristmill.embedding_jobs; \
              insert into gristmill.spending (pipeline, scope, day, usd) values ('notes', 'tenant canary team', '2026-01-01', 1); \
+             insert into gristmill.workers (id, name, version, slots, paused_lanes) values (gen_random_uuid(), 'dead', '0', 1, '[{\"tenants\": [\"canary team\"]}]'); \
              update gristmill.pipelines set census_after = '[\"canary 1\"]'; \
              update gristmill.embedding_jobs set traceparent = 'canary', mirror_error = 'canary', kept = '{\"body\": \"canary\"}' where tenant like 'canary%'",
         )
@@ -123,6 +124,7 @@ async fn of_a_tenant_that_is_forgotten_nothing_is_left_but_sums() {
     gristmill.transcript_parts 2
     gristmill.usage_events 2
     gristmill.vector_cache 1
+    gristmill.workers 1
     ");
     let sums = "select concat_ws(' ', count(*), sum(quantity), sum(cost), count(distinct tenant)) from gristmill.usage_events \
                 union all select concat_ws(' ', count(*), sum(tokens), sum(cost), count(distinct tenant)) from gristmill.provider_call_jobs";

@@ -246,3 +246,28 @@ async fn a_reader_looks_and_sees_no_text() {
     let refused = gristmill(&world, &["pause", "documents"]).await;
     assert_eq!(refused.code, 1);
 }
+
+#[tokio::test]
+async fn the_owner_of_the_tables_installs_triggers_and_views_and_takes_them_away() {
+    let world = World::new().await;
+    make_role(&world, "gristmill_test_owning").await;
+    world.register().await;
+    world.sql("alter table public.documents owner to gristmill_test_owning; alter table public.document_chunks owner to gristmill_test_owning").await;
+    let out = gristmill(&world, &["grants", "--for", "owner", "--role", "gristmill_test_owning"]).await.ok().out;
+    world.sql(&out).await;
+    let pool = world.pool.clone();
+    let world = as_role(world, "gristmill_test_owning").await;
+    gristmill(&world, &["triggers", "install"]).await.ok();
+    gristmill(&world, &["views", "install"]).await.ok();
+    sqlx::raw_sql(
+        "insert into public.documents (user_id, name, content) values (gen_random_uuid(), 'note', 'The mill grinds.')",
+    )
+    .execute(&pool)
+    .await
+    .expect("the statement holds");
+    let seen: i64 =
+        sqlx::query_scalar("select count(*) from gristmill.status_documents").fetch_one(&pool).await.unwrap();
+    assert_eq!(seen, 1, "announced by a trigger, shown by a view");
+    gristmill(&world, &["triggers", "remove"]).await.ok();
+    gristmill(&world, &["views", "remove"]).await.ok();
+}

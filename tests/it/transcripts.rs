@@ -245,6 +245,26 @@ async fn a_fresh_retry_pays_for_every_part_again() {
 }
 
 #[tokio::test]
+async fn a_recording_beyond_the_ceiling_waits_unpaid() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "\n[pipelines.transcripts.ceiling]\nusd_per_day = 0.0001\n").await;
+    for seconds in [0.5, 2.0] {
+        world.dream(Some(("wav", &wav(&[(seconds, true)])))).await;
+    }
+
+    world.work().await;
+
+    assert_eq!(vendor.paid(), [0.5]);
+    let jobs = "select concat_ws(' ', state, error_kind, reason) from gristmill.embedding_jobs order by 1";
+    assert_snapshot!(world.list(jobs).await.join("\n"), @r#"
+    completed
+    waiting ceiling a ceiling is reached: usd_per_day of pipeline transcripts: 0.0000308321 USD are spent, and 0.0001233321 more would be too much
+    "#);
+    let counted = "select sum(usd) = (select sum(cost) from gristmill.provider_calls) from gristmill.spending";
+    assert!(world.value::<bool>(counted).await);
+}
+
+#[tokio::test]
 async fn a_recording_that_its_tenant_may_not_pay_for_waits_unpaid() {
     // Its tokens are used up, which is no matter of sound.
     const LIMIT: &str = "\n[limits.daily]\nover = \"snooze\"\nsql = \"select -5 as tokens, 0.0001 as usd\"\n";

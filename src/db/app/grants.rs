@@ -143,7 +143,7 @@ pub fn of_owner(role: &str) -> Vec<String> {
     let role = quote(role);
     [
         format!("grant usage, create on schema gristmill to {role}"),
-        format!("grant select on gristmill.embedding_jobs to {role}"),
+        format!("grant select on gristmill._sqlx_migrations, gristmill.embedding_jobs to {role}"),
     ]
     .into_iter()
     .chain(ANNOUNCING.iter().map(|name| format!("grant execute on function gristmill.{name} to {role}")))
