@@ -110,6 +110,18 @@ pub fn init_logs(format: LogFormat, filter: &str) {
             builder.compact().with_ansi(colours).with_target(false).try_init()
         }
     };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let trace = std::backtrace::Backtrace::capture();
+        let trace = (trace.status() == std::backtrace::BacktraceStatus::Captured).then(|| trace.to_string());
+        tracing::error!(place, trace, "a part panicked: {}", said(panic.payload()));
+    }));
+}
+
+/// What a panic says, where nobody but us can have written it: words that are put together may quote a text (a slice of a string at
+/// the wrong place quotes all of it).
+pub fn said(panic: &(dyn std::any::Any + Send)) -> &'static str {
+    panic.downcast_ref::<&'static str>().copied().unwrap_or("its words may quote a text and are not repeated")
 }
 
 /// Where metrics are kept until somebody reads them.

@@ -18,7 +18,7 @@ use super::ending;
 use super::facts::JobFacts;
 use super::fit::Fit;
 use super::transaction;
-use super::vital::{Vital, guarded};
+use super::vital::{Vital, guarded, is_panic};
 
 /// Most jobs, chunks and bytes of one transaction: a flush to disk and a dozen statements are the same for many jobs as for few.
 const MOST_JOBS: usize = 256;
@@ -107,6 +107,9 @@ pub enum CommitError {
     /// The database refuses this job's rows: a constraint, a type.
     #[error("the database refused the write: {0}")]
     Refused(String),
+    /// We panicked over this job's rows; the log says where.
+    #[error("the commit panicked; the worker's log says where")]
+    Panicked,
     /// The application's tables were changed.
     #[error("the pipeline does not fit its tables any more: {0}")]
     Misfit(String),
@@ -231,8 +234,12 @@ impl Shared {
                 }
                 Err(refusal) if group.len() == 1 => {
                     if let Some(request) = group.pop() {
-                        let said = blame::describe(&self.pool, &plan, &request.work, &refusal).await;
-                        self.refuse(request, CommitError::Refused(said)).await;
+                        let error = if is_panic(&refusal.error) {
+                            CommitError::Panicked
+                        } else {
+                            CommitError::Refused(blame::describe(&self.pool, &plan, &request.work, &refusal).await)
+                        };
+                        self.refuse(request, error).await;
                     }
                 }
                 Err(_) => {

@@ -11,7 +11,7 @@ use crate::domain::SourceKey;
 
 use super::fit::Fit;
 use super::memory::{Memory, Weight, rounded, weight_of_text};
-use super::vital::{Vital, guarded};
+use super::vital::{Vital, guarded, is_panic};
 
 /// Most jobs of one read.
 const MOST: usize = 500;
@@ -35,6 +35,9 @@ pub enum LoadError {
     /// The key does not fit its column, or an expression of the configuration fails on this row.
     #[error("the row cannot be read: {0}")]
     Row(String),
+    /// We panicked over this row; the log says where.
+    #[error("reading the row panicked; the worker's log says where")]
+    Panicked,
     /// The application's tables were changed.
     #[error("the pipeline does not fit its tables any more: {0}")]
     Misfit(String),
@@ -150,7 +153,8 @@ impl Shared {
             open.stack.push(half);
             open.stack.push(batch);
         } else {
-            tell(batch, &LoadError::Row(db::describe(error)));
+            let alone = if is_panic(error) { LoadError::Panicked } else { LoadError::Row(db::describe(error)) };
+            tell(batch, &alone);
         }
     }
 

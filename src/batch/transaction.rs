@@ -103,6 +103,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
     }
     if !going.is_empty() {
         write_target(&mut transaction, plan, &going).await?;
+        failpoint::reach(Point::Writing);
         let going: Vec<Going<'_>> = going.into_iter().map(|(ready, _)| ready).collect();
         write_sources(&mut transaction, plan, &going).await?;
         let written: Vec<&Work> = going.iter().map(|ready| ready.work).collect();

@@ -21,6 +21,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let approaching = means.batcher.expect();
     let known = !job.digests.is_empty() && !job.fresh && job.generation.as_deref() == Some(&deps.plan.generation);
     let (row, existing, weight) = start::load(job, deps, known || job.need_ended, work).await?;
+    failpoint::reach(Point::Loaded);
     if is_served(job, &row, &existing) {
         drop(approaching);
         return start::commit(job, deps, End::Stands { row }, JobFacts::default(), work).await;

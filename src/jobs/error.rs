@@ -123,7 +123,9 @@ impl JobError {
             Self::OverLimit { resets, .. } => Standing { snooze_total: LIMIT_TOTAL, ..standing }
                 .snooze(Reason::new(ErrorKind::Limit, self.to_string()), *resets),
             Self::Deadline => retry(ErrorKind::Deadline),
-            Self::Panicked => retry(ErrorKind::Panicked),
+            Self::Panicked | Self::Load(LoadError::Panicked) | Self::Commit(CommitError::Panicked) => {
+                retry(ErrorKind::Panicked)
+            }
             Self::Crashed => fail(ErrorKind::Crashed),
             Self::Shutdown => Outcome::HandBack,
         }

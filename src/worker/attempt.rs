@@ -134,7 +134,7 @@ async fn end(
             reason: Reason::new(ErrorKind::Database, error.to_string()),
         },
         // Chunks of a row that left could not be removed: a person has to look at the constraint.
-        Err(error @ CommitError::Refused(_)) => Outcome::Snooze {
+        Err(error @ (CommitError::Refused(_) | CommitError::Panicked)) => Outcome::Snooze {
             after: Duration::from_mins(5),
             reason: Reason::new(ErrorKind::Constraint, error.to_string()),
         },
