@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rust_decimal::Decimal;
+use time::OffsetDateTime;
 use url::Url;
 
 use crate::chunk::Tokenizer;
@@ -32,11 +33,10 @@ pub async fn open_model(config: &Config, model: &Model) -> Result<Arc<dyn Embedd
     embedder(provider, model).await.map(|(embedder, _)| embedder).map_err(refuse)
 }
 
-/// The price of one token of a model, as configured for today, or of one minute of what it hears. What runs here costs nothing;
+/// The price of one token of a model, as configured for `now`, or of one minute of what it hears. What runs here costs nothing;
 /// none: nobody knows.
-pub fn unit_price(config: &Config, model: &Model) -> Option<Decimal> {
+pub fn unit_price(config: &Config, model: &Model, now: OffsetDateTime) -> Option<Decimal> {
     let meter = if model.speech.is_some() { Meter::AudioMinutes } else { Meter::Tokens };
-    let now = time::OffsetDateTime::now_utc();
     let of_model =
         config.prices.iter().filter(|price| price.model == model.label && price.meter == meter && price.from <= now);
     let here = config.providers.get(&model.provider).is_some_and(|provider| provider.kind.runs_here());

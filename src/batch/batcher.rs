@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rust_decimal::Decimal;
 use sha2::{Digest as _, Sha256};
@@ -120,8 +120,8 @@ impl LaneSettings {
 
 /// The price that holds now, of prices with the oldest date first.
 pub(super) fn price_now(prices: &[Dated]) -> Option<(i64, Decimal)> {
-    let now = OffsetDateTime::now_utc();
-    prices.iter().rev().find(|price| price.valid_from <= now).map(|price| (price.id, price.usd))
+    let now = Instant::now();
+    prices.iter().rev().find(|price| price.begins.is_none_or(|begins| begins <= now)).map(|price| (price.id, price.usd))
 }
 
 /// Embeds texts through a lane for each credential. Cheap to clone.

@@ -191,7 +191,9 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
     let about = format!("model {}", model.label);
     let provider = config.providers.get(&model.provider)?;
     let finding = match &provider.kind {
-        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } if app::unit_price(config, model).is_none() => {
+        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. }
+            if app::unit_price(config, model, time::OffsetDateTime::now_utc()).is_none() =>
+        {
             let message = "no price is known: usage is booked without a cost; add it under [[prices]]";
             Finding::new(Level::Warning, about, message)
         }

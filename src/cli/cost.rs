@@ -3,6 +3,7 @@
 use rust_decimal::Decimal;
 use serde::Serialize;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 
 use crate::app;
 use crate::config::{Config, Model};
@@ -13,7 +14,7 @@ use super::show;
 /// The cost of so many tokens of a model; none where its price is not known.
 pub(super) fn of_tokens(config: &Config, model: &Model, tokens: i64) -> Option<Decimal> {
     // How long a recording is, is known when it was heard.
-    let price = app::unit_price(config, model).filter(|_| model.speech.is_none());
+    let price = app::unit_price(config, model, OffsetDateTime::now_utc()).filter(|_| model.speech.is_none());
     price.map(|price| price * Decimal::from(tokens))
 }
 

@@ -63,10 +63,10 @@ pub(super) async fn run(session: &Session) -> Result<(), Failure> {
     let pool = crate::app::connect(&config).await?;
     // A line may rest on a vector that was parked as long as that is allowed.
     let kept = config.worker.keep_history.saturating_sub(config.worker.keep_cache);
-    let since = OffsetDateTime::now_utc() - kept;
     // One moment for both: what a worker writes between them would be a difference.
     let mut moment = pool.begin().await?;
     reconcile::one_moment(&mut moment).await?;
+    let since = crate::db::server::now(&mut *moment).await? - kept;
     let entries = reconcile::entries(&mut *moment, since, MOST).await?;
     let doubts = reconcile::doubts(&mut *moment, MOST).await?;
     moment.rollback().await?;

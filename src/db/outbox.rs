@@ -13,6 +13,8 @@ pub struct Delivery {
     pub payload: String,
     /// Tries so far, this one included.
     pub attempts: i32,
+    /// When it was taken, by the database's clock, in seconds since 1970.
+    pub taken_at: i64,
 }
 
 /// Takes up to `limit` webhooks of a pipeline that are due. No lock outlives this statement: for as long as `hold` nobody else takes
@@ -34,7 +36,7 @@ pub async fn take(
            )
            update gristmill.outbox as o set attempts = o.attempts + 1, due_at = clock_timestamp() + make_interval(secs => $2)
            from due where o.id = due.id
-           returning o.id, o.payload::text as "payload!", o.attempts"#,
+           returning o.id, o.payload::text as "payload!", o.attempts, floor(extract(epoch from clock_timestamp()))::bigint as "taken_at!""#,
         pipeline,
         hold.as_secs_f64(),
         limit,

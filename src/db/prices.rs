@@ -1,5 +1,7 @@
 //! `gristmill.prices`: dated prices per provider, model and meter.
 
+use std::time::{Duration, Instant};
+
 use rust_decimal::Decimal;
 use sqlx::PgExecutor;
 use sqlx::types::time::OffsetDateTime;
@@ -12,7 +14,8 @@ pub struct Dated {
     pub model: String,
     pub meter: String,
     pub usd: Decimal,
-    pub valid_from: OffsetDateTime,
+    /// When it begins to hold, as the database's clock said when it was read; none: it does.
+    pub begins: Option<Instant>,
 }
 
 /// The configured price of one meter from a date on. An earlier word for the same date is replaced only while nothing was
@@ -44,10 +47,20 @@ pub async fn set(
 
 /// Every price there is, oldest date first: which one holds is a question of the moment.
 pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Dated>> {
-    sqlx::query_as!(
-        Dated,
-        "select id, provider, model, meter, usd, valid_from from gristmill.prices order by provider, model, meter, valid_from",
+    let asked = Instant::now();
+    let prices = sqlx::query!(
+        r#"select id, provider, model, meter, usd, extract(epoch from valid_from - clock_timestamp())::float8 as "begins_in!"
+           from gristmill.prices order by provider, model, meter, valid_from"#,
     )
     .fetch_all(db)
-    .await
+    .await?;
+    let dated = prices.into_iter().map(|price| Dated {
+        id: price.id,
+        provider: price.provider,
+        model: price.model,
+        meter: price.meter,
+        usd: price.usd,
+        begins: Duration::try_from_secs_f64(price.begins_in).ok().and_then(|wait| asked.checked_add(wait)),
+    });
+    Ok(dated.collect())
 }

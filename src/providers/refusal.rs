@@ -3,7 +3,6 @@
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use time::OffsetDateTime;
 
 use super::clean::{is_harmless, without_echo};
 use super::{ProviderError, waits};
@@ -50,9 +49,7 @@ pub(super) fn error(status: StatusCode, headers: &HeaderMap, body: &[u8], secret
     }
     match status.as_u16() {
         401..=403 => ProviderError::Credential(words()),
-        429 if !complaint.is_too_large() => {
-            ProviderError::RateLimited { after: waits::after(headers, OffsetDateTime::now_utc()) }
-        }
+        429 if !complaint.is_too_large() => ProviderError::RateLimited { after: waits::after(headers) },
         413 | 429 => ProviderError::TooLarge,
         _ if complaint.is_too_large() => ProviderError::TooLarge,
         408 | 409 | 424 | 425 | 500 | 502.. => ProviderError::Unavailable(words()),

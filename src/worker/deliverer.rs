@@ -1,12 +1,11 @@
 //! Delivers the webhooks that ended jobs have left, at least once each. No job waits for it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use sqlx::PgPool;
-use sqlx::types::time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -61,9 +60,9 @@ impl Deliverer {
         loop {
             let limit = i64::try_from(TAKEN).unwrap_or(i64::MAX);
             let taken = outbox::take(pool, &self.pipeline, HOLD, limit, fresh).await?;
-            let is_last = taken.len() < TAKEN;
+            let (since, is_last) = (Instant::now(), taken.len() < TAKEN);
             let sent: Vec<(Uuid, Result<(), String>)> =
-                stream::iter(taken).map(|one| self.send(one)).buffer_unordered(AT_ONCE).collect().await;
+                stream::iter(taken).map(|one| self.send(one, since)).buffer_unordered(AT_ONCE).collect().await;
             self.note(pool, sent).await?;
             if is_last {
                 return Ok(());
@@ -71,8 +70,10 @@ impl Deliverer {
         }
     }
 
-    async fn send(&self, delivery: Delivery) -> (Uuid, Result<(), String>) {
-        let (id, now) = (delivery.id.to_string(), OffsetDateTime::now_utc().unix_timestamp());
+    /// Sends one that was taken at `since`. Receivers refuse what is dated wrong, and our clock may be.
+    async fn send(&self, delivery: Delivery, since: Instant) -> (Uuid, Result<(), String>) {
+        let now = delivery.taken_at.saturating_add_unsigned(since.elapsed().as_secs());
+        let id = delivery.id.to_string();
         let Webhook { url, key } = &self.webhook;
         let request = net::webhook(&self.client, url, key.expose(), &id, now, &delivery.payload);
         let outcome = match net::exchange(request, ANSWER_BYTES).await {

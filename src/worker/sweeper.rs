@@ -97,10 +97,16 @@ pub(super) async fn run(engine: Arc<Engine>) {
 }
 
 async fn sweep(engine: &Engine, deps: &Deps, since: &mut Option<OffsetDateTime>) {
-    let began = OffsetDateTime::now_utc();
     let name = &deps.plan.pipeline.name;
-    match pass(&engine.pool, &deps.fit.plan(), &engine.settings, *since, &|| engine.stop.is_cancelled()).await {
-        Ok(opened) => {
+    let swept = async {
+        // Rows are dated by the database's clock; ours may be hours off.
+        let began = db::server::now(&engine.pool).await?;
+        let stopped = || engine.stop.is_cancelled();
+        let opened = pass(&engine.pool, &deps.fit.plan(), &engine.settings, *since, &stopped).await?;
+        Ok((began, opened))
+    };
+    match swept.await {
+        Ok((began, opened)) => {
             *since = Some(began - LATE);
             mirror_cancelled(engine, deps).await;
             engine.swept.note(name, Ok(()));

@@ -48,6 +48,8 @@ struct Owned {
 const OWNED: &[Owned] = &[
     Owned { module: "worker", what: "apalis", names: |path| path[0].starts_with("apalis") },
     Owned { module: "db", what: "queries of sqlx", names: names_a_query },
+    // Leases, dates of rows, prices and webhooks go by the database's clock; a person's commands may mean this machine's.
+    Owned { module: "cli", what: "this machine's clock", names: reads_the_clock },
     Owned { module: "net", what: "building an HTTP client", names: builds_a_client },
 ];
 
@@ -56,6 +58,10 @@ fn names_a_query(path: &[&str]) -> bool {
         && path[1..]
             .iter()
             .any(|name| name.starts_with("query") || ["raw_sql", "AssertSqlSafe", "QueryBuilder"].contains(name))
+}
+
+fn reads_the_clock(path: &[&str]) -> bool {
+    path.iter().any(|name| ["SystemTime", "now_utc", "now_local", "UtcDateTime"].contains(name))
 }
 
 fn builds_a_client(path: &[&str]) -> bool {
@@ -226,6 +232,11 @@ fn bad_sources_are_caught() {
         ("jobs/a.rs", "fn f() { ::sqlx::query!(); }", &["src/jobs/a.rs:1: queries of sqlx is the business of `db`"]),
         ("jobs/a.rs", "use sqlx::{PgPool, query_as};", &["src/jobs/a.rs:1: queries of sqlx is the business of `db`"]),
         ("jobs/a.rs", "const Q: &str = r#\"select id\n from t\"#;", &["src/jobs/a.rs:1: SQL is the business of `db`"]),
+        (
+            "worker/a.rs",
+            "fn f() { OffsetDateTime::now_utc() }",
+            &["src/worker/a.rs:1: this machine's clock is the business of `cli`"],
+        ),
         (
             "files/a.rs",
             "fn f() { reqwest::Client::builder() }",
