@@ -230,6 +230,7 @@ pub fn describe(error: &sqlx::Error) -> String {
             }
         }
         sqlx::Error::PoolTimedOut => "no connection was free in time".to_owned(),
+        sqlx::Error::WorkerCrashed => "the database ended the connection".to_owned(),
         sqlx::Error::Io(error) => format!("the database connection broke: {error}"),
         other => other.to_string(),
     }
