@@ -94,4 +94,13 @@ mod tests {
         vital.breaks().await;
         assert_eq!(vital.broken().unwrap().to_string(), "the claimer panicked: no grain");
     }
+
+    #[tokio::test]
+    async fn what_a_panic_may_quote_is_not_repeated() {
+        let vital = Vital::default();
+        let text = String::from("zwölf Säcke");
+        vital.spawn("batcher", async move { panic!("no grain in {text}") }).await.unwrap();
+        let said = vital.broken().unwrap().to_string();
+        assert_eq!(said, "the batcher panicked: its words may quote a text and are not repeated");
+    }
 }

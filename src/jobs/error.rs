@@ -198,6 +198,9 @@ mod tests {
             STANDING,
             "fail refused: the provider refused the text: x",
         );
+        let panicked = [JobError::Commit(CommitError::Panicked), JobError::Load(LoadError::Panicked)];
+        check(&panicked[0], STANDING, "retry panicked: the commit panicked; the worker's log says where");
+        check(&panicked[1], STANDING, "retry panicked: reading the row panicked; the worker's log says where");
         check(&JobError::Deadline, STANDING, "retry deadline: the attempt took longer than its deadline");
         let last = Standing { attempt: 2, ..STANDING };
         check(&JobError::Deadline, last, "fail deadline: the attempt took longer than its deadline (attempt 3 of 3)");

@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, PgPool};
 use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
 
 use crate::fake_openai::{FakeOpenAi, Options};
-use crate::proxy::Proxy;
+use crate::faults::Injected;
+use crate::proxy::{Proxy, Server};
 use crate::world::{DIMENSIONS, World};
 
 /// Stands in every text: it must stay out of logs and of our tables.
@@ -89,9 +91,15 @@ impl Arena {
         world.toml.push_str(EFFECTS);
         world.sql(APPLICATION).await;
         world.register().await;
+        // The application's sessions are not Gristmill's: what ends those leaves these alone.
+        let options: PgConnectOptions = world.database.url.parse().unwrap();
+        world.pool = PgPool::connect_with(options.application_name("application")).await.unwrap();
         let url = Url::parse(&world.database.url).unwrap();
-        let folder = url.query_pairs().find(|(name, _)| name == "host").unwrap().1.into_owned();
-        let proxy = Proxy::start(PathBuf::from(folder).join(".s.PGSQL.5432"));
+        let folder = url.query_pairs().find(|(name, _)| name == "host").map(|(_, folder)| folder.into_owned());
+        let proxy = Proxy::start(match folder {
+            Some(folder) => Server::Socket(PathBuf::from(folder).join(".s.PGSQL.5432")),
+            None => Server::Port(url.host_str().unwrap_or("localhost").to_owned(), url.port().unwrap_or(5432)),
+        });
         let bystanders = world.value(BYSTANDERS).await;
         let arena = Self {
             world,
@@ -160,16 +168,29 @@ impl Arena {
 
     /// Starts a worker: its number.
     pub fn worker(&mut self) -> usize {
-        self.worker_with(&[])
+        self.worker_with(&[], &[])
     }
 
     /// Starts a worker that dies at the nth passage of a place.
-    pub fn doomed(&mut self, place: &str, nth: u32) -> usize {
-        self.worker_with(&[("GRISTMILL_FAIL_AT", &format!("{place}:{nth}"))])
+    pub fn doomed(&mut self, place: &str, nth: u32) -> Result<usize, Injected> {
+        self.failing(&format!("{place}:{nth}"))
     }
 
-    fn worker_with(&mut self, environment: &[(&str, &str)]) -> usize {
-        let mut command = self.program();
+    /// Starts a worker that panics at each nth passage of a place, three times, in words that quote a text.
+    pub fn panicking(&mut self, place: &str, nth: u32) -> Result<usize, Injected> {
+        self.failing(&format!("{place}:{nth}:{CANARY} begins a text"))
+    }
+
+    fn failing(&mut self, at: &str) -> Result<usize, Injected> {
+        if !cfg!(feature = "chaos") {
+            return Err(Injected::Skipped("it needs the feature chaos".to_owned()));
+        }
+        Ok(self.worker_with(&[], &[("GRISTMILL_FAIL_AT", at)]))
+    }
+
+    /// Starts a worker below another program, with more in its environment.
+    pub fn worker_with(&mut self, below: &[&str], environment: &[(&str, &str)]) -> usize {
+        let mut command = self.program_below(below);
         command.arg("run").envs(environment.iter().copied()).env("GRISTMILL_LOG", "debug");
         let log = self.log();
         command.stdout(log.try_clone().unwrap()).stderr(log);
@@ -178,12 +199,24 @@ impl Arena {
     }
 
     fn program(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gristmill"));
-        command.arg("--config").arg(self.world.config_file()).stdin(Stdio::null());
+        self.program_below(&[])
+    }
+
+    fn program_below(&self, below: &[&str]) -> Command {
+        let ours = env!("CARGO_BIN_EXE_gristmill");
+        let mut words = below.iter().copied().chain([ours]);
+        let mut command = Command::new(words.next().unwrap_or(ours));
+        command.args(words).arg("--config").arg(self.world.config_file()).stdin(Stdio::null());
         for name in ["DATABASE_URL", "GRISTMILL_CONFIG", "GRISTMILL_LOG_FORMAT", "RUST_LOG", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
         command
+    }
+
+    /// Replaces a piece of the workers' configuration; the piece must be there. Workers that run do not notice.
+    pub fn change(&mut self, from: &str, to: &str) {
+        assert!(self.world.toml.contains(from), "the configuration has no {from:?}");
+        self.world.toml = self.world.toml.replace(from, to);
     }
 
     fn log(&self) -> File {
@@ -199,14 +232,44 @@ impl Arena {
         tokio::task::spawn_blocking(move || command.status().unwrap().code()).await.unwrap()
     }
 
+    /// What a command says to a program.
+    pub async fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let mut command = self.program();
+        command.args(arguments).arg("--json").stderr(self.log());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
     pub fn signal(&self, worker: usize, signal: &str) {
         let pid = self.workers[worker].id().to_string();
         Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid]).status().unwrap();
     }
 
+    /// What all workers have said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.logs.path().join("workers.log")).unwrap_or_default()
+    }
+
     pub fn kill(&mut self, worker: usize) {
         self.workers[worker].kill().unwrap();
         self.workers[worker].wait().unwrap();
+    }
+
+    pub fn has_ended(&mut self, worker: usize) -> bool {
+        self.workers[worker].try_wait().unwrap().is_some()
+    }
+
+    /// The most memory that a worker has ever had addresses for, in bytes.
+    pub fn address_space(&self, worker: usize) -> Result<u64, Injected> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.workers[worker].id())).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB"));
+        let peak = peak.and_then(|peak| peak.trim().parse::<u64>().ok());
+        peak.map(|kb| kb * 1024)
+            .ok_or_else(|| Injected::Skipped("this system does not tell a process's size".to_owned()))
+    }
+
+    pub async fn is_at_rest(&self) -> bool {
+        self.ask(AT_REST).await.unwrap_or(false)
     }
 
     pub async fn ended(&mut self, worker: usize) -> Result<ExitStatus, String> {

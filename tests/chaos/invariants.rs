@@ -60,6 +60,12 @@ const NONE_OF: &[(&str, &str, Kind)] = &[
         Kind::Duplicate,
     ),
     (
+        "I2 chunks of another generation than the pipeline's",
+        "select count(*) from gristmill.embedding_jobs j join gristmill.pipelines p on p.name = j.pipeline \
+         where j.state = 'completed' and j.generation is distinct from p.generation",
+        Kind::Broken,
+    ),
+    (
         "I2 effects that ran twice",
         "select coalesce(sum(n - 1), 0)::bigint from (select count(*) n from public.served group by document_id, revision) t",
         Kind::Duplicate,
@@ -84,6 +90,13 @@ const NONE_OF: &[(&str, &str, Kind)] = &[
         Kind::Charge,
     ),
     (
+        "I3 paid answers whose costs are not those of their jobs' parts",
+        "select count(*) from (select c.id, c.cost, sum(part.cost) as parts from gristmill.provider_calls c \
+         left join gristmill.provider_call_jobs part on part.call_id = c.id where c.outcome = 'paid' group by c.id, c.cost) t \
+         where cost is distinct from parts",
+        Kind::Charge,
+    ),
+    (
         "I4 rows whose status is not their job's",
         "select count(*) from gristmill.embedding_jobs j join public.documents d on jsonb_build_array(d.id::text) = j.source_key \
          where d.deleted_at is null and d.processing_status <> j.state",
@@ -92,6 +105,21 @@ const NONE_OF: &[(&str, &str, Kind)] = &[
     (
         "I5 jobs with more attempts than allowed",
         "select count(*) from gristmill.embedding_jobs where attempt > max_attempts",
+        Kind::Broken,
+    ),
+    (
+        // The configuration's pauses: 100 ms, doubling up to 1 s, each a quarter more or less.
+        "I5 attempts that began before their pause was over",
+        "select count(*) from (select outcome, ended_at, lead(started_at) over job as next, \
+             count(*) filter (where outcome = 'retry') over (partition by job_id, revision order by id) as burnt \
+         from gristmill.job_attempts window job as (partition by job_id, revision order by id)) t \
+         where outcome = 'retry' and next < ended_at + interval '74 ms' * least(2 ^ (burnt - 1), 10)",
+        Kind::Broken,
+    ),
+    (
+        "I5 burnt attempts that the timeline does not tell of",
+        "select count(*) from gristmill.embedding_jobs j where state = 'completed' and attempt - 1 <> (select count(*) \
+         from gristmill.job_attempts a where a.job_id = j.id and a.revision = j.revision and outcome = 'retry')",
         Kind::Broken,
     ),
     (
@@ -138,11 +166,35 @@ pub async fn check(arena: &Arena) -> sqlx::Result<Findings> {
     let calls: i64 = arena.ask("select count(*) from gristmill.provider_calls").await?;
     let requests = i64::try_from(arena.vendor.requests() - arena.before_the_books).unwrap();
     found.wrong_charges += found.expect_none("I3 requests that are not on the books", (requests - calls).max(0));
+    asked(arena, &mut found).await?;
     secrets(arena, &mut found).await?;
     let paid = arena.vendor.paid_texts();
     let distinct: std::collections::HashSet<&String> = paid.iter().collect();
     found.paid_again = i64::try_from(paid.len() - distinct.len()).unwrap();
     Ok(found)
+}
+
+/// What a person would ask, and what must be said of a database in order.
+async fn asked(arena: &Arena, found: &mut Findings) -> sqlx::Result<()> {
+    if arena.command(&["usage", "reconcile"]).await != Some(0) {
+        found.broken.push("I3 `usage reconcile` names differences that nothing explains".to_owned());
+        found.wrong_charges += 1;
+    }
+    let verified = arena.json(&["verify"]).await;
+    let Some(findings) = verified["findings"].as_array() else {
+        found.broken.push("I4 `verify` could not be asked".to_owned());
+        return Ok(());
+    };
+    // Chunks that somebody keeps by hand are no row's of the set.
+    let by_hand: Vec<String> = sqlx::query_scalar("select id::text from public.documents where name = 'bystander'")
+        .fetch_all(&arena.world.pool)
+        .await?;
+    let ours = findings.iter().filter(|finding| !by_hand.iter().any(|id| finding["key"].to_string().contains(id)));
+    let ours: Vec<String> = ours.map(ToString::to_string).collect();
+    if let Some(first) = ours.first() {
+        found.broken.push(format!("I4 `verify` names findings: {}, like {first}", ours.len()));
+    }
+    Ok(())
 }
 
 /// The sum that shared effects kept equals what single effects wrote.

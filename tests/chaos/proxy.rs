@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
@@ -20,14 +20,33 @@ struct State {
     ice: watch::Sender<usize>,
 }
 
+/// Where the server listens.
+#[derive(Clone)]
+pub enum Server {
+    Socket(PathBuf),
+    Port(String, u16),
+}
+
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+impl Server {
+    async fn connect(&self) -> io::Result<Box<dyn Wire>> {
+        Ok(match self {
+            Self::Socket(path) => Box::new(UnixStream::connect(path).await?),
+            Self::Port(host, port) => Box::new(TcpStream::connect((host.as_str(), *port)).await?),
+        })
+    }
+}
+
 pub struct Proxy {
     state: Arc<State>,
     port: u16,
 }
 
 impl Proxy {
-    /// Listens on loopback for whoever wants the server behind `socket`.
-    pub fn start(socket: PathBuf) -> Self {
+    /// Listens on loopback for whoever wants the server.
+    pub fn start(server: Server) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -43,8 +62,8 @@ impl Proxy {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).unwrap();
                 while let Ok((client, _)) = listener.accept().await {
-                    let (socket, state) = (socket.clone(), Arc::clone(&shared));
-                    tokio::spawn(async move { carry(client, socket, &state).await.ok() });
+                    let (server, state) = (server.clone(), Arc::clone(&shared));
+                    tokio::spawn(async move { carry(client, server, &state).await.ok() });
                 }
             });
         });
@@ -73,8 +92,8 @@ impl Proxy {
     }
 }
 
-async fn carry(mut client: TcpStream, socket: PathBuf, state: &State) -> io::Result<()> {
-    let mut server = UnixStream::connect(socket).await?;
+async fn carry(mut client: TcpStream, server: Server, state: &State) -> io::Result<()> {
+    let mut server = server.connect().await?;
     let mut ice = state.ice.subscribe();
     let mut asked = vec![0; 64 * 1024];
     let mut said = vec![0; 64 * 1024];

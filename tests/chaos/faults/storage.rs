@@ -1,9 +1,8 @@
-use std::path::Path;
-
 use uuid::Uuid;
 
-use super::Outcome;
-use crate::arena::Arena;
+use super::{Injected, Outcome};
+use crate::arena::{Arena, SECRET};
+use crate::storehouse::{Storehouse, Trouble};
 
 /// Files that come after their rows: failed with a reason, and served once a person says so.
 pub async fn missing(arena: &mut Arena) -> Outcome {
@@ -41,7 +40,7 @@ pub async fn changed(arena: &mut Arena) -> Outcome {
         let name = format!("changing-{nth}");
         ids.push((arena.file(user, &name, Arena::text(&name, 3)).await, name));
     }
-    let doomed = arena.doomed("before_commit", 1);
+    let doomed = arena.doomed("before_commit", 1)?;
     arena.ended(doomed).await?;
     for (id, name) in ids {
         let text = Arena::text(&format!("{name} anew"), 1);
@@ -53,26 +52,77 @@ pub async fn changed(arena: &mut Arena) -> Outcome {
     Ok(())
 }
 
-/// Files that crash, starve or bomb their parser fail alone.
-pub async fn poison(arena: &mut Arena) -> Outcome {
-    let user = Uuid::from_u128(3 << 96);
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hostile");
-    let files = [
-        "deflate-bomb.pdf",
-        "nested-arrays.pdf",
-        "nested-page-tree.pdf",
-        "page-tree-loop.pdf",
-        "xref-loop.pdf",
-        "zip-bomb.docx",
-    ];
-    for name in files {
-        let path = format!("{user}/{name}");
-        arena.world.put(&path, &std::fs::read(folder.join(name)).unwrap());
-        let id = arena.row_of_file(user, name, &path).await;
-        arena.doubtful.insert(id);
-    }
+/// The worker's files come over HTTP from now on.
+async fn over_http(arena: &mut Arena) -> Storehouse {
+    let (storehouse, address) = Storehouse::open(arena.world.files.path().to_owned()).await;
+    let local = format!("kind = \"local\"\nroot = \"{}\"", arena.world.files.path().display());
+    let remote = format!("kind = \"supabase\"\nurl = \"http://{address}\"\nkey = \"{SECRET}\"\nbucket = \"files\"");
+    arena.change(&local, &remote);
+    storehouse
+}
+
+/// For as long as three requests the store has a trouble that passes by itself.
+pub async fn passing(arena: &mut Arena, trouble: Trouble) -> Outcome {
+    let storehouse = over_http(arena).await;
+    storehouse.trouble(Some(trouble));
     arena.worker();
     arena.insert(30).await;
+    arena.until("select count(*) = 20 from gristmill.embedding_jobs where state = 'completed'").await?;
+    arena.until("select count(*) = 10 from gristmill.embedding_jobs where error_kind = 'store'").await?;
+    storehouse.trouble(None);
+    arena.healed();
+    Ok(())
+}
+
+/// Files that may not be read fail with that reason, and are served once a person has given the right and said so.
+pub async fn denied(arena: &mut Arena, trouble: Trouble) -> Outcome {
+    let storehouse = over_http(arena).await;
+    storehouse.trouble(Some(trouble));
+    arena.worker();
+    arena.insert(30).await;
+    arena
+        .until("select count(*) = 10 from gristmill.embedding_jobs where state = 'failed' and error_kind = 'store'")
+        .await?;
+    storehouse.trouble(None);
+    arena.command(&["jobs", "retry", "--kind", "store"]).await;
+    arena.healed();
+    Ok(())
+}
+
+/// The store sends the worker, with its key in hand, to an address of this machine, which must not hear of it.
+pub async fn redirected(arena: &mut Arena) -> Outcome {
+    let (inside, address) = Storehouse::open(arena.world.files.path().to_owned()).await;
+    denied(arena, Trouble::Redirect(format!("http://{address}/latest/meta-data"))).await?;
+    match inside.asked() {
+        0 => Ok(()),
+        asked => Err(Injected::Failed(format!("{asked} requests went where the store sent them"))),
+    }
+}
+
+/// One never ends, one is longer than a disk: both are refused, alone.
+pub async fn enormous(arena: &mut Arena) -> Outcome {
+    let user = Uuid::from_u128(1 << 96);
+    let path = format!("{user}/sparse.txt");
+    arena.world.put(&path, b"");
+    let sparse = std::fs::OpenOptions::new().write(true).open(arena.world.files.path().join(&path));
+    sparse.and_then(|file| file.set_len(1 << 40)).map_err(|error| error.to_string())?;
+    let id = arena.row_of_file(user, "sparse", &path).await;
+    arena.hopeless.insert(id);
+    let worker = arena.worker();
+    arena.insert(15).await;
+    arena.until("select count(*) = 16 from gristmill.embedding_jobs where state in ('completed', 'failed')").await?;
+    arena.signal(worker, "TERM");
+    arena.ended(worker).await?;
+    let storehouse = over_http(arena).await;
+    storehouse.trouble(Some(Trouble::Enormous));
+    let path = format!("{user}/endless.txt");
+    arena.world.put(&path, b"It never ends.");
+    let id = arena.row_of_file(user, "endless", &path).await;
+    arena.hopeless.insert(id);
+    arena.worker();
+    arena.until("select count(*) = 2 from gristmill.embedding_jobs where state = 'failed'").await?;
+    storehouse.trouble(None);
+    arena.insert(15).await;
     arena.healed();
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
@@ -48,6 +49,8 @@ pub enum Spoilt {
     AllShort,
     AllNotFinite,
     CutOff,
+    /// Good, but a byte a second.
+    Dripping,
     /// Of `/pooling` alone: a weight below zero.
     OneWeight,
 }
@@ -100,6 +103,11 @@ impl Answer {
     /// The connection breaks in the middle of a good body.
     pub fn cut_off() -> Self {
         Self::vectors(Spoilt::CutOff)
+    }
+
+    /// A good body of which a byte comes each second.
+    pub fn dripping() -> Self {
+        Self::vectors(Spoilt::Dripping)
     }
 
     /// The connection closes without an answer.
@@ -273,7 +281,11 @@ fn embeddings(
             json!({"object": "list", "data": data, "model": "fake", "usage": usage}).to_string()
         }
     };
-    if spoilt == Spoilt::CutOff { cut_off(&body) } else { Body::from(body) }
+    match spoilt {
+        Spoilt::CutOff => cut_off(&body),
+        Spoilt::Dripping => dripping(body),
+        _ => Body::from(body),
+    }
 }
 
 /// Half of the body, and then the connection breaks.
@@ -287,6 +299,15 @@ fn cut_off(body: &str) -> Body {
     Body::from_stream(stream::iter([Ok(half)]).chain(broken))
 }
 
+/// A byte each second.
+fn dripping(body: String) -> Body {
+    let bytes = stream::iter(body.into_bytes()).then(|byte| async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok::<_, io::Error>(vec![byte])
+    });
+    Body::from_stream(bytes)
+}
+
 fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
     match spoilt {
         Spoilt::AllShort => vectors.iter_mut().for_each(|(_, vector)| vector.truncate(vector.len() - 1)),
@@ -298,7 +319,12 @@ fn spoil(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
 fn spoil_one(vectors: &mut Vec<(usize, Vec<f32>)>, spoilt: Spoilt, nth: usize) {
     let Some((index, vector)) = vectors.get_mut(nth) else { return };
     match spoilt {
-        Spoilt::No | Spoilt::CutOff | Spoilt::OneWeight | Spoilt::AllShort | Spoilt::AllNotFinite => {}
+        Spoilt::No
+        | Spoilt::CutOff
+        | Spoilt::Dripping
+        | Spoilt::OneWeight
+        | Spoilt::AllShort
+        | Spoilt::AllNotFinite => {}
         Spoilt::Shuffled => vectors.reverse(),
         Spoilt::OneMissing => drop(vectors.remove(nth)),
         Spoilt::OneTwice => *index = 0,
