@@ -52,6 +52,8 @@ pub(super) struct Gate(Mutex<State>);
 struct State {
     until: Option<Instant>,
     failure: Option<EmbedFailure>,
+    /// The end of the last pause that was told.
+    told: Option<Instant>,
     failures: u32,
     opened: u32,
     /// Jobs that got bad answers only, since the last good one of any job; no more than [`SUSPECTS`].
@@ -91,6 +93,14 @@ impl Gate {
     pub fn status(&self, provider: &str, model: &str, tenants: &[String]) -> LaneStatus {
         let paused = self.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs()));
         LaneStatus { provider: provider.to_owned(), model: model.to_owned(), tenants: tenants.to_vec(), paused }
+    }
+
+    /// A pause that gives jobs back and was not told yet: for how long, and why.
+    pub fn news(&self) -> Option<(Duration, String)> {
+        let mut gate = self.state();
+        let left = gate.left().filter(|&left| left > PATIENCE && gate.told != gate.until)?;
+        gate.told = gate.until;
+        Some((left, gate.failure.as_ref()?.to_string()))
     }
 
     /// For how long it is shut, if it is, and what that means for a request.

@@ -37,9 +37,6 @@ const TRIES: u32 = 3;
 const HARMLESS: &str = "The quick brown fox jumps over the lazy dog.";
 const HARMLESS_TOKENS: usize = 10;
 
-/// A pause of so many seconds gives jobs back: a person may want to know.
-const WORTH_A_LINE: u64 = 5;
-
 pub(super) struct Lane {
     pub pool: PgPool,
     pub settings: LaneSettings,
@@ -171,11 +168,9 @@ impl Lane {
     async fn decide(&self, error: ProviderError, batch: Vec<Item>, tries: u32, sending: &mut Sending) {
         let LaneSettings { provider, model, .. } = &self.settings;
         tracing::warn!(provider, model, texts = batch.len(), %error, "a provider request failed");
-        let paused = |lane: &Self| lane.status().paused.filter(|(_, seconds)| *seconds >= WORTH_A_LINE);
-        let was_paused = paused(self).is_some();
         self.act(error, batch, tries, sending).await;
-        if let Some((why, seconds)) = paused(self).filter(|_| !was_paused) {
-            tracing::warn!(provider, model, tenants = ?self.tenants, seconds, why, "the lane is paused");
+        if let Some((left, why)) = self.gate.news() {
+            tracing::warn!(lane = self.status().name(), seconds = left.as_secs(), why, "the lane is paused");
         }
     }
 
