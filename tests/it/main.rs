@@ -29,6 +29,7 @@ mod index;
 mod keys;
 mod ledger;
 mod limits;
+mod machine;
 mod memory;
 mod migrating;
 mod misfits;
