@@ -1,6 +1,7 @@
 //! Floor 6: the only place that wires things together, and the order of shutdown.
 
 mod bill;
+mod keyless;
 mod lanes;
 mod late;
 mod models;
@@ -30,6 +31,7 @@ use crate::telemetry::Metrics;
 use crate::worker::{Deliverer, Engine, Parts};
 
 pub use bill::{Estimate, estimate, estimate_of, thinned};
+pub use keyless::keyless_rows;
 use lanes::Lanes;
 pub use late::late_words;
 pub use models::{Asked, ask, check_folder, open_model, unit_price};
@@ -309,7 +311,9 @@ pub async fn start_with(
     }
     Extractor::check(&config.parser).map_err(StartError::Parser)?;
     let resolved = resolve(pool, config).await?;
-    for warning in resolved.warnings.iter().chain(&late_words(pool, &resolved.plans).await?) {
+    let late = late_words(pool, &resolved.plans).await?;
+    let keyless = keyless_rows(pool, &resolved.plans).await?;
+    for warning in resolved.warnings.iter().chain(&late).chain(&keyless) {
         tracing::warn!("{warning}");
     }
     let mut refused: Vec<(String, String)> =

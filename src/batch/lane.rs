@@ -321,8 +321,8 @@ impl Lane {
         self.learn(&answer, started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
-        let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
-        if let Err(error) = settled.await {
+        let settle = async || calls::settle(&mut *self.pool.acquire().await?, &result).await;
+        if let Err(error) = db::patiently(&settle).await {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         // What may have been paid stays counted as it was estimated.
@@ -455,7 +455,8 @@ impl Lane {
         if parked.is_empty() {
             return;
         }
-        if let Err(error) = cache::park(&self.pool, &self.settings.cache_name(), parked).await {
+        let name = self.settings.cache_name();
+        if let Err(error) = db::patiently(|| cache::park(&self.pool, &name, parked)).await {
             tracing::warn!(vectors = parked.len(), error = db::describe(&error), "paid vectors could not be parked");
         }
     }

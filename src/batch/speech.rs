@@ -197,8 +197,8 @@ impl Lane {
         }
         let result = self.result(&intent, piece.minutes, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
-        let settled = async { calls::settle(&mut *self.pool.acquire().await?, &result).await };
-        if let Err(error) = settled.await {
+        let settle = async || calls::settle(&mut *self.pool.acquire().await?, &result).await;
+        if let Err(error) = db::patiently(&settle).await {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         // What may have been paid stays counted as it was estimated.

@@ -113,7 +113,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
 }
 
 /// Counts slice by slice, so that no statement lasts long; the sample is thinned out in the end.
-async fn count(pool: &PgPool, plan: &Plan, wanted: &Wanted) -> sqlx::Result<Unworked> {
+async fn count(pool: &PgPool, plan: &Plan, wanted: &Wanted) -> Result<Unworked, Failure> {
     let mut found = Unworked { rows: 0, sample: Vec::new(), adopted: 0, after: None };
     let mut slices = ClosingIn::new(COUNTED);
     let mut connection = pool.acquire().await?;
@@ -127,7 +127,7 @@ async fn count(pool: &PgPool, plan: &Plan, wanted: &Wanted) -> sqlx::Result<Unwo
                 found.sample.extend(slice.sample);
                 slice.after
             }
-            Err(error) => match pass_by(&mut slices, &mut connection, plan, error, after.as_ref()).await? {
+            Err(error) => match pass_by(&mut slices, &mut connection, (plan, wanted), error, after.as_ref()).await? {
                 Some(next) => next,
                 None => continue,
             },
@@ -139,18 +139,30 @@ async fn count(pool: &PgPool, plan: &Plan, wanted: &Wanted) -> sqlx::Result<Unwo
     }
 }
 
-/// The key behind a row that cannot be read, which the sweep opens; none where a smaller slice is worth a try.
+/// The key behind a row that cannot be read, which the sweep opens; none where a smaller slice is worth a try. A row on which the person's
+/// own condition fails is nobody else's: whether it was meant, the person has to say.
 async fn pass_by(
     slices: &mut ClosingIn,
     connection: &mut sqlx::PgConnection,
-    plan: &Plan,
+    (plan, wanted): (&Plan, &Wanted),
     error: sqlx::Error,
     after: Option<&SourceKey>,
-) -> sqlx::Result<Option<Option<SourceKey>>> {
-    if slices.on(error)? { db::app::next_key(connection, plan, after).await.map(Some) } else { Ok(None) }
+) -> Result<Option<Option<SourceKey>>, Failure> {
+    if !slices.on(error)? {
+        return Ok(None);
+    }
+    if let Some(condition) = &wanted.condition
+        && let Some((key, error)) = db::app::condition_fails_on(connection, plan, condition, after).await?
+    {
+        let why = db::describe(&error);
+        return Err(Failure::Failed(format!(
+            "--where {condition:?} fails on the row {key}: {why}; no row behind it was opened"
+        )));
+    }
+    Ok(Some(db::app::next_key(connection, plan, after).await?))
 }
 
-async fn open(pool: &PgPool, plan: &Plan, wanted: &Wanted, args: &Args, bar: Bar) -> sqlx::Result<Unworked> {
+async fn open(pool: &PgPool, plan: &Plan, wanted: &Wanted, args: &Args, bar: Bar) -> Result<Unworked, Failure> {
     let mut done = Unworked { rows: 0, sample: Vec::new(), adopted: 0, after: None };
     let mut slices = ClosingIn::new(args.slice);
     let mut connection = pool.acquire().await?;
@@ -163,7 +175,7 @@ async fn open(pool: &PgPool, plan: &Plan, wanted: &Wanted, args: &Args, bar: Bar
                 done.adopted += slice.adopted;
                 slice.after
             }
-            Err(error) => match pass_by(&mut slices, &mut connection, plan, error, after.as_ref()).await? {
+            Err(error) => match pass_by(&mut slices, &mut connection, (plan, wanted), error, after.as_ref()).await? {
                 Some(next) => next,
                 None => continue,
             },

@@ -318,7 +318,8 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
             findings.extend(unaccepted(pool, plan).await?);
         }
     }
-    let warnings = resolved.warnings.iter().chain(&late);
+    let keyless = app::keyless_rows(pool, &resolved.plans).await?;
+    let warnings = resolved.warnings.iter().chain(&late).chain(&keyless);
     findings.extend(warnings.map(|warning| Finding::of("configuration", warning, Level::Warning)));
     for (level, unfit) in [(Level::Error, &resolved.refused), (Level::Warning, &resolved.left_out)] {
         for (name, misfits) in unfit {

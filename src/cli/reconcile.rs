@@ -84,11 +84,11 @@ fn judge(since: OffsetDateTime, entries: &[Entry], doubts: &[Doubt]) -> Reconcil
     let mut differences: Vec<Difference> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.reason != "settled") {
         let of = accounts.get(&[&*entry.tenant, &*entry.provider, &*entry.model, &*entry.meter]);
+        // A call of which nobody knows may have been paid, and its answer kept.
         let left: Decimal = of
             .into_iter()
             .flatten()
-            .filter(|other| leaves(&other.reason))
-            .map(|other| other.paid - other.charged)
+            .map(|other| other.unknown + if leaves(&other.reason) { other.paid - other.charged } else { Decimal::ZERO })
             .sum();
         let short = entry.charged - entry.paid;
         let fault = match entry.reason.as_str() {
@@ -238,6 +238,7 @@ mod tests {
             paid: paid.into(),
             charged_usd: None,
             paid_usd: None,
+            unknown: Decimal::ZERO,
             count: 1,
             jobs: vec![7],
         }
@@ -253,6 +254,9 @@ mod tests {
         assert!(!adds_up(&[entry("a", "settled", 5, 5), entry("a", "overtaken", 0, 7), entry("a", "kept", 10, 2)]));
         assert!(!adds_up(&[entry("b", "overtaken", 0, 7), entry("a", "kept", 9, 2)]));
         assert!(!adds_up(&[entry("a", "not_charged", 0, 7), entry("a", "kept", 9, 2)]));
+        let unknown = |tokens: i64| Entry { unknown: tokens.into(), ..entry("a", "unknown_call", 0, 0) };
+        assert!(adds_up(&[unknown(7), entry("a", "kept", 9, 2)]));
+        assert!(!adds_up(&[unknown(6), entry("a", "kept", 9, 2)]));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::Watched;
 /// Whether everything that was configured works.
 #[derive(Debug, Clone, Serialize)]
 pub struct Readiness {
+    /// Nothing is wrong, or only with what one of several tenants brought itself: an orchestrator can do nothing about their keys, and
+    /// the other tenants want this worker.
     pub ready: bool,
     /// What does not, each named.
     pub problems: Vec<Problem>,
@@ -39,7 +41,7 @@ pub(super) async fn answers(watched: &Watched, patience: Duration) -> Result<(),
 /// A worker that was told to stop wants nothing more; nothing needs to be asked for that.
 pub(super) fn stopping(watched: &Watched) -> Readiness {
     let problem = problem("worker", "", "is stopping: it finishes or hands back what is in hand".to_owned());
-    readiness(watched, vec![problem], (watched.lanes)())
+    readiness(watched, vec![problem], Vec::new(), (watched.lanes)())
 }
 
 /// Asks everything once; a database that does not answer within `patience` is away.
@@ -52,17 +54,26 @@ pub(super) async fn look(watched: &Watched, patience: Duration) -> Readiness {
     problems.extend(watched.refused.iter().map(|(name, why)| problem("pipeline", name, why.clone())));
     problems.extend((watched.misfits)().into_iter().map(|(name, why)| problem("pipeline", &name, why)));
     let lanes = (watched.lanes)();
+    let mut of_tenants = Vec::new();
     for lane in &lanes {
         if let Some((why, seconds)) = &lane.paused {
-            problems.push(problem("lane", &lane.name(), format!("{why}; tried again in {seconds} s")));
+            let problem = problem("lane", &lane.name(), format!("{why}; tried again in {seconds} s"));
+            if lane.tenants.is_empty() { problems.push(problem) } else { of_tenants.push(problem) }
         }
     }
-    readiness(watched, problems, lanes)
+    readiness(watched, problems, of_tenants, lanes)
 }
 
-fn readiness(watched: &Watched, problems: Vec<Problem>, lanes: Vec<LaneStatus>) -> Readiness {
+fn readiness(
+    watched: &Watched,
+    mut problems: Vec<Problem>,
+    of_tenants: Vec<Problem>,
+    lanes: Vec<LaneStatus>,
+) -> Readiness {
     let pipelines = watched.pipelines.iter().map(|(name, _)| name.clone()).collect();
-    Readiness { ready: problems.is_empty(), problems, pipelines, lanes }
+    let ready = problems.is_empty();
+    problems.extend(of_tenants);
+    Readiness { ready, problems, pipelines, lanes }
 }
 
 fn problem(what: &'static str, name: &str, why: String) -> Problem {

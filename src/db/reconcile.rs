@@ -23,6 +23,8 @@ pub struct Entry {
     pub paid: Decimal,
     pub charged_usd: Option<Decimal>,
     pub paid_usd: Option<Decimal>,
+    /// As estimated, of calls of which nobody knows whether they were paid.
+    pub unknown: Decimal,
     pub count: i64,
     /// The first of them.
     pub jobs: Vec<i64>,
@@ -46,6 +48,7 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                       case when call.seconds is null then 'tokens' else 'audio_minutes' end as meter,
                       coalesce(sum(coalesce(call.seconds * 1000, share.tokens)) filter (where call.outcome = 'paid'), 0) as amount,
                       sum(share.cost) filter (where call.outcome = 'paid') as cost,
+                      coalesce(sum(coalesce(call.seconds * 1000, share.tokens)) filter (where call.outcome in ('intent', 'unknown')), 0) as estimated,
                       bool_or(call.outcome = 'intent') as open, bool_or(call.outcome = 'unknown') as unknown,
                       bool_or(call.outcome = 'paid' and call.error_kind is not null) as useless
                from gristmill.provider_calls as call join gristmill.provider_call_jobs as share on share.call_id = call.id
@@ -53,7 +56,7 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
            ),
            pairs as (
                select job_id, revision, tenant, provider, model, meter, charged.at, charged.cost as charged_usd, paid.cost as paid_usd,
-                      coalesce(charged.amount, 0) as charged, coalesce(paid.amount, 0) as paid, charged.job_id is not null as booked,
+                      coalesce(charged.amount, 0) as charged, coalesce(paid.amount, 0) as paid, coalesce(paid.estimated, 0) as estimated, charged.job_id is not null as booked,
                       coalesce(paid.open, false) as open, coalesce(paid.unknown, false) as unknown, coalesce(paid.useless, false) as useless,
                       exists (select from gristmill.job_attempts as attempt
                               where attempt.job_id = coalesce(charged.job_id, paid.job_id)
@@ -79,14 +82,14 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                       end as reason
                from pairs left join gristmill.embedding_jobs as job on job.id = pairs.job_id
                union all
-               select job.id, job.revision, job.tenant, '', '', 'tokens', null, null, null, 0, 0, false, false, false, false, false, 'not_charged'
+               select job.id, job.revision, job.tenant, '', '', 'tokens', null, null, null, 0, 0, 0, false, false, false, false, false, 'not_charged'
                from gristmill.embedding_jobs as job
                -- Whoever embedded a row for the first time paid for all of it.
                where job.state = 'completed' and job.revision = 1 and job.starts > 0 and job.tokens > 0 and job.finished_at >= $1
                  and not exists (select from pairs where pairs.job_id = job.id and pairs.revision = 1)
            )
            select tenant as "tenant!", provider as "provider!", model as "model!", meter as "meter!", reason as "reason!",
-                  sum(charged) as "charged!", sum(paid) as "paid!", sum(charged_usd) as charged_usd, sum(paid_usd) as paid_usd,
+                  sum(charged) as "charged!", sum(paid) as "paid!", sum(charged_usd) as charged_usd, sum(paid_usd) as paid_usd, sum(estimated) as "unknown!",
                   count(*) as "count!", (array_agg(distinct job_id order by job_id))[:$2] as "jobs!"
            from judged group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5"#,
         since,

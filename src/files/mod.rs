@@ -81,6 +81,9 @@ pub enum FileError {
     Missing(Place),
     #[error("{place} may not be read: {why}")]
     Denied { place: Place, why: String },
+    /// Nobody may give us the right: what stands there is no file of the store's.
+    #[error("{place} may not be read: {why}")]
+    Never { place: Place, why: String },
     #[error("{place} is larger than {limit} bytes, the store's `largest`")]
     TooLarge { place: Place, limit: u64 },
     /// The store is away or busy: not the file's fault.

@@ -114,7 +114,7 @@ fn unbuilt(error: Error) -> String {
 impl Objects {
     pub(super) async fn read(&self, path: &StorePath, limit: u64) -> Result<FileBytes, Trouble> {
         let location =
-            Path::parse(path.as_str()).map_err(|_| Trouble::Denied("no object has such a name".to_owned()))?;
+            Path::parse(path.as_str()).map_err(|_| Trouble::Never("no object has such a name".to_owned()))?;
         let result = self.store.get_opts(&location, GetOptions::default()).await.map_err(|error| of_store(&error))?;
         let media_type = result.attributes.get(&Attribute::ContentType).map(|value| value.as_ref().to_owned());
         let expected = result.meta.size;

@@ -209,7 +209,7 @@ fn trouble(answer: &Answer) -> Trouble {
     }
     match truth.code.as_str() {
         "NoSuchKey" => Trouble::Missing,
-        "InvalidKey" => Trouble::Denied("no object of Supabase has such a name".to_owned()),
+        "InvalidKey" => Trouble::Never("no object of Supabase has such a name".to_owned()),
         "TenantNotFound" => Trouble::Misconfigured("there is no such project".to_owned()),
         code @ ("SlowDown" | "DatabaseTimeout" | "LockTimeout" | "ResourceLocked" | "InternalError"
         | "DatabaseError") => Trouble::Unavailable(format!("it answers {code}")),

@@ -10,6 +10,7 @@ use crate::net::ExchangeError;
 pub(super) enum Trouble {
     Missing,
     Denied(String),
+    Never(String),
     TooLarge,
     Unavailable(String),
     Misconfigured(String),
@@ -23,6 +24,7 @@ impl Trouble {
         match self {
             Self::Missing => FileError::Missing(place()),
             Self::Denied(why) => FileError::Denied { place: place(), why },
+            Self::Never(why) => FileError::Never { place: place(), why },
             Self::TooLarge => FileError::TooLarge { place: place(), limit },
             Self::Unavailable(why) => FileError::Unavailable { store, why },
             Self::Misconfigured(what) => FileError::Misconfigured { store, what },

@@ -93,7 +93,11 @@ impl JobError {
             // Somebody has to give us the right, or set the store up: retries that say so, then the failure a person sees.
             Self::File(FileError::Denied { .. } | FileError::Misconfigured { .. }) => retry(ErrorKind::Store),
             Self::File(
-                FileError::Missing(_) | FileError::TooLarge { .. } | FileError::BadPath(_) | FileError::BadAddress(_),
+                FileError::Missing(_)
+                | FileError::Never { .. }
+                | FileError::TooLarge { .. }
+                | FileError::BadPath(_)
+                | FileError::BadAddress(_),
             ) => fail(ErrorKind::File),
             Self::Extract(ExtractError::Encrypted | ExtractError::Unsupported(_) | ExtractError::Broken { .. }) => {
                 fail(ErrorKind::Unreadable)

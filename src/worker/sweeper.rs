@@ -128,17 +128,21 @@ async fn sweep(engine: &Engine, deps: &Deps, since: &mut Option<OffsetDateTime>)
     }
 }
 
-/// Jobs that a person cancelled while nobody had them in hand: their rows say so as well, where the application has a word for it.
+/// Jobs that a person cancelled while nobody had them in hand: their rows say so as well, where the application has a word for it; where
+/// it has none, they no longer say what a worker wrote there that has died since.
 async fn mirror_cancelled(engine: &Engine, deps: &Deps) {
-    let word = deps.plan.pipeline.status.as_ref().and_then(|status| status.words.cancelled.as_ref());
+    let status = deps.plan.pipeline.status.as_ref();
+    let is_mirrored = status.is_some() || deps.plan.queue.is_some();
+    let word = status.and_then(|status| status.words.cancelled.as_ref());
+    let what = if word.is_some() { Mirrored::Cancelled } else { Mirrored::Released };
     let mut after = 0;
-    while word.is_some() && !engine.stop.is_cancelled() {
+    while is_mirrored && !engine.stop.is_cancelled() {
         let slice = db::operate::cancelled_by_a_person(&engine.pool, &deps.plan.pipeline.name, after, CANCELLED).await;
         let Ok(slice) = slice else { return };
         let Some((last, _)) = slice.last() else { return };
         after = *last;
         let keys: Vec<&SourceKey> = slice.iter().map(|(_, key)| key).collect();
-        mirror(engine, deps, &keys, Mirrored::Cancelled).await;
+        mirror(engine, deps, &keys, what).await;
     }
 }
 

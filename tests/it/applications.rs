@@ -705,9 +705,7 @@ pub async fn as_worker(world: World) -> World {
 }
 
 pub async fn as_role(mut world: World, role: &str) -> World {
-    let mark = if world.database.url.contains('?') { '&' } else { '?' };
-    let url = format!("{}{mark}options=-crole%3D{role}", world.database.url);
-    world.toml = world.toml.replace(&world.database.url, &url);
+    world.toml = world.toml_as(role);
     reconnected(world).await
 }
 

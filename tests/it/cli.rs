@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options};
 use crate::postgres::{TestDatabase, fresh_database};
-use crate::world::World;
+use crate::world::{DIMENSIONS, USER, World};
 
 /// What a command left behind.
 pub struct Ran {
@@ -398,7 +398,7 @@ async fn only_jobs_that_are_not_finished_are_cancelled() {
 async fn every_command_speaks_json() {
     let world = World::new().await;
     world.register().await;
-    let tenant = crate::world::USER.to_string();
+    let tenant = USER.to_string();
     for arguments in [
         &["migrate", "--check"][..],
         &["migrate", "--sql"],
@@ -578,7 +578,7 @@ async fn a_tenant_is_forgotten_only_when_its_rows_are_gone() {
     world.register().await;
     world.insert("note", "Mine.").await;
     world.work().await;
-    let tenant = crate::world::USER.to_string();
+    let tenant = USER.to_string();
     let forget = ["forget", "--tenant", &tenant, "--yes"];
     let refused = gristmill(&world, &forget).await;
     assert!(refused.code == 1 && refused.err.contains("still in a set"), "{}", refused.err);
@@ -730,4 +730,39 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     let revisions: std::collections::BTreeSet<String> =
         done.iter().map(|line| line["job.revision"].to_string()).collect();
     assert_eq!((done.len(), &done[0]["job.key"]), (revisions.len().max(1), &Value::from(key)), "one line per attempt");
+}
+
+#[tokio::test]
+async fn a_tenant_s_dead_key_takes_no_worker_out() {
+    let vendor = FakeOpenAi::start(Options {
+        dimensions: DIMENSIONS,
+        key: Some("sk-canary-secret".to_owned()),
+        ..Options::default()
+    });
+    let address = free_address();
+    let world = World::with_vendor(&vendor)
+        .await
+        .change(
+            "key = \"sk-canary-secret\"",
+            &format!("key = \"sk-canary-secret\"\nkeys = {{ \"{USER}\" = \"sk-dead\" }}"),
+        )
+        .change("listen = \"off\"", &format!("listen = \"{address}\""));
+    world.register().await;
+    let worker = serve(&world);
+    wait_for_health(&world, &["--ready"], 0).await;
+    world.insert("note", "Grain in, flour out.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    world.wait_for("select exists (select from gristmill.embedding_jobs where error_kind = 'credential')").await;
+
+    // What was asked a moment ago is told again.
+    let told = format!("vendor/small of {USER}");
+    let mut said = String::new();
+    for _ in 0..100 {
+        said = gristmill(&world, &["health", "--ready"]).await.ok().out;
+        if said.contains(&told) {
+            break;
+        }
+    }
+    assert!(said.contains(&told), "{said}");
+    assert_eq!(terminate(worker).await.code, 0);
 }

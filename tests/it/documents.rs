@@ -5,7 +5,7 @@ use std::path::Path;
 use gristmill::embedded::{self, Artifact};
 use serde::Deserialize;
 
-use crate::world::World;
+use crate::world::{USER, World};
 
 #[derive(Deserialize)]
 struct Expected {
@@ -89,4 +89,21 @@ async fn hostile_files_end_with_a_reason_and_their_neighbours_with_vectors() {
         };
         assert!(file.accepts.iter().any(|accepted| accepted == word), "{} ended as {word}: {ended}", file.name);
     }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_out_of_the_store_fails_its_row_at_once() {
+    let world = World::new().await;
+    world.register().await;
+    let folder = world.files.path().join(USER.to_string());
+    std::fs::create_dir_all(&folder).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", folder.join("out.txt")).unwrap();
+    world.insert_path(&format!("{USER}/out.txt"), "out").await;
+
+    world.work().await;
+
+    let said = world.state().await;
+    assert!(said.starts_with("out failed | failed attempt=1 chunks=0 file"), "{said}");
+    assert!(said.ends_with("may not be read: a link leads out of the store's folder"), "{said}");
 }

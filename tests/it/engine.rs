@@ -391,6 +391,32 @@ async fn a_connection_that_breaks_in_a_statement_puts_no_job_off() {
 }
 
 #[tokio::test]
+async fn a_connection_that_breaks_leaves_no_paid_call_open() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    let worker = world.start().await;
+    worker.idle().await;
+    let gate = vendor.hold();
+    enqueued(&world, "note", "One.").await;
+    vendor.arrived(1).await;
+    let (mut holder, mut admin) = (world.database.connect().await, world.database.connect().await);
+    sqlx::raw_sql("begin; lock table gristmill.provider_calls").execute(&mut holder).await.unwrap();
+    gate.open();
+    let ended = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                 where datname = current_database() and wait_event_type = 'Lock' and query like '%update gristmill.provider_calls%'";
+    while ask::<i64>(&mut admin, ended).await == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    sqlx::raw_sql("rollback").execute(&mut holder).await.unwrap();
+    all_are(&world, "completed").await;
+    worker.stop().await;
+
+    let calls = world.list("select concat_ws(' ', outcome, tokens) from gristmill.provider_calls").await;
+    assert_eq!(calls, ["paid 2"]);
+}
+
+#[tokio::test]
 async fn a_lease_that_seems_lost_during_the_commit_is_the_commit_s_to_judge() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await;

@@ -322,6 +322,17 @@ async fn a_backfill_opens_what_was_ignored_held_or_never_seen_and_says_first_wha
     let refused = crate::cli::gristmill(&world, &["backfill", "documents", "--where", "nope > 1"]).await;
     assert!(refused.code == 1 && refused.err.contains("nope"), "{}", refused.err);
 
+    let odd =
+        ["backfill", "documents", "--yes", "--where", "(case when name = 'late 7' then 'seven' else '7' end)::int = 7"];
+    let refused = crate::cli::gristmill(&world, &odd).await;
+    let late: String = world.value("select id::text from public.documents where name = 'late 7'").await;
+    assert!(
+        refused.code == 1 && refused.err.contains(&late) && refused.err.contains("'seven' else"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(standing(&world).await, before, "none of the rows before it is opened either");
+
     let some = backfill(&world, &["--yes", "--slice", "7", "--where", "source.name like 'late %' -- only these"]).await;
     assert_eq!((&some["rows"], &some["opened"]), (&40.into(), &40.into()), "{some}");
     let one = backfill(&world, &["--yes", "--tenant", &USER.to_string()]).await;

@@ -1,5 +1,8 @@
-//! Files and configurations damaged in every way, over and over: for a moment in each run, for `FUZZ_SECONDS` where that is set.
+//! Files and configurations damaged in every way, over and over: for a moment in each run, for `FUZZ_SECONDS` where that is set. There is
+//! a target for each reader (text and its encodings, Markdown, HTML, PDF twice, DOCX, PPTX, and the packages of both), for each container
+//! of sound, and for the configuration.
 
+use std::collections::BTreeSet;
 use std::io::{Cursor, Read as _, Write as _};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -149,6 +152,7 @@ fn check(case: u64, name: &str, ours: bool, error: &ExtractError) {
 async fn read_damaged(extractor: &Extractor, kinds: &[&str], ours: bool) {
     let files: Vec<_> = fixtures(&["files", "hostile"])
         .into_iter()
+        .chain([("talk.pptx".to_owned(), pptx(&["The mill", "Grain"])), ("short.pptx".to_owned(), pptx(&["Flour"]))])
         // Of large texts there are too few tries.
         .filter(|(name, bytes)| {
             is_one_of(name, kinds)
@@ -156,7 +160,10 @@ async fn read_damaged(extractor: &Extractor, kinds: &[&str], ours: bool) {
                 && bytes.len() < if is_one_of(name, &TEXTS) { 1 << 15 } else { 1 << 20 }
         })
         .collect();
-    assert!(files.len() > 3);
+    for kind in kinds {
+        let name = |name: &String| is_one_of(name, &[kind]);
+        assert!(files.iter().filter(|(file, _)| name(file)).count() > 1, "too few files of {kind}");
+    }
     let (started, mut case, mut read) = (Instant::now(), 0, 0);
     while started.elapsed() < patience() {
         let mut dice = Dice::of(case);
@@ -201,30 +208,99 @@ async fn damaged_office_files_are_read_or_refused() {
 }
 
 #[tokio::test]
+async fn damaged_presentations_are_read_or_refused() {
+    let extractor = extractor(PdfReader::Pdfium);
+    let input = Input { bytes: pptx(&["The mill", "Grain"]).into(), media_type: None, name: None };
+    let whole = extractor.extract(input).await.expect("it is a presentation");
+    assert!(whole.text.contains("The mill") && whole.text.contains("Grain"), "{}", whole.text);
+    read_damaged(&extractor, &["pptx"], false).await;
+}
+
+/// A presentation with a slide for each title.
+fn pptx(titles: &[&str]) -> Vec<u8> {
+    const OFFICE: &str = "http://schemas.openxmlformats.org/officeDocument/2006/relationships";
+    const PACKAGE: &str = "http://schemas.openxmlformats.org/package/2006";
+    const NAMES: &str = "xmlns:a=\"http://schemas.openxmlformats.org/drawingml/2006/main\" \
+        xmlns:r=\"http://schemas.openxmlformats.org/officeDocument/2006/relationships\" \
+        xmlns:p=\"http://schemas.openxmlformats.org/presentationml/2006/main\"";
+    const TYPE: &str = "application/vnd.openxmlformats-officedocument.presentationml";
+    let relation = |id: usize, kind: &str, target: &str| {
+        format!("<Relationship Id=\"rId{id}\" Type=\"{OFFICE}/{kind}\" Target=\"{target}\"/>")
+    };
+    let relations = |inside: &str| format!("<Relationships xmlns=\"{PACKAGE}/relationships\">{inside}</Relationships>");
+    let each = |write: &dyn Fn(usize) -> String| (1..=titles.len()).map(write).collect::<String>();
+    let kinds =
+        each(&|nth| format!("<Override PartName=\"/ppt/slides/slide{nth}.xml\" ContentType=\"{TYPE}.slide+xml\"/>"));
+    let ids = each(&|nth| format!("<p:sldId id=\"{}\" r:id=\"rId{nth}\"/>", 255 + nth));
+    let mut parts = vec![
+        (
+            "[Content_Types].xml".to_owned(),
+            format!(
+                "<Types xmlns=\"{PACKAGE}/content-types\"><Default Extension=\"rels\" \
+                 ContentType=\"application/vnd.openxmlformats-package.relationships+xml\"/>\
+                 <Override PartName=\"/ppt/presentation.xml\" ContentType=\"{TYPE}.presentation.main+xml\"/>{kinds}</Types>"
+            ),
+        ),
+        ("_rels/.rels".to_owned(), relations(&relation(1, "officeDocument", "ppt/presentation.xml"))),
+        (
+            "ppt/presentation.xml".to_owned(),
+            format!("<p:presentation {NAMES}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>"),
+        ),
+        (
+            "ppt/_rels/presentation.xml.rels".to_owned(),
+            relations(&each(&|nth| relation(nth, "slide", &format!("slides/slide{nth}.xml")))),
+        ),
+    ];
+    for (nth, title) in titles.iter().enumerate() {
+        let shape = format!(
+            "<p:sp><p:nvSpPr><p:cNvPr id=\"2\" name=\"Title\"/><p:cNvSpPr/><p:nvPr><p:ph type=\"title\"/></p:nvPr></p:nvSpPr><p:spPr/>\
+             <p:txBody><a:bodyPr/><a:p><a:r><a:t>{title}</a:t></a:r></a:p></p:txBody></p:sp>"
+        );
+        let slide = format!("<p:sld {NAMES}><p:cSld><p:spTree>{shape}</p:spTree></p:cSld></p:sld>");
+        parts.push((format!("ppt/slides/slide{}.xml", nth + 1), slide));
+    }
+    let mut written = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, content) in parts {
+        written.start_file(name, SimpleFileOptions::default()).unwrap();
+        written.write_all(b"<?xml version=\"1.0\" encoding=\"UTF-8\" standalone=\"yes\"?>").unwrap();
+        written.write_all(content.as_bytes()).unwrap();
+    }
+    written.finish().unwrap().into_inner()
+}
+
+#[tokio::test]
 async fn damaged_recordings_are_measured_and_cut_or_refused() {
     let extractor = extractor(PdfReader::Pdfium);
-    let files = [wav(&[(0.6, true), (0.2, false), (0.7, true)]), wav(&[(0.1, true)])];
+    let mut files = fixtures(&["sound"]);
+    files.push(("tone.wav".to_owned(), wav(&[(0.6, true), (0.2, false), (0.7, true)])));
     let limits = PartLimits { longest_ms: 500, largest: 1 << 20 };
+    for (name, bytes) in &files {
+        let whole = PartLimits { longest_ms: 10_000, ..limits };
+        extractor.measure(&bytes.clone().into(), whole).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
     let (started, mut case) = (Instant::now(), 0);
-    let mut heard = 0;
+    let mut heard = BTreeSet::new();
     while started.elapsed() < patience() {
         let mut dice = Dice::of(case);
-        let bytes = bytes::Bytes::from(damaged(&mut dice, &files[0], &files[1]));
+        let (name, bytes) = dice.pick(&files);
+        let (_, other) = dice.pick(&files);
+        let bytes = bytes::Bytes::from(damaged(&mut dice, bytes, other));
         match extractor.measure(&bytes, limits).await {
             Ok(recording) => {
-                heard += 1;
+                heard.insert(name);
                 let whole = Span { from_ms: 0, to_ms: recording.ms };
                 for span in recording.parts.into_iter().take(3).chain([whole]) {
                     if let Err(error) = extractor.cut(&bytes, span, limits).await {
-                        check(case, "a cut", false, &error);
+                        check(case, &format!("a cut of {name}"), false, &error);
                     }
                 }
             }
-            Err(error) => check(case, "a recording", false, &error),
+            Err(error) => check(case, name, false, &error),
         }
         case += 1;
     }
-    assert!(heard > 0);
+    println!("{case} recordings; of these kinds some are heard all the same: {heard:?}");
+    assert!(heard.len() > 1, "nothing of it was heard: the damage is too much to find anything");
 }
 
 /// Values that fit where nobody looks.

@@ -250,7 +250,9 @@ async fn a_reader_looks_and_sees_no_text() {
 #[tokio::test]
 async fn the_owner_of_the_tables_installs_triggers_and_views_and_takes_them_away() {
     let world = World::new().await;
-    make_role(&world, "gristmill_test_owning").await;
+    for role in ["gristmill_test_owning", "authenticated"] {
+        make_role(&world, role).await;
+    }
     world.register().await;
     world.sql("alter table public.documents owner to gristmill_test_owning; alter table public.document_chunks owner to gristmill_test_owning").await;
     let out = gristmill(&world, &["grants", "--for", "owner", "--role", "gristmill_test_owning"]).await.ok().out;
@@ -258,7 +260,15 @@ async fn the_owner_of_the_tables_installs_triggers_and_views_and_takes_them_away
     let pool = world.pool.clone();
     let world = as_role(world, "gristmill_test_owning").await;
     gristmill(&world, &["triggers", "install"]).await.ok();
-    gristmill(&world, &["views", "install"]).await.ok();
+    let said = gristmill(&world, &["views", "install"]).await.ok().err;
+    assert!(!said.contains("privileges"), "{said}");
+    let may: bool = sqlx::query_scalar(
+        "select has_schema_privilege('authenticated', 'gristmill', 'usage') and has_table_privilege('authenticated', 'gristmill.status_documents', 'select')",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert!(may, "the application's users read the view");
     sqlx::raw_sql(
         "insert into public.documents (user_id, name, content) values (gen_random_uuid(), 'note', 'The mill grinds.')",
     )

@@ -35,6 +35,7 @@ mod invariants;
 mod keys;
 mod ledger;
 mod limits;
+mod machine;
 mod memory;
 mod migrating;
 mod misfits;

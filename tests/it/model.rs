@@ -9,10 +9,18 @@
 //! | `Claim` | `db::claims`: a fresh lease; a job that crashed three times alone in its worker |
 //! | `Intend`, `Call` | `db::calls`: the intent before the call; `batch::lane` |
 //! | `Commit`, `Burn`, `GiveUp` | `batch::transaction`, `db::jobs::lock`, `release`: fenced by lease and time, then revision and content |
+//! | `PutBack` | `db::jobs::release` of a job that waits for its provider, or whose worker stops |
 //! | `Beat`, `Expire`, `Rescue` | `db::jobs::heartbeat`, the database's clock, `db::jobs::rescue` |
 //! | `Change` | the application's update, its trigger in the same transaction |
+//! | `Cancel` | `gristmill.cancel`: a person's word |
+//!
+//! What a step does to the job's row is written once, in [`job`]: `machine` holds what a real database did against the same.
+
+pub mod job;
 
 use stateright::{Checker as _, Model, Property};
+
+use job::{Job, Limits, Phase};
 
 /// Which rules hold.
 #[derive(Debug, Clone, Copy)]
@@ -50,34 +58,6 @@ const ALL: Rules = Rules {
     intent_first: true,
     rescues: true,
 };
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Phase {
-    Pending,
-    Processing,
-    Completed,
-    Failed,
-}
-
-/// A job's row, and its source row's content.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Job {
-    phase: Phase,
-    content: u8,
-    revision: u8,
-    attempt: u8,
-    /// Leases ever given: the newest is the row's, while it is processed.
-    leases: u8,
-    /// The lease's deadline lies ahead.
-    is_good: bool,
-    alone: bool,
-    crashes: u8,
-    crashes_alone: u8,
-    /// The content whose vectors the target holds.
-    stored: Option<u8>,
-    /// Usage charged for each revision.
-    charges: [u8; 3],
-}
 
 /// An attempt in a worker's hands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -119,6 +99,8 @@ struct Faults {
     pauses: u8,
     changes: u8,
     failures: u8,
+    /// Jobs given back, and jobs cancelled.
+    words: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +126,15 @@ enum Action {
         worker: usize,
         hand: usize,
     },
+    /// Whoever has a job that killed its workers alone fails it.
+    GiveUp {
+        worker: usize,
+        hand: usize,
+    },
+    PutBack {
+        worker: usize,
+        hand: usize,
+    },
     Beat {
         worker: usize,
         hand: usize,
@@ -164,14 +155,13 @@ enum Action {
     Change {
         job: usize,
     },
+    Cancel {
+        job: usize,
+    },
 }
 
-/// Attempts until a job is failed.
-const MOST_ATTEMPTS: u8 = 2;
-/// From so many crashes on a job runs alone; as `db::claims::ALONE`, one less to keep the model small.
-const ALONE: u8 = 2;
-/// Crashes alone after which it is failed, as in `jobs::start`.
-const CRASHES_ALONE: u8 = 2;
+/// The engine's are 5, `db::claims::ALONE` and `jobs::start::CRASHES_ALONE`.
+const LIMITS: Limits = Limits { attempts: 2, alone: 2, crashes_alone: 2 };
 const SLOTS: usize = 2;
 
 /// What is looked at.
@@ -204,33 +194,40 @@ impl Scene {
         passes
     }
 
-    fn claim(&self, state: &mut State, worker: usize, nth: usize) -> Option<()> {
+    fn claim(state: &mut State, worker: usize, nth: usize) -> Option<()> {
         let hands = state.workers[worker].as_mut()?;
-        let job = &mut state.jobs[nth];
-        let alone = job.crashes >= ALONE;
         let beside_one_alone = hands.iter().any(|hand| state.jobs[hand.job].alone);
         let job = &mut state.jobs[nth];
-        if job.phase != Phase::Pending || hands.len() >= SLOTS || beside_one_alone || (alone && !hands.is_empty()) {
+        let alone = job.crashes >= LIMITS.alone;
+        if hands.len() >= SLOTS || beside_one_alone || (alone && !hands.is_empty()) {
             return None;
         }
-        let blamed = if self.rules.blames_alone { job.crashes_alone } else { job.crashes };
-        if self.rules.gives_up && blamed >= CRASHES_ALONE {
-            job.phase = Phase::Failed;
-            return Some(());
-        }
-        job.phase = Phase::Processing;
-        job.leases += 1;
-        job.is_good = true;
-        job.alone = alone;
+        job.claim(LIMITS)?;
         let Job { leases: lease, attempt, revision, content, .. } = *job;
         hands.push(Hand { job: nth, lease, attempt, revision, content, step: Step::Loaded });
+        Some(())
+    }
+
+    /// Whether the attempt fails its job before it does anything.
+    fn gives_up(&self, job: &Job) -> bool {
+        let blamed = self.rules.blames_alone && job.is_to_blame(LIMITS);
+        self.rules.gives_up && (blamed || !self.rules.blames_alone && job.crashes >= LIMITS.crashes_alone)
+    }
+
+    /// Takes an attempt out of its worker's hands, and lets it write what it has to say.
+    fn ends(&self, state: &mut State, worker: usize, nth: usize, write: impl Fn(&mut Job, &Hand)) -> Option<()> {
+        let hand = Self::hand(state, worker, nth)?.clone();
+        state.workers[worker].as_mut()?.remove(nth);
+        if self.passes(state, &hand) {
+            write(&mut state.jobs[hand.job], &hand);
+        }
         Some(())
     }
 
     fn call(&self, state: &mut State, worker: usize, nth: usize) -> Option<()> {
         let hand = Self::hand(state, worker, nth)?.clone();
         let ready = if self.rules.intent_first { Step::Intended } else { Step::Loaded };
-        if hand.step != ready {
+        if hand.step != ready || self.gives_up(&state.jobs[hand.job]) {
             return None;
         }
         if self.poison && hand.job == 0 {
@@ -245,54 +242,19 @@ impl Scene {
     }
 
     fn commit(&self, state: &mut State, worker: usize, nth: usize) -> Option<()> {
-        let hand = Self::hand(state, worker, nth)?.clone();
-        if hand.step != Step::Paid {
-            return None;
-        }
-        state.workers[worker].as_mut()?.remove(nth);
-        if self.passes(state, &hand) {
-            let job = &mut state.jobs[hand.job];
+        Self::hand(state, worker, nth).filter(|hand| hand.step == Step::Paid)?;
+        self.ends(state, worker, nth, |job, hand| {
             if self.rules.revision && (job.revision != hand.revision || job.content != hand.content) {
-                job.phase = Phase::Pending;
+                job.put_back();
             } else {
-                job.phase = Phase::Completed;
-                job.stored = Some(hand.content);
-                job.charges[usize::from(hand.revision)] += 1;
-                (job.attempt, job.crashes, job.crashes_alone) = (0, 0, 0);
+                job.complete(hand.revision, hand.content);
             }
-        }
-        Some(())
-    }
-
-    fn burn(&self, state: &mut State, worker: usize, nth: usize) -> Option<()> {
-        let hand = Self::hand(state, worker, nth)?.clone();
-        state.faults.failures = state.faults.failures.checked_sub(1)?;
-        state.workers[worker].as_mut()?.remove(nth);
-        if self.passes(state, &hand) {
-            let job = &mut state.jobs[hand.job];
-            if job.revision == hand.revision {
-                job.attempt += 1;
-            }
-            job.phase = if job.attempt >= MOST_ATTEMPTS { Phase::Failed } else { Phase::Pending };
-        }
-        Some(())
-    }
-
-    fn change(state: &mut State, nth: usize) -> Option<()> {
-        state.faults.changes = state.faults.changes.checked_sub(1)?;
-        let job = &mut state.jobs[nth];
-        job.content += 1;
-        job.revision += 1;
-        if job.phase != Phase::Processing {
-            job.phase = Phase::Pending;
-        }
-        (job.attempt, job.crashes, job.crashes_alone) = (0, 0, 0);
-        Some(())
+        })
     }
 
     fn step(&self, state: &mut State, action: Action) -> Option<()> {
         match action {
-            Action::Claim { worker, job } => self.claim(state, worker, job),
+            Action::Claim { worker, job } => Self::claim(state, worker, job),
             Action::Intend { worker, hand } => {
                 let (from, to) =
                     if self.rules.intent_first { (Step::Loaded, Step::Intended) } else { (Step::Intended, Step::Paid) };
@@ -303,7 +265,19 @@ impl Scene {
             }
             Action::Call { worker, hand } => self.call(state, worker, hand),
             Action::Commit { worker, hand } => self.commit(state, worker, hand),
-            Action::Burn { worker, hand } => self.burn(state, worker, hand),
+            Action::Burn { worker, hand } => {
+                state.faults.failures = state.faults.failures.checked_sub(1)?;
+                self.ends(state, worker, hand, |job, hand| job.burn(hand.revision, LIMITS))
+            }
+            Action::GiveUp { worker, hand } => {
+                let job = Self::hand(state, worker, hand)?.job;
+                self.gives_up(&state.jobs[job]).then_some(())?;
+                self.ends(state, worker, hand, |job, _| job.fail())
+            }
+            Action::PutBack { worker, hand } => {
+                state.faults.words = state.faults.words.checked_sub(1)?;
+                self.ends(state, worker, hand, |job, _| job.put_back())
+            }
             Action::Beat { worker, hand } => {
                 let hand = Self::hand(state, worker, hand)?.clone();
                 let job = &mut state.jobs[hand.job];
@@ -323,15 +297,11 @@ impl Scene {
                 (job.phase == Phase::Processing).then(|| job.is_good = false)
             }
             Action::Rescue { job } => {
-                let job = &mut state.jobs[job];
-                if !self.rules.rescues || job.phase != Phase::Processing || job.is_good {
-                    return None;
+                if self.rules.rescues {
+                    state.jobs[job].rescue()
+                } else {
+                    None
                 }
-                job.phase = Phase::Pending;
-                job.crashes += 1;
-                job.crashes_alone += u8::from(job.alone);
-                job.alone = false;
-                Some(())
             }
             Action::Kill { worker } => {
                 state.faults.kills = state.faults.kills.checked_sub(1)?;
@@ -341,7 +311,15 @@ impl Scene {
                 let dead = state.workers[worker].is_none();
                 dead.then(|| state.workers[worker] = Some(Vec::new()))
             }
-            Action::Change { job } => Self::change(state, job),
+            Action::Change { job } => {
+                state.faults.changes = state.faults.changes.checked_sub(1)?;
+                state.jobs[job].change();
+                Some(())
+            }
+            Action::Cancel { job } => {
+                state.faults.words = state.faults.words.checked_sub(1)?;
+                state.jobs[job].cancel()
+            }
         }
     }
 }
@@ -351,21 +329,8 @@ impl Model for Scene {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let job = Job {
-            phase: Phase::Pending,
-            content: 0,
-            revision: 0,
-            attempt: 0,
-            leases: 0,
-            is_good: false,
-            alone: false,
-            crashes: 0,
-            crashes_alone: 0,
-            stored: None,
-            charges: [0; 3],
-        };
         vec![State {
-            jobs: vec![job; self.jobs],
+            jobs: vec![Job::new(); self.jobs],
             workers: vec![Some(Vec::new()); self.workers],
             faults: self.faults,
             calls: 0,
@@ -389,12 +354,19 @@ impl Model for Scene {
                     Action::Call { worker, hand },
                     Action::Commit { worker, hand },
                     Action::Burn { worker, hand },
+                    Action::GiveUp { worker, hand },
+                    Action::PutBack { worker, hand },
                     Action::Beat { worker, hand },
                 ]);
             }
         }
         for job in 0..self.jobs {
-            actions.extend([Action::Expire { job }, Action::Rescue { job }, Action::Change { job }]);
+            actions.extend([
+                Action::Expire { job },
+                Action::Rescue { job },
+                Action::Change { job },
+                Action::Cancel { job },
+            ]);
         }
     }
 
@@ -405,7 +377,7 @@ impl Model for Scene {
     }
 
     fn within_boundary(&self, state: &State) -> bool {
-        state.deaths <= ALONE + CRASHES_ALONE + 1
+        state.deaths <= LIMITS.alone + LIMITS.crashes_alone + 1
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
@@ -423,18 +395,18 @@ impl Model for Scene {
                 scene.faults.failures > 0 || innocent.into_iter().all(|job| job.phase != Phase::Failed)
             }),
             Property::always("a job that kills its workers is set aside", |_: &Scene, state: &State| {
-                state.deaths <= ALONE + CRASHES_ALONE
+                state.deaths <= LIMITS.alone + LIMITS.crashes_alone
             }),
             // With no more faults to come, whatever comes last is an end.
             Property::eventually("every job is finished", |_: &Scene, state: &State| {
-                state.jobs.iter().all(|job| matches!(job.phase, Phase::Completed | Phase::Failed))
+                state.jobs.iter().all(|job| !matches!(job.phase, Phase::Pending | Phase::Processing))
             }),
         ]
     }
 }
 
 fn faults(kills: u8, pauses: u8, changes: u8, failures: u8) -> Faults {
-    Faults { kills, pauses, changes, failures }
+    Faults { kills, pauses, changes, failures, words: 0 }
 }
 
 /// Two workers, one row that changes.
@@ -460,6 +432,8 @@ fn broken(scene: Scene) -> Vec<&'static str> {
 fn with_every_rule_every_promise_holds() {
     assert_eq!(broken(race(ALL)), Vec::<&str>::new());
     assert_eq!(broken(poison(ALL)), Vec::<&str>::new());
+    let spoken = Faults { words: 2, ..faults(1, 1, 1, 0) };
+    assert_eq!(broken(Scene { faults: spoken, ..race(ALL) }), Vec::<&str>::new());
     let two = Scene { jobs: 2, faults: faults(1, 1, 0, 0), ..race(ALL) };
     assert_eq!(broken(two), Vec::<&str>::new());
 }

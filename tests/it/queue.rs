@@ -5,6 +5,7 @@ use insta::assert_snapshot;
 use sqlx::Executor as _;
 
 use crate::applications::{application, configured, reconnected};
+use crate::cli::gristmill;
 use crate::world::World;
 
 const DREAMS: &str = r#"
@@ -229,4 +230,20 @@ async fn whoever_asks_for_a_row_that_cannot_be_read_hears_of_it_once() {
         assert_eq!(world.list(said).await, ["failed failed constraint"]);
         assert_eq!(world.sweep(None).await, 0, "nobody asks any more");
     }
+}
+
+#[tokio::test]
+async fn rows_that_ask_without_a_key_are_told_of() {
+    let world = dreams(&TABLES.replace("dream_id uuid not null", "dream_id uuid")).await;
+    assert!(!gristmill(&world, &["check"]).await.out.contains("have no key"));
+    world.sql("insert into app.jobs (dream_id) values (null), (null); insert into app.jobs (dream_id, status) values (null, 'failed')").await;
+
+    let said = gristmill(&world, &["check"]).await.out;
+
+    assert!(said.contains("2 of the rows of app.jobs that ask have no key"), "{said}");
+    world.work().await;
+    assert_eq!(
+        world.list("select distinct status from app.jobs where dream_id is null order by 1").await,
+        ["failed", "pending"]
+    );
 }

@@ -3,6 +3,7 @@
 use insta::assert_snapshot;
 
 use crate::fake_openai::{FakeOpenAi, Options};
+use crate::outcomes::{enqueued, killed_in_hand};
 use crate::world::{DIMENSIONS, World};
 
 const WITH_A_WORD: &str = "alter table public.documents drop constraint documents_processing_status_check";
@@ -127,6 +128,20 @@ async fn the_row_of_a_job_that_a_person_cancelled_says_so() {
     done completed 1 | completed
     note cancelled | cancelled person
     ");
+}
+
+#[tokio::test]
+async fn a_row_cancelled_after_its_worker_died_does_not_say_that_it_is_worked_on() {
+    let world = World::new().await;
+    world.register().await;
+    enqueued(&world, "note", "The wheel turns.").await;
+    killed_in_hand(&world, "true").await;
+    world.sql("select gristmill.cancel(id) from gristmill.embedding_jobs").await;
+    assert_snapshot!(said(&world).await, @"note processing | cancelled person");
+
+    world.work().await;
+
+    assert_snapshot!(said(&world).await, @"note pending | cancelled person");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use gristmill::app::{self, Running};
 use gristmill::config::Config;
 use gristmill::db;
+use gristmill::db::app::grants;
 use gristmill::embedded::{self, Artifact};
 use gristmill::extract::Extractor;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -258,22 +259,52 @@ impl World {
         }
     }
 
+    /// The configuration for a role of the same server.
+    pub fn toml_as(&self, role: &str) -> String {
+        let mark = if self.database.url.contains('?') { '&' } else { '?' };
+        let url = format!("{}{mark}options=-crole%3D{role}", self.database.url);
+        self.toml.replace(&self.database.url, &url)
+    }
+
+    /// Gives a role what `gristmill grants` prints for a worker of this configuration; what it prints of roles is the server's business.
+    pub async fn grant(&self, role: &str) {
+        let resolved = app::resolve(&self.pool, &self.config()).await.expect("the database is there");
+        let mut connection = self.database.connect().await;
+        let mut statements = grants::of_worker(role);
+        for plan in &resolved.plans {
+            statements.extend(grants::of_pipeline(&mut connection, plan, role).await.expect("the plan holds"));
+        }
+        statements.retain(|one| !one.starts_with("alter role"));
+        self.sql(&statements.join(";\n")).await;
+    }
+
     /// Parser children of the program under test: this program is its tests.
     /// Reads PDF with libpdfium, whichever test comes first on a machine that has not fetched it yet.
-    fn extractor(&self) -> Extractor {
+    pub fn extractor(&self) -> Extractor {
         embedded::ensure(Artifact::Pdfium, &|_| {}).expect("libpdfium can be had");
         Extractor::with_program(app::parser_settings(&self.config()), env!("CARGO_BIN_EXE_gristmill"))
     }
 
     /// Starts a worker.
     pub async fn start(&self) -> Worker {
-        let stop = CancellationToken::new();
-        let running = app::start_with(&self.config(), &self.pool, stop.clone(), self.extractor())
-            .await
-            .expect("the worker starts");
+        let (stop, pool) = (CancellationToken::new(), self.pool_of_workers().await);
+        let running =
+            app::start_with(&self.config(), &pool, stop.clone(), self.extractor()).await.expect("the worker starts");
         let engine = Arc::clone(&running.engine);
         let task = tokio::spawn(async move { engine.run().await.expect("the engine runs") });
         Worker { running, stop, task, pool: self.pool.clone() }
+    }
+
+    /// With `GRISTMILL_TESTS_AS_WORKER` every worker works as a role that owns nothing and may do what `gristmill grants` prints.
+    async fn pool_of_workers(&self) -> PgPool {
+        const ROLE: &str = "gristmill_test_working";
+        if std::env::var_os("GRISTMILL_TESTS_AS_WORKER").is_none() || self.toml.contains("options=-crole") {
+            return self.pool.clone();
+        }
+        let made = "do $$ begin create role ROLE bypassrls; exception when duplicate_object or unique_violation then null; end $$";
+        self.sql(&made.replace("ROLE", ROLE)).await;
+        self.grant(ROLE).await;
+        db::connect(&Self::parse(&self.toml_as(ROLE)).database).await.expect("the role may connect")
     }
 
     /// Waits until a query is true.

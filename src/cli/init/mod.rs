@@ -75,7 +75,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         )));
     }
     let unfit = unfit(&pool, &proposals).await?;
-    let mut text = file(&proposals, &unfit, &buckets);
+    let mut text = file(&proposals, &unfit, buckets.as_deref());
     if !others.is_empty() {
         let _ = writeln!(
             text,
@@ -130,7 +130,7 @@ async fn surroundings(connection: &mut sqlx::PgConnection, tables: &[Surveyed]) 
 /// Holds each proposal against the language and the database; what does not fit is commented out, with why.
 async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<Unfit, Failure> {
     let read = |proposals: &[Proposal]| {
-        let text = file(proposals, &Unfit::default(), &[]);
+        let text = file(proposals, &Unfit::default(), None);
         session::read_without_secrets("workers.toml", &text, &|_| None)
     };
     let mut unfit = Unfit::default();
@@ -165,28 +165,34 @@ async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<Unfit, Failure> 
     Ok(unfit)
 }
 
+/// Where files are: Supabase's own storage where the database has it, else a folder, which asks for nothing that may not be set.
+fn store(buckets: Option<&[String]>) -> String {
+    let Some(buckets) = buckets else {
+        return "# Where the files are that rows name: here a folder; or kind = \"s3\" or \"supabase\".\n\
+                [stores.files]\nkind = \"local\"\nroot = \"files\"\n\n"
+            .to_owned();
+    };
+    let named = buckets.iter().find(|bucket| *bucket == "documents").or(buckets.first());
+    let bucket =
+        named.map_or_else(|| "\"documents\"".to_owned(), |bucket| serde_json::Value::from(bucket.as_str()).to_string());
+    let others: Vec<&str> = buckets.iter().filter(|bucket| Some(*bucket) != named).map(String::as_str).collect();
+    let others =
+        if others.is_empty() { String::new() } else { format!(" # there are also: {}", comment(&others.join(", "))) };
+    format!(
+        "# Where the files are that rows name: here Supabase Storage; or kind = \"s3\" or \"local\".\n\
+         [stores.files]\nkind = \"supabase\"\nurl = \"${{SUPABASE_URL}}\"\nkey = \"${{SUPABASE_SECRET_KEY}}\"\nbucket = {bucket}{others}\n\n",
+    )
+}
+
 /// The whole file.
-fn file(proposals: &[Proposal], unfit: &Unfit, buckets: &[String]) -> String {
+fn file(proposals: &[Proposal], unfit: &Unfit, buckets: Option<&[String]>) -> String {
     let mut text =
         "# Proposed by `gristmill init` from the tables of the database: a beginning, to be read before it runs.\n\
                     # Every key is documented in the repository's workers.toml.\n\
                     [database]\nurl = \"${DATABASE_URL}\"\n\n"
             .to_owned();
     if proposals.iter().any(|proposal| proposal.file) {
-        let named = buckets.iter().find(|bucket| *bucket == "documents").or(buckets.first());
-        let bucket = named
-            .map_or_else(|| "\"documents\"".to_owned(), |bucket| serde_json::Value::from(bucket.as_str()).to_string());
-        let others: Vec<&str> = buckets.iter().filter(|bucket| Some(*bucket) != named).map(String::as_str).collect();
-        let others = if others.is_empty() {
-            String::new()
-        } else {
-            format!(" # there are also: {}", comment(&others.join(", ")))
-        };
-        let _ = write!(
-            text,
-            "# Where the files are that rows name: here Supabase Storage; or kind = \"s3\" or \"local\".\n\
-             [stores.files]\nkind = \"supabase\"\nurl = \"${{SUPABASE_URL}}\"\nkey = \"${{SUPABASE_SECRET_KEY}}\"\nbucket = {bucket}{others}\n\n",
-        );
+        text.push_str(&store(buckets));
     }
     let mut models: Vec<Model> = Vec::new();
     for proposal in proposals {

@@ -11,7 +11,7 @@ use crate::domain::SourceKey;
 
 use super::census::valid_chunks;
 use super::plan::Plan;
-use super::sweep::{Slice, behind, bind_key, order_of, patient, read};
+use super::sweep::{Slice, behind, bind_key, is_of_data, order_of, patient, read};
 
 /// Which of these rows a person means.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +62,62 @@ pub async fn count_unworked(
     let row = query.fetch_one(connection).await?;
     let sample: Vec<Json<SourceKey>> = row.try_get("sample")?;
     Ok(Unworked { sample: sample.into_iter().map(|key| key.0).collect(), ..unworked(&row, limit)? })
+}
+
+/// The row behind `after`, in key order, on which the person's condition fails; none where it fails on no row of the set. Found by halving:
+/// a statement says only that it failed.
+///
+/// # Errors
+/// The database is away.
+pub async fn condition_fails_on(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    condition: &str,
+    after: Option<&SourceKey>,
+) -> sqlx::Result<Option<(SourceKey, sqlx::Error)>> {
+    let first = format!(
+        "select source.* from {} as source where {} order by {}",
+        plan.source,
+        behind(plan, after),
+        plan.key_list("source"),
+    );
+    let fails = async |connection: &mut PgConnection, rows: i64| {
+        let statement = format!(
+            "select count(*) as seen, count(case when {when} then (\n{condition}\n)::boolean end) as held \
+             from {from}",
+            when = plan.when,
+            from = plan.relation(&format!("({first} limit ${})", plan.key.len() + 1)),
+        );
+        match bind_key(sqlx::query(AssertSqlSafe(statement)), plan, after).bind(rows).fetch_one(connection).await {
+            Ok(row) => Ok((row.try_get::<i64, _>("seen")?, None)),
+            Err(error) if is_of_data(&error) => Ok((rows, Some(error))),
+            Err(error) => Err(error),
+        }
+    };
+    let (mut well, mut tried) = (0, 1);
+    let mut failed = loop {
+        match fails(&mut *connection, tried).await? {
+            (_, Some(error)) => break error,
+            (seen, None) if seen < tried => return Ok(None),
+            (_, None) => (well, tried) = (tried, tried * 2),
+        }
+    };
+    while tried - well > 1 {
+        let middle = i64::midpoint(well, tried);
+        match fails(&mut *connection, middle).await? {
+            (_, Some(error)) => (tried, failed) = (middle, error),
+            (_, None) => well = middle,
+        }
+    }
+    let statement = format!(
+        "select {} as key from ({first} offset ${} limit 1) as source",
+        plan.key_json("source"),
+        plan.key.len() + 1
+    );
+    let row =
+        bind_key(sqlx::query(AssertSqlSafe(statement)), plan, after).bind(well).fetch_optional(connection).await?;
+    let key = row.map(|row| row.try_get::<Json<SourceKey>, _>("key")).transpose()?;
+    Ok(key.map(|key| (key.0, failed)))
 }
 
 /// Opens the next `limit` such rows with a priority, but for those that somebody changes just now.

@@ -142,7 +142,9 @@ pub fn of_reader(role: &str) -> Vec<String> {
 pub fn of_owner(role: &str) -> Vec<String> {
     let role = quote(role);
     [
-        format!("grant usage, create on schema gristmill to {role}"),
+        format!("grant create on schema gristmill to {role}"),
+        // Who reads a view looks into the schema, by the word of who made it.
+        format!("grant usage on schema gristmill to {role} with grant option"),
         format!("grant select on gristmill._sqlx_migrations, gristmill.embedding_jobs to {role}"),
     ]
     .into_iter()

@@ -21,10 +21,10 @@ pub struct QueuePlan {
     /// The table, quoted.
     pub table: String,
     /// Its columns that name a source row, each with the source's column.
-    key: Vec<(Column, Column)>,
+    pub(super) key: Vec<(Column, Column)>,
     priority: Option<Column>,
     not_before: Option<Column>,
-    status: Column,
+    pub(super) status: Column,
     pub words: StatusWords,
     pub columns: Vec<ColumnWrite>,
 }
@@ -143,13 +143,13 @@ impl QueuePlan {
     }
 
     /// `and …`: that a row's time to ask has come.
-    fn due(&self) -> String {
+    pub(super) fn due(&self) -> String {
         self.not_before.as_ref().map_or_else(String::new, |column| {
             format!("and coalesce(queue.{0} <= clock_timestamp(), true)", column.sql())
         })
     }
 
-    fn word(&self, word: &str) -> String {
+    pub(super) fn word(&self, word: &str) -> String {
         format!("{}::{}", literal(word), self.status.type_sql())
     }
 

@@ -110,18 +110,19 @@ pub async fn has_function(connection: &mut PgConnection, signature: &str) -> sql
     sqlx::query_scalar!(r#"select to_regprocedure($1) is not null as "there!""#, signature).fetch_one(connection).await
 }
 
-/// The buckets of Supabase Storage, where this database has it and this role may see them.
+/// The buckets of Supabase Storage, as far as this role may see them; none where this database has no such storage.
 ///
 /// # Errors
 /// The database is away.
-pub async fn buckets(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
-    let there = sqlx::query_scalar!(
-        r#"select coalesce(has_table_privilege(to_regclass('storage.buckets'), 'select'), false) as "there!""#
+pub async fn buckets(connection: &mut PgConnection) -> sqlx::Result<Option<Vec<String>>> {
+    let storage = sqlx::query!(
+        r#"select to_regclass('storage.buckets') is not null as "there!",
+                  coalesce(has_table_privilege(to_regclass('storage.buckets'), 'select'), false) as "may!""#
     )
     .fetch_one(&mut *connection)
     .await?;
-    if !there {
-        return Ok(Vec::new());
+    if !storage.may {
+        return Ok(storage.there.then(Vec::new));
     }
-    sqlx::query_scalar("select id::text from storage.buckets order by 1").fetch_all(connection).await
+    sqlx::query_scalar("select id::text from storage.buckets order by 1").fetch_all(connection).await.map(Some)
 }

@@ -151,11 +151,7 @@ impl ClosingIn {
     /// # Errors
     /// The error again, where no row is to blame for it.
     pub fn on(&mut self, error: sqlx::Error) -> sqlx::Result<bool> {
-        let of_data = error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| {
-            // A value, a subquery with more than one row, an exception that a function raised.
-            ["22", "21", "P0"].iter().any(|class| code.starts_with(class))
-        });
-        if !of_data || self.bad >= MOST_BAD {
+        if !is_of_data(&error) || self.bad >= MOST_BAD {
             return Err(error);
         }
         if self.rows > 1 {
@@ -166,6 +162,14 @@ impl ClosingIn {
         self.bad += 1;
         Ok(true)
     }
+}
+
+/// Whether a row may be to blame: a value, a subquery with more than one row, an exception that a function raised.
+pub(super) fn is_of_data(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+        .is_some_and(|code| ["22", "21", "P0"].iter().any(|class| code.starts_with(class)))
 }
 
 /// The key after `after`, whatever the row is like.

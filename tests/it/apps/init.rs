@@ -1,9 +1,11 @@
 //! What `gristmill init` makes of the five databases.
 
+use gristmill::config::Config;
 use insta::assert_snapshot;
 
 use crate::cli::{command, run};
 use crate::stores::KEY;
+use crate::world::World;
 
 use super::{App, WORKER};
 
@@ -11,6 +13,9 @@ use super::{App, WORKER};
 async fn proposed(app: &str, shape: &str) -> String {
     let mut app = App::new(app, shape).await;
     app.store.bucket("documents");
+    let storage =
+        "create schema if not exists storage; create table if not exists storage.buckets (id text primary key)";
+    app.world.sql(storage).await;
     let file = app.world.files.path().join("proposed.toml");
     let mut init = command(&["init", "--json", "--out", file.to_str().unwrap()]);
     init.env("DATABASE_URL", &app.world.database.url);
@@ -81,4 +86,18 @@ async fn init_replaces_no_file_unasked_and_names_what_it_needs() {
     let ran = run(init).await;
     assert_eq!(ran.code, 1, "{}", ran.out);
     assert!(ran.err.contains("looks like a source"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn init_on_the_starter_names_nothing_that_is_not_set() {
+    let world = World::new().await;
+    let file = world.files.path().join("proposed.toml");
+    let mut init = command(&["init", "--out", file.to_str().unwrap()]);
+    init.env("DATABASE_URL", &world.database.url);
+    run(init).await.ok();
+
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("[stores.files]\nkind = \"local\"\n"), "{text}");
+    let environment = |name: &str| (name == "DATABASE_URL").then(|| world.database.url.clone());
+    Config::read("proposed.toml", &text, &environment).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"));
 }

@@ -121,6 +121,11 @@ impl FakeOpenAi {
         self.service.script.lock().unwrap().extend(answers.into_iter().map(Into::into));
     }
 
+    /// Forgets the answers that are still to come.
+    pub fn unscript(&self) {
+        self.service.script.lock().unwrap().clear();
+    }
+
     /// The answer to every request that has no scripted one; `None`: as usual again.
     pub fn always(&self, answer: impl Into<Option<Answer>>) {
         *self.service.always.lock().unwrap() = answer.into();
