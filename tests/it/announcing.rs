@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gristmill::app;
+use gristmill::db::announcements::fold;
 use gristmill::db::app::{Plan, TriggerSet, install};
 use gristmill::worker;
 use insta::assert_snapshot;
@@ -375,6 +376,23 @@ async fn an_enqueued_row_is_worked_and_one_that_is_nowhere_is_said_to_be_gone() 
     0009 cancelled r1 left
     uuid failed r1 constraint
     ");
+}
+
+#[tokio::test]
+async fn what_a_person_said_before_cancelling_does_not_open_the_job_after() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    world.sweep(None).await;
+    let enqueue = "begin isolation level repeatable read; select gristmill.enqueue('documents', id) from public.documents; commit";
+    world.sql(enqueue).await;
+    assert!(world.value::<bool>("select gristmill.cancel(id) from gristmill.embedding_jobs").await);
+    assert_eq!(fold(&world.pool, 10).await.expect("the database is there"), 0);
+    assert_eq!(world.states().await, "1 cancelled person");
+
+    world.sql(enqueue).await;
+    assert_eq!(fold(&world.pool, 10).await.expect("the database is there"), 1);
+    assert_eq!(world.states().await, "1 pending");
 }
 
 #[tokio::test]

@@ -98,7 +98,9 @@ fn whatever_happens_rest_is_as_the_oracle_says_and_no_job_goes_another_way() {
                 return Ok(all);
             }
             let seen = case(&runtime, seed_of_case).inspect_err(|_| next.store(seed + cases, Ordering::SeqCst))?;
-            seen.into_iter().for_each(|(step, count)| *all.entry(step).or_default() += count);
+            for (step, count) in seen {
+                *all.entry(step).or_default() += count;
+            }
         }
     };
     let all: Vec<Result<Seen, String>> = thread::scope(|scope| {
@@ -108,7 +110,9 @@ fn whatever_happens_rest_is_as_the_oracle_says_and_no_job_goes_another_way() {
     let mut seen = Seen::new();
     for side in all {
         let side = side.unwrap_or_else(|wrong| panic!("{wrong}"));
-        side.into_iter().for_each(|(step, count)| *seen.entry(step).or_default() += count);
+        for (step, count) in side {
+            *seen.entry(step).or_default() += count;
+        }
     }
     println!("{cases} cases, steps of jobs: {seen:?}");
     for step in ["claim", "complete", "fail", "put back", "rescue", "change", "cancel", "end"] {

@@ -269,12 +269,14 @@ impl World {
     /// Gives a role what `gristmill grants` prints for a worker of this configuration; what it prints of roles is the server's business.
     pub async fn grant(&self, role: &str) {
         let resolved = app::resolve(&self.pool, &self.config()).await.expect("the database is there");
-        let mut connection = self.database.connect().await;
+        // Pinned, as the plans expect.
+        let mut connection = self.pool.acquire().await.expect("the database is there");
         let mut statements = grants::of_worker(role);
         for plan in &resolved.plans {
             statements.extend(grants::of_pipeline(&mut connection, plan, role).await.expect("the plan holds"));
         }
         statements.retain(|one| !one.starts_with("alter role"));
+        drop(connection);
         self.sql(&statements.join(";\n")).await;
     }
 

@@ -117,7 +117,7 @@ impl Machine {
                 }
             }
             Step::Delete { row } => {
-                self.of_row(row, "delete from public.documents where id = $1", |row| row.deleted = true).await
+                self.of_row(row, "delete from public.documents where id = $1", |row| row.deleted = true).await;
             }
             Step::SoftDelete { row } => {
                 let statement = "update public.documents set deleted_at = now() where id = $1 and deleted_at is null";

@@ -94,19 +94,15 @@ pub async fn replay(world: &World) -> Result<Seen, String> {
         };
         let line = Line { who, began: row.get("began"), at: row.get("at"), old, new };
         let known = known.get_mut(&job).ok_or_else(|| format!("job {job} came from nowhere"))?;
-        match step(known, &line) {
-            Some((word, next)) => {
-                *seen.entry(word).or_default() += 1;
-                *known = next;
-            }
-            None => {
-                let Line { who, old, new, .. } = line;
-                return Err(format!(
-                    "job {job}, held by {}: the model has no step by {who}\nfrom {old:?}\nto   {new:?}",
-                    known.holder
-                ));
-            }
-        }
+        let Some((word, next)) = step(known, &line) else {
+            let Line { who, old, new, .. } = line;
+            return Err(format!(
+                "job {job}, held by {}: the model has no step by {who}\nfrom {old:?}\nto   {new:?}",
+                known.holder
+            ));
+        };
+        *seen.entry(word).or_default() += 1;
+        *known = next;
     }
     charges(world, &known).await?;
     Ok(seen)
@@ -138,6 +134,12 @@ fn step(known: &Known, line: &Line) -> Option<(&'static str, Known)> {
         change(&mut job)?;
         is(&job, new).then_some(job)
     };
+    let by = |change: &dyn Fn(&mut Job)| {
+        with(&|job| {
+            change(job);
+            Some(())
+        })
+    };
     let same = |job| Known { job, holder: known.holder.clone(), claimed_for: known.claimed_for };
     let same_lease = old.lease_id == new.lease_id;
     if old.state == "pending" && new.lease_id.is_some() {
@@ -151,7 +153,7 @@ fn step(known: &Known, line: &Line) -> Option<(&'static str, Known)> {
         let may = (!beaten || *who == known.holder || who == "none") && (!promoted || old.run_at <= *at);
         return may.then(|| (if beaten { "beat" } else { "nothing" }, same(job)));
     }
-    if same_lease && let Some(job) = with(&|job| Some(job.change())) {
+    if same_lease && let Some(job) = by(&Job::change) {
         return Some(("change", same(job)));
     }
     let by_person = new.state == "cancelled" && new.error_kind.as_deref() == Some("person");
@@ -169,17 +171,15 @@ fn step(known: &Known, line: &Line) -> Option<(&'static str, Known)> {
     }
     let revision = known.claimed_for;
     let now = old.revision == revision;
-    let ends: [(&'static str, &dyn Fn(&mut Job) -> Option<()>); 5] = [
-        ("complete", &|job| now.then(|| job.complete(revision, 0))),
-        ("give up", &|job| (now && job.is_to_blame(LIMITS)).then(|| job.fail())),
-        ("fail", &|job| (now && new.error_kind.as_deref() != Some("crashed")).then(|| job.fail())),
-        ("end", &|job| now.then(|| job.end(Phase::Ended))),
-        ("put back", &|job| Some(job.put_back())),
-    ];
-    let burnt = || {
-        with(&|job| Some(job.burn(revision, LIMITS))).filter(|_| new.state == "waiting").map(|job| ("burn", same(job)))
-    };
-    ends.iter().find_map(|(word, end)| Some((*word, same(with(end)?)))).or_else(burnt)
+    let to_blame = now && job.is_to_blame(LIMITS);
+    let crashed = new.error_kind.as_deref() == Some("crashed");
+    let found = |word, job: Option<Job>| job.map(|job| (word, same(job)));
+    found("complete", by(&|job| job.complete(revision, 0)).filter(|_| now))
+        .or_else(|| found("give up", by(&Job::fail).filter(|_| to_blame && crashed)))
+        .or_else(|| found("fail", by(&Job::fail).filter(|_| now && !crashed)))
+        .or_else(|| found("end", by(&|job| job.end(Phase::Ended)).filter(|_| now)))
+        .or_else(|| found("put back", by(&Job::put_back)))
+        .or_else(|| found("burn", by(&|job| job.burn(revision, LIMITS)).filter(|_| new.state == "waiting")))
 }
 
 /// What is in the ledger was completed under that revision, once.
