@@ -28,7 +28,12 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on loopback for whoever wants the server behind `socket`.
     pub fn start(socket: PathBuf) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at(0, socket)
+    }
+
+    /// The same at a port of the caller's.
+    pub fn at(port: u16, socket: PathBuf) -> Self {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State {

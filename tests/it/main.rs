@@ -12,6 +12,7 @@ mod budgets;
 mod ceilings;
 mod cli;
 mod commit;
+mod connections;
 mod create;
 mod documents;
 mod effects;
@@ -36,8 +37,13 @@ mod model;
 mod operator;
 mod outcomes;
 mod parents;
+#[expect(dead_code, reason = "shared with the matrix of faults, which uses more of it")]
+mod pgbouncer;
 mod postgres;
 mod providers;
+#[path = "../chaos/proxy.rs"]
+#[expect(dead_code, reason = "shared with the matrix of faults, which uses more of it")]
+mod proxy;
 mod queue;
 #[cfg(any(feature = "pdf-extract", feature = "docx-rs"))]
 mod readers;
