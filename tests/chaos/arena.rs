@@ -7,11 +7,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use sqlx::AssertSqlSafe;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
 
 use crate::fake_openai::{FakeOpenAi, Options};
+use crate::pgbouncer::PgBouncer;
 use crate::proxy::Proxy;
 use crate::world::{DIMENSIONS, World};
 
@@ -27,6 +29,8 @@ pub struct Arena {
     pub world: World,
     pub vendor: FakeOpenAi,
     pub proxy: Proxy,
+    /// Where the fault is about one.
+    pub pooler: Option<PgBouncer>,
     pub logs: TempDir,
     /// The texts of documents that are files.
     pub files: HashMap<Uuid, String>,
@@ -44,7 +48,7 @@ pub struct Arena {
 }
 
 /// The application counts what it is told, so that a second time would show; nothing in its tables forbids one.
-const APPLICATION: &str = "
+pub const APPLICATION: &str = "
     alter table public.document_chunks drop constraint document_chunks_document_id_chunk_index_key;
     drop index public.document_chunks_embedding;
     create index on public.document_chunks (document_id);
@@ -89,6 +93,10 @@ impl Arena {
         world.toml.push_str(EFFECTS);
         world.sql(APPLICATION).await;
         world.register().await;
+        // What is done to the worker's sessions must not meet the application's.
+        let session: PgConnectOptions = world.database.url.parse().unwrap();
+        let session = session.application_name("application");
+        world.pool = PgPoolOptions::new().max_connections(4).connect_with(session).await.unwrap();
         let url = Url::parse(&world.database.url).unwrap();
         let folder = url.query_pairs().find(|(name, _)| name == "host").unwrap().1.into_owned();
         let proxy = Proxy::start(PathBuf::from(folder).join(".s.PGSQL.5432"));
@@ -97,6 +105,7 @@ impl Arena {
             world,
             vendor,
             proxy,
+            pooler: None,
             logs: TempDir::new().unwrap(),
             files: HashMap::new(),
             hopeless: HashSet::new(),
@@ -197,6 +206,12 @@ impl Arena {
         let log = self.log();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         tokio::task::spawn_blocking(move || command.status().unwrap().code()).await.unwrap()
+    }
+
+    /// How many lines of the logs have these words.
+    pub fn said(&self, words: &str) -> usize {
+        let log = std::fs::read_to_string(self.logs.path().join("workers.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains(words)).count()
     }
 
     pub fn signal(&self, worker: usize, signal: &str) {
