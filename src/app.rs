@@ -65,6 +65,25 @@ pub enum StartError {
     Model { model: String, reason: String },
 }
 
+impl StartError {
+    /// Whether the same start may go well in a moment.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(db::ConnectError::Away(error)) | Self::Database(error) => db::may_start_soon(error),
+            Self::Connect(db::ConnectError::Address | db::ConnectError::TransactionPooling)
+            | Self::NotMigrated
+            | Self::OldSchema { .. }
+            | Self::NewSchema { .. }
+            | Self::Copied
+            | Self::NothingFits(_)
+            | Self::Files(_)
+            | Self::Net(_)
+            | Self::Parser(_)
+            | Self::Model { .. } => false,
+        }
+    }
+}
+
 /// The configuration held against the database.
 #[derive(Debug)]
 pub struct Resolved {

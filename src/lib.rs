@@ -11,7 +11,7 @@
 //! | 4 | [`jobs`] | what an attempt does, step by step; `JobError` and the one `match` that turns it into an outcome |
 //! | 3 | [`batch`] | loader, batcher, committer: the places where the work of many jobs meets |
 //! | 2 | [`db`], [`extract`], [`chunk`], [`providers`], [`files`], [`embedded`] | db: all SQL. extract: bytes to text, in a sandboxed child. chunk: pure. providers: one file per vendor. files: size-limited reads over stores. embedded: pinned downloads and the private Postgres of demo and tests |
-//! | 1 | [`config`], [`telemetry`], [`net`], [`failpoint`] | `workers.toml` checked; every metric and log field; the HTTP clients; where tests of faults let a worker die |
+//! | 1 | [`config`], [`telemetry`], [`net`], [`failpoint`] | `workers.toml` checked; every metric and log field; the HTTP clients, and connections that go dead; where tests of faults let a worker die |
 //! | 0 | [`domain`] | ids, states, outcomes, chunks; no input or output |
 //!
 //! # The path of one job

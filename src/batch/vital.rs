@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::providers::ProviderError;
 use crate::telemetry::said;
 
-/// Tasks that a worker cannot do without: one that panics is told to whoever ends the worker, since a worker that lacks a part looks
+/// What a worker cannot do without: a task that panics is told to whoever ends the worker, since a worker that lacks a part looks
 /// alive and does nothing. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Vital(Arc<Inner>);
@@ -21,10 +21,13 @@ struct Inner {
 
 /// The first part that broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the {part} panicked: {said}")]
-pub struct Broken {
-    pub part: &'static str,
-    said: &'static str,
+pub enum Broken {
+    #[error("the {part} panicked: {said}")]
+    Panicked { part: &'static str, said: &'static str },
+    #[error(
+        "pipeline {0} is not registered any more: schema gristmill was made anew under this worker; start it again, and it says what a person has to"
+    )]
+    Unregistered(String),
 }
 
 impl Vital {
@@ -36,9 +39,14 @@ impl Vital {
     /// A part's task, for whoever spawns it.
     pub async fn watch(self, part: &'static str, task: impl Future<Output = ()> + Send) {
         if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
-            self.0.broken.set(Broken { part, said: said(&*panic) }).ok();
-            self.0.told.cancel();
+            self.end(Broken::Panicked { part, said: said(&*panic) });
         }
+    }
+
+    /// Ends the worker.
+    pub fn end(&self, broken: Broken) {
+        self.0.broken.set(broken).ok();
+        self.0.told.cancel();
     }
 
     /// The part that broke, if one did.

@@ -1,22 +1,24 @@
 //! `gristmill run`
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use serde::Serialize;
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{self, Running};
+use crate::app::{self, Running, StartError};
 use crate::config::Config;
 use crate::db;
 use crate::db::backlog::Left;
 use crate::db::operate::{self, Filter};
 use crate::domain::JobState;
 use crate::telemetry::Metrics;
-use crate::worker::Engine;
+use crate::worker::{Engine, pause};
 
 use super::failure::Failure;
 use super::session::Session;
@@ -34,6 +36,11 @@ pub(super) struct Args {
     #[arg(long)]
     once: bool,
 }
+
+/// Pauses between starts while the database is away, and how long they may be in all.
+const FIRST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(5);
+const MOST: Duration = Duration::from_secs(30);
 
 /// Sweeps, and counts of what is left, that may fail in a row before `--once` gives up.
 const TRIES: u32 = 5;
@@ -93,9 +100,7 @@ async fn work(
         ),
         None => None,
     };
-    let pool = app::connect(config).await?;
-    let began = db::server::now(&pool).await?;
-    let running = app::start(config, &pool, stop.clone()).await?;
+    let Started { pool, began, running } = start(config, &stop).await?;
     let engine = Arc::clone(&running.engine);
     let pages = CancellationToken::new();
     let console = listener.zip(metrics).map(|(listener, metrics)| {
@@ -116,6 +121,38 @@ async fn work(
     let Some(watch) = watch else { return Ok(()) };
     watch.await.map_err(|error| Failure::of(&error))??;
     judge(session, &pool, &engine, began).await
+}
+
+struct Started {
+    pool: PgPool,
+    /// By the database's clock.
+    began: OffsetDateTime,
+    running: Running,
+}
+
+/// Starts, again and again for half a minute where the database is away or ends our connections; any other mistake is told at once.
+async fn start(config: &Config, stop: &CancellationToken) -> Result<Started, StartError> {
+    let pauses = ExponentialBuilder::default().with_min_delay(FIRST).with_max_delay(LONGEST).without_max_times();
+    let mut pauses = pauses.with_total_delay(Some(MOST)).build();
+    loop {
+        let started: Result<Started, StartError> = async {
+            let pool = app::connect(config).await?;
+            let began = db::server::now(&pool).await?;
+            let running = app::start(config, &pool, stop.clone()).await?;
+            Ok(Started { pool, began, running })
+        }
+        .await;
+        let error = match started {
+            Err(error) if error.is_passing() => error,
+            done => return done,
+        };
+        let Some(wait) = pauses.next() else { return Err(error) };
+        let why = error.source().and_then(|cause| cause.downcast_ref()).map(db::describe);
+        tracing::warn!(error = %error, why, "the worker could not start; trying again in {} ms", wait.as_millis());
+        if pause(wait, stop).await {
+            return Err(error);
+        }
+    }
 }
 
 fn tell_start(running: &Running) {

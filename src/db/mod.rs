@@ -25,12 +25,14 @@ pub mod transcripts;
 pub mod usage;
 pub mod workers;
 
+use std::io;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use crate::config::Database;
+use crate::net;
 
 /// Why the database could not be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +58,19 @@ const TEXT_FORMAT: [(&str, &str); 7] = [
     ("quote_all_identifiers", "off"),
 ];
 
+/// How a session of ours ends when we are gone without a word: a transaction of ours never waits for anything but its own statements,
+/// and an idle connection is asked so often whether it is there that nothing on the way forgets it.
+const ABANDONED: [(&str, &str); 4] = [
+    ("idle_in_transaction_session_timeout", "'20s'"),
+    ("tcp_keepalives_idle", "20"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "4"),
+];
+
 /// How long a connection that lies idle is taken to be whole.
 const TRUSTED: Duration = Duration::from_millis(500);
+/// How long one may take to say that it is.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
 /// = off` makes a policy that would hide rows an error with a name), read committed, a search path of pgvector's schema only, and plans
@@ -66,20 +79,20 @@ const TRUSTED: Duration = Duration::from_millis(500);
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
-    let options: PgConnectOptions = settings.url.expose().parse().map_err(|_| ConnectError::Address)?;
-    let options = options.application_name("gristmill").disable_statement_logging();
+    let options = options_of(settings.url.expose())?;
     let mut first = PgConnection::connect_with(&options).await.map_err(ConnectError::Away)?;
-    let vector_schema = app::vector_schema(&mut first).await.map_err(ConnectError::Away)?;
-    let pooled = is_transaction_pooled(&options, &mut first).await.map_err(ConnectError::Away)?;
-    first.close().await.ok();
-    if pooled {
+    // Before anything else: behind such a pooler any other statement may fail with an error that does not name the cause.
+    if is_transaction_pooled(&options, &mut first).await.map_err(ConnectError::Away)? {
         return Err(ConnectError::TransactionPooling);
     }
+    let vector_schema = app::vector_schema(&mut first).await.map_err(ConnectError::Away)?;
+    first.close().await.ok();
     let search_path = vector_schema.map_or_else(|| "''".to_owned(), |schema| app::quote(&schema));
-    let text_format: String = TEXT_FORMAT.iter().map(|(name, value)| format!("set {name} = {value}; ")).collect();
+    let session = TEXT_FORMAT.iter().chain(&ABANDONED);
+    let pinned: String = session.map(|(name, value)| format!("set {name} = {value}; ")).collect();
     let pinned = format!(
-        "{text_format}set search_path = {search_path}; set row_security = off; \
-         set plan_cache_mode = force_custom_plan; set default_transaction_isolation = 'read committed'; set idle_in_transaction_session_timeout = '60s'; set statement_timeout = '10min'"
+        "{pinned}set search_path = {search_path}; set row_security = off; \
+         set plan_cache_mode = force_custom_plan; set default_transaction_isolation = 'read committed'; set statement_timeout = '10min'"
     );
     PgPoolOptions::new()
         .max_connections(settings.connections)
@@ -89,7 +102,7 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         .before_acquire(|connection, loan| {
             Box::pin(async move {
                 if loan.idle_for > TRUSTED {
-                    connection.ping().await?;
+                    answered(connection.ping()).await?;
                 }
                 Ok(true)
             })
@@ -97,7 +110,7 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         // Done when nobody waits for the answer.
         .after_release(|connection, _| {
             Box::pin(async move {
-                let kept = is_outside_transactions(connection).await?;
+                let kept = answered(is_outside_transactions(connection)).await?;
                 // The buffer of one large statement would stay as large for as long as the connection lives, in every connection.
                 connection.shrink_buffers();
                 Ok(kept)
@@ -115,10 +128,40 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         .map_err(ConnectError::Away)
 }
 
+fn options_of(url: &str) -> Result<PgConnectOptions, ConnectError> {
+    let options: PgConnectOptions = url.parse().map_err(|_| ConnectError::Address)?;
+    // PgBouncer refuses `extra_float_digits` in the first message; sessions set it themselves.
+    Ok(options.application_name("gristmill").extra_float_digits(None).disable_statement_logging())
+}
+
 /// A `begin` that is given up before its answer came is forgotten by sqlx, not by the server: what the next user of the connection
 /// writes would be in a transaction that nobody ends.
 async fn is_outside_transactions(connection: &mut PgConnection) -> sqlx::Result<bool> {
     sqlx::raw_sql("select now() = statement_timestamp()").fetch_one(connection).await?.try_get(0)
+}
+
+/// What every connection does at once, or is not worth waiting for.
+async fn answered<T>(step: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let silent = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+    tokio::time::timeout(ANSWERS_WITHIN, step).await.map_err(silent)?
+}
+
+/// Ends every connection that this process has to the server of a pool, so that each statement under way is done again over a new one.
+/// Returns how many. Through a socket of this machine there are none: nothing on its way can go dead.
+pub fn cut(pool: &PgPool) -> usize {
+    port(pool).map_or(0, net::cut)
+}
+
+/// Lets the kernel find out which of the same connections have nobody at the other end.
+pub fn keep_alive(pool: &PgPool) {
+    if let Some(port) = port(pool) {
+        net::keep_alive(port);
+    }
+}
+
+fn port(pool: &PgPool) -> Option<u16> {
+    let options = pool.connect_options();
+    options.get_socket().is_none().then(|| options.get_port())
 }
 
 /// A plain connection of its own beside a pool: what must not wait for whoever has drained the pool. Only for our own tables.
@@ -134,9 +177,7 @@ pub async fn connect_beside(pool: &PgPool) -> sqlx::Result<PgConnection> {
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect_once(url: &str) -> Result<PgConnection, ConnectError> {
-    let options: PgConnectOptions = url.parse().map_err(|_| ConnectError::Address)?;
-    let options = options.application_name("gristmill").disable_statement_logging();
-    PgConnection::connect_with(&options).await.map_err(ConnectError::Away)
+    PgConnection::connect_with(&options_of(url)?).await.map_err(ConnectError::Away)
 }
 
 /// Two clients that ask for their backend in turn share one, or change theirs, behind a transaction pooler and nowhere else.
@@ -153,8 +194,9 @@ async fn is_transaction_pooled(options: &PgConnectOptions, first: &mut PgConnect
     Ok(mixed)
 }
 
+/// In one message: what is prepared in one session may be executed in another.
 async fn backend(connection: &mut PgConnection) -> sqlx::Result<i32> {
-    sqlx::query_scalar("select pg_backend_pid()").persistent(false).fetch_one(connection).await
+    sqlx::raw_sql("select pg_backend_pid()").fetch_one(connection).await?.try_get(0)
 }
 
 /// Whether an error says that the database is away or busy, rather than that the statement is wrong: worth the same statement
@@ -173,6 +215,26 @@ pub fn is_passing(error: &sqlx::Error) -> bool {
                 || ["40001", "40P01", "55P03", "25006"].contains(&code.as_ref())
         }),
         _ => false,
+    }
+}
+
+/// Whether a connection that could not be had, or was ended, may be had in a moment: a server that starts, stops or is full. An address
+/// that leads nowhere and a certificate that does not fit stay as they are.
+pub fn may_start_soon(error: &sqlx::Error) -> bool {
+    use io::ErrorKind as Kind;
+    match error {
+        sqlx::Error::Io(error) => [
+            Kind::ConnectionRefused,
+            Kind::ConnectionReset,
+            Kind::ConnectionAborted,
+            Kind::NotConnected,
+            Kind::BrokenPipe,
+            Kind::UnexpectedEof,
+            Kind::TimedOut,
+        ]
+        .contains(&error.kind()),
+        sqlx::Error::Tls(_) => false,
+        other => is_passing(other),
     }
 }
 

@@ -222,6 +222,16 @@ pub async fn embedded(db: impl PgExecutor<'_>, name: &str) -> sqlx::Result<i64> 
     .await
 }
 
+/// One of these that is not registered, if one is not.
+pub async fn unregistered(db: impl PgExecutor<'_>, names: &[String]) -> sqlx::Result<Option<String>> {
+    let query = sqlx::query_scalar!(
+        r#"select name as "name!" from unnest($1::text[]) as wanted (name)
+           where not exists (select from gristmill.pipelines as registered where registered.name = wanted.name) limit 1"#,
+        names,
+    );
+    query.fetch_optional(db).await
+}
+
 /// Pauses a pipeline with a reason that `status` shows.
 pub async fn pause(db: impl PgExecutor<'_>, name: &str, reason: &str) -> sqlx::Result<bool> {
     let done = sqlx::query!("select gristmill.pause($1, $2) as paused", name, reason).fetch_one(db).await?;

@@ -16,6 +16,35 @@ pub async fn version(db: impl PgExecutor<'_>) -> sqlx::Result<String> {
     sqlx::query_scalar!(r#"select current_setting('server_version') as "version!""#).fetch_one(db).await
 }
 
+/// One server process: the one at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Backend {
+    pid: i32,
+    /// Numbers are used again.
+    started: OffsetDateTime,
+}
+
+/// The process that answers.
+pub async fn backend(db: impl PgExecutor<'_>) -> sqlx::Result<Backend> {
+    sqlx::query_as!(
+        Backend,
+        r#"select pid as "pid!", backend_start as "started!" from pg_catalog.pg_stat_activity where pid = pg_backend_pid()"#
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// Whether a process is there and works on a statement.
+pub async fn is_at_work(db: impl PgExecutor<'_>, backend: Backend) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from pg_catalog.pg_stat_activity where pid = $1 and backend_start = $2 and state = 'active') as "there!""#,
+        backend.pid,
+        backend.started,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Whether this role may create databases.
 pub async fn may_create_databases(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
     sqlx::query_scalar!(

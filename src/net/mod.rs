@@ -1,4 +1,4 @@
-//! Floor 1: the HTTP clients. Endpoints that the operator configured are trusted exactly; addresses that come from rows go
+//! Floor 1: the HTTP clients, and connections that go dead. Endpoints that the operator configured are trusted exactly; addresses that come from rows go
 //! through the guard. No other module builds a client.
 //!
 //! [`trusted`] follows no redirect at all: an endpoint that moved is named in `workers.toml`, not followed with a key in hand.
@@ -10,6 +10,7 @@ mod address;
 mod connector;
 mod exchange;
 mod guard;
+mod sockets;
 mod webhook;
 
 use std::error::Error;
@@ -22,6 +23,7 @@ pub use address::{Reach, reach};
 pub use connector::StoreConnector;
 pub use exchange::{Answer, Body, ExchangeError, GatherError, exchange, gather};
 pub use guard::{BadRule, GuardPolicy, GuardedClient, Refusal};
+pub use sockets::{cut, keep_alive};
 pub use webhook::webhook;
 
 const USER_AGENT: &str = concat!("gristmill/", env!("CARGO_PKG_VERSION"));

@@ -1,4 +1,5 @@
-//! Renews the leases of what is in hand, whatever handlers do, over a connection that nobody else waits for.
+//! Renews the leases of what is in hand, whatever handlers do, over a connection that nobody else waits for. It is also the first to know
+//! when connections went dead without a word, and ends them for everybody; and when our schema was made anew, which ends the worker.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,43 +7,112 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
+use crate::batch::Broken;
 use crate::db;
+use crate::db::server::{self, Backend};
 
 use super::{Engine, pause};
 
 /// How soon after a failure it tries again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// The longest silence.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Silence is counted in so many steps: time in which this process was stopped is one of them.
+const STEPS: u32 = 10;
 
-/// Renews every third of a lease until `stop`. A connection that breaks or says nothing for as long is replaced at once.
+/// Renews every third of a lease until `stop`. A connection that breaks or falls silent is replaced at once.
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     let every = engine.settings.lease / 3;
-    let mut connection = None;
-    let mut wait = every;
+    let mut line = Line::default();
+    // At once: a line as old as the other connections fares as they do.
+    let mut wait = Duration::ZERO;
     while !pause(wait, &stop).await {
-        let error = match tokio::time::timeout(every, beat(&engine, &mut connection)).await {
-            Ok(Ok(())) => {
-                wait = every;
-                continue;
+        let patience = if line.slow { every } else { SILENCE.min(every) };
+        let error = tokio::select! {
+            biased;
+            beaten = line.beat(&engine) => match beaten {
+                Ok(()) => {
+                    line.slow = false;
+                    wait = every;
+                    continue;
+                }
+                Err(error) => {
+                    line.connection = None;
+                    db::describe(&error)
+                }
+            },
+            () = silence(patience) => {
+                line.fell_silent();
+                "the database does not answer".to_owned()
             }
-            Ok(Err(error)) => db::describe(&error),
-            Err(_) => "the database does not answer".to_owned(),
         };
-        connection = None;
         wait = AGAIN.min(every);
         tracing::warn!(jobs = engine.hands.count(), error, "leases could not be renewed; trying again");
     }
 }
 
-async fn beat(engine: &Engine, connection: &mut Option<PgConnection>) -> sqlx::Result<()> {
-    let connection = match connection {
-        Some(connection) => connection,
-        None => connection.insert(db::connect_beside(&engine.pool).await?),
-    };
-    let held = engine.hands.leases();
-    if !held.is_empty() {
-        let lost = db::jobs::heartbeat(&mut *connection, &held, engine.settings.lease).await?;
-        let lost: Vec<_> = held.into_iter().filter(|(job, _)| lost.contains(job)).collect();
-        engine.hands.tell_lost(&lost);
+async fn silence(length: Duration) {
+    for _ in 0..STEPS {
+        tokio::time::sleep(length / STEPS).await;
     }
-    engine.seen(&mut *connection).await
+}
+
+/// The connection that leases are renewed over.
+#[derive(Default)]
+struct Line {
+    connection: Option<(PgConnection, Backend)>,
+    /// Who was at the other end of one that said nothing.
+    silent: Option<Backend>,
+    /// That one was at work.
+    slow: bool,
+}
+
+impl Line {
+    /// One that said nothing while it was made tells nothing of those that are there.
+    fn fell_silent(&mut self) {
+        if let Some((_, backend)) = self.connection.take() {
+            self.silent = Some(backend);
+        }
+    }
+
+    async fn beat(&mut self, engine: &Engine) -> sqlx::Result<()> {
+        if self.connection.is_none() {
+            let mut fresh = db::connect_beside(&engine.pool).await?;
+            if let Some(silent) = self.silent {
+                self.slow = server::is_at_work(&mut fresh, silent).await?;
+                self.silent = None;
+                if !self.slow {
+                    fresh = end_dead(engine, fresh).await?;
+                }
+            }
+            let backend = server::backend(&mut fresh).await?;
+            self.connection = Some((fresh, backend));
+        }
+        let Some((connection, _)) = &mut self.connection else { return Ok(()) };
+        db::keep_alive(&engine.pool);
+        let held = engine.hands.leases();
+        if !held.is_empty() {
+            let lost = db::jobs::heartbeat(&mut *connection, &held, engine.settings.lease).await?;
+            let lost: Vec<_> = held.into_iter().filter(|(job, _)| lost.contains(job)).collect();
+            engine.hands.tell_lost(&lost);
+        }
+        let names: Vec<String> = engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
+        if let Some(name) = db::pipelines::unregistered(&mut *connection, &names).await? {
+            // Nothing would ever be claimed for it, and nobody would know why.
+            engine.vital.end(Broken::Unregistered(name));
+        }
+        engine.seen(&mut *connection).await
+    }
+}
+
+/// The server has answered, or never heard the question, and we hear nothing: something on the way has forgotten this connection, and the
+/// others with it. A statement under way over one of them would wait for ever, and its job with it, since its lease is renewed.
+async fn end_dead(engine: &Engine, fresh: PgConnection) -> sqlx::Result<PgConnection> {
+    drop(fresh);
+    let connections = db::cut(&engine.pool);
+    tracing::warn!(
+        connections,
+        "connections to the database went dead without a word: they are ended, and what was under way is done again"
+    );
+    db::connect_beside(&engine.pool).await
 }

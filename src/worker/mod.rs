@@ -119,10 +119,10 @@ impl Engine {
     /// Runs until `stop`, then finishes or hands back what is in hand, within the grace.
     ///
     /// # Errors
-    /// apalis gave up, which it does only when its backend does; or one of the parts panicked: then what is in hand is handed back
-    /// at once, since an orchestrator starts a whole worker instead.
+    /// apalis gave up, which it does only when its backend does; or one of the parts panicked, or our schema was made anew:
+    /// then what is in hand is handed back at once, since an orchestrator starts a whole worker instead.
     pub async fn run(self: &Arc<Self>) -> Result<(), EngineError> {
-        self.seen(&self.pool).await?;
+        db::patiently(|| self.seen(&self.pool)).await?;
         let tasks = TaskTracker::new();
         // These go on while jobs are in hand: leases must be kept and releases written until the last one is out.
         let late = CancellationToken::new();

@@ -2,18 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tempfile::TempDir;
-use url::Url;
 use uuid::Uuid;
 
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::faults::Injected;
+use crate::pgbouncer::PgBouncer;
 use crate::proxy::{Proxy, Server};
 use crate::world::{DIMENSIONS, World};
 
@@ -29,6 +28,8 @@ pub struct Arena {
     pub world: World,
     pub vendor: FakeOpenAi,
     pub proxy: Proxy,
+    /// Where the fault is about one.
+    pub pooler: Option<PgBouncer>,
     pub logs: TempDir,
     /// The texts of documents that are files.
     pub files: HashMap<Uuid, String>,
@@ -46,7 +47,7 @@ pub struct Arena {
 }
 
 /// The application counts what it is told, so that a second time would show; nothing in its tables forbids one.
-const APPLICATION: &str = "
+pub const APPLICATION: &str = "
     alter table public.document_chunks drop constraint document_chunks_document_id_chunk_index_key;
     drop index public.document_chunks_embedding;
     create index on public.document_chunks (document_id);
@@ -91,20 +92,17 @@ impl Arena {
         world.toml.push_str(EFFECTS);
         world.sql(APPLICATION).await;
         world.register().await;
-        // The application's sessions are not Gristmill's: what ends those leaves these alone.
-        let options: PgConnectOptions = world.database.url.parse().unwrap();
-        world.pool = PgPool::connect_with(options.application_name("application")).await.unwrap();
-        let url = Url::parse(&world.database.url).unwrap();
-        let folder = url.query_pairs().find(|(name, _)| name == "host").map(|(_, folder)| folder.into_owned());
-        let proxy = Proxy::start(match folder {
-            Some(folder) => Server::Socket(PathBuf::from(folder).join(".s.PGSQL.5432")),
-            None => Server::Port(url.host_str().unwrap_or("localhost").to_owned(), url.port().unwrap_or(5432)),
-        });
+        // What is done to the worker's sessions must not meet the application's.
+        let session: PgConnectOptions = world.database.url.parse().unwrap();
+        let session = session.application_name("application");
+        world.pool = PgPoolOptions::new().max_connections(4).connect_with(session).await.unwrap();
+        let proxy = Proxy::start(Server::of(&world.database.url));
         let bystanders = world.value(BYSTANDERS).await;
         let arena = Self {
             world,
             vendor,
             proxy,
+            pooler: None,
             logs: TempDir::new().unwrap(),
             files: HashMap::new(),
             hopeless: HashSet::new(),
@@ -240,14 +238,15 @@ impl Arena {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
+    /// How many lines of the logs have these words.
+    pub fn said(&self, words: &str) -> usize {
+        let log = std::fs::read_to_string(self.logs.path().join("workers.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains(words)).count()
+    }
+
     pub fn signal(&self, worker: usize, signal: &str) {
         let pid = self.workers[worker].id().to_string();
         Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", signal, &pid]).status().unwrap();
-    }
-
-    /// What all workers have said so far.
-    pub fn said(&self) -> String {
-        std::fs::read_to_string(self.logs.path().join("workers.log")).unwrap_or_default()
     }
 
     pub fn kill(&mut self, worker: usize) {

@@ -14,6 +14,8 @@ mod arena;
 mod fake_openai;
 mod faults;
 mod invariants;
+#[path = "../it/pgbouncer.rs"]
+mod pgbouncer;
 #[path = "../it/postgres.rs"]
 mod postgres;
 mod proxy;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
+use url::Url;
 
 /// What the wire is like; changes hold for connections that are there.
 struct State {
@@ -31,6 +32,16 @@ trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 impl Server {
+    /// The server of a database's address: a private one listens at a socket alone.
+    pub fn of(url: &str) -> Self {
+        let url = Url::parse(url).unwrap();
+        let folder = url.query_pairs().find(|(name, _)| name == "host").map(|(_, folder)| folder.into_owned());
+        match folder {
+            Some(folder) => Self::Socket(PathBuf::from(folder).join(".s.PGSQL.5432")),
+            None => Self::Port(url.host_str().unwrap_or("localhost").to_owned(), url.port().unwrap_or(5432)),
+        }
+    }
+
     async fn connect(&self) -> io::Result<Box<dyn Wire>> {
         Ok(match self {
             Self::Socket(path) => Box::new(UnixStream::connect(path).await?),
@@ -47,7 +58,12 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on loopback for whoever wants the server.
     pub fn start(server: Server) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at(0, server)
+    }
+
+    /// The same at a port of the caller's.
+    pub fn at(port: u16, server: Server) -> Self {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State {

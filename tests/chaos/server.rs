@@ -1,5 +1,6 @@
 //! A server of our own that may crash: what it has acknowledged is on disk.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use gristmill::embedded::{self, Installation, Options, PrivatePostgres};
@@ -31,4 +32,9 @@ pub fn recover() {
     let mut server = SERVER.lock().unwrap();
     let (server, installation) = server.as_mut().unwrap();
     server.recover(installation).unwrap();
+}
+
+/// The folder of `pg_dump` and `psql`.
+pub fn programs() -> PathBuf {
+    SERVER.lock().unwrap().as_ref().unwrap().1.programs.clone()
 }

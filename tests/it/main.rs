@@ -14,6 +14,7 @@ mod budgets;
 mod ceilings;
 mod cli;
 mod commit;
+mod connections;
 mod create;
 mod documents;
 mod effects;
@@ -43,6 +44,7 @@ mod model;
 mod operator;
 mod outcomes;
 mod parents;
+mod pgbouncer;
 mod postgres;
 mod providers;
 #[path = "../chaos/proxy.rs"]
@@ -79,5 +81,9 @@ mod server {
 
     pub fn recover() {
         crash();
+    }
+
+    pub fn programs() -> std::path::PathBuf {
+        unreachable!("faults that want the server's own programs are left out here");
     }
 }

@@ -5,7 +5,9 @@ mod data;
 mod database;
 mod files;
 mod operators;
+mod pooler;
 mod provider;
+mod schema;
 mod storage;
 mod worker;
 
@@ -81,6 +83,17 @@ pub const FAULTS: &[Fault] = faults! {
     "database: connections half open, worker restarted" false database::half_open_restarted;
     "database: old transaction pins vacuum" false database::pinned;
     "database: disk full" false database::full;
+    "pooler: PgBouncer in session mode, storm" false pooler::session;
+    "pooler: PgBouncer in transaction mode, refused" false pooler::transaction;
+    "pooler: PgBouncer killed and started" false pooler::killed;
+    "schema: migrate again, tables altered at work" true schema::altered;
+    "schema: newer than the binary" false schema::newer;
+    "schema: older than the binary" false schema::older;
+    "schema: content, status and key change type" false schema::types;
+    "schema: vectors of another dimension, and back" false schema::dimensions;
+    "schema: target dropped and made again" false schema::target;
+    "schema: database reset, live worker" false schema::reset;
+    "schema: a copy beside the original" false schema::copied;
     "provider: 429 with Retry-After" false provider::scripted, provider::hurried, 8;
     "provider: 429 without Retry-After" false provider::scripted, provider::limited, 8;
     "provider: burst of 500" false provider::scripted, provider::broken, 8;

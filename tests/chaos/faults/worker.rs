@@ -61,7 +61,7 @@ pub async fn panics_at(arena: &mut Arena, place: &str) -> Outcome {
             break;
         }
     }
-    if !arena.said().contains("a part panicked") {
+    if arena.said("a part panicked") == 0 {
         return Err(Injected::Failed("nothing panicked".to_owned()));
     }
     arena.worker();
@@ -142,7 +142,7 @@ pub async fn out_of_memory(arena: &mut Arena) -> Outcome {
         while !arena.has_ended(worker) {
             if arena.is_at_rest().await {
                 arena.healed();
-                let found = arena.said().contains("memory allocation of");
+                let found = arena.said("memory allocation of") > 0;
                 return if found { Ok(()) } else { Err(Injected::Failed("no memory was lacking".to_owned())) };
             }
             sleep(Duration::from_millis(100)).await;

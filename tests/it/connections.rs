@@ -1,0 +1,146 @@
+//! Connections to the database that go dead without a word, end while a worker starts, or go through a pooler.
+
+use std::net::TcpListener;
+
+use gristmill::db::{self, ConnectError};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection as _, PgConnection};
+
+use crate::cli::gristmill;
+use crate::fake_openai::{FakeOpenAi, Options};
+use crate::outcomes::eventually;
+use crate::pgbouncer::{MISSING, PgBouncer};
+use crate::proxy::{Proxy, Server};
+use crate::world::{DIMENSIONS, Worker, World};
+
+/// A worker whose connections go through a wire, while the test's do not.
+async fn wired(world: &mut World) -> (Worker, Proxy) {
+    let proxy = Proxy::start(Server::of(&world.database.url));
+    world.toml = world.toml.replace(&world.database.url, &proxy.url(&world.database.name));
+    let wired = db::connect(&world.config().database).await.unwrap();
+    let direct = std::mem::replace(&mut world.pool, wired);
+    let worker = world.start().await;
+    world.pool = direct;
+    (worker, proxy)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_under_way_over_connections_that_went_dead_are_done_again_over_new_ones() {
+    let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() });
+    let mut world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"1s\"");
+    world.register().await;
+    let (worker, proxy) = wired(&mut world).await;
+    worker.idle().await;
+    let mut holder = world.database.connect().await;
+    sqlx::Executor::execute(&mut holder, "begin; lock table public.document_chunks in share mode").await.unwrap();
+    world.insert("note", "One.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    // The commit waits in the middle of its transaction.
+    eventually(&world, "(select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()))")
+        .await;
+
+    proxy.freeze();
+    drop(holder);
+    // As the server does by itself after a while.
+    eventually(
+        &world,
+        "(select exists (select from (select pg_terminate_backend(pid) from pg_stat_activity \
+          where datname = current_database() and state = 'idle in transaction') as ended))",
+    )
+    .await;
+
+    eventually(&world, "(select bool_and(state = 'completed') from gristmill.embedding_jobs)").await;
+    worker.stop().await;
+    assert_eq!(world.state().await, "note completed | completed attempt=1 chunks=1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_server_that_is_only_slow_are_kept() {
+    const LISTENER: &str =
+        "select pid from pg_stat_activity where datname = current_database() and query like 'LISTEN%'";
+    let mut world = World::new().await.change("lease = \"10s\"", "lease = \"1s\"");
+    world.register().await;
+    let (worker, _proxy) = wired(&mut world).await;
+    eventually(&world, &format!("(select exists ({LISTENER}))")).await;
+    let listener: i32 = world.value(LISTENER).await;
+
+    // A heartbeat after the other waits for what somebody has locked, and the next one asks what became of it.
+    let mut holder = world.database.connect().await;
+    sqlx::Executor::execute(&mut holder, "begin; lock table gristmill.workers in share mode").await.unwrap();
+    eventually(
+        &world,
+        "(select count(*) >= 4 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())",
+    )
+    .await;
+    drop(holder);
+
+    eventually(&world, "(select bool_and(seen_at > now() - interval '1 second') from gristmill.workers)").await;
+    assert_eq!(world.value::<i32>(LISTENER).await, listener);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_server_is_not_there_yet_waits_for_it() {
+    let mut world = World::new().await;
+    world.register().await;
+    world.insert("note", "One.").await;
+    let starting = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = starting.local_addr().unwrap().port();
+    world.toml = world.toml.replace(
+        &world.database.url,
+        &format!("postgres://postgres@127.0.0.1:{port}/{}?sslmode=disable", world.database.name),
+    );
+
+    let (ran, _proxy) = tokio::join!(gristmill(&world, &["run", "--once"]), async {
+        // The first connection is ended, the next ones are refused, and then it is up.
+        let starting = tokio::task::spawn_blocking(move || drop(starting.accept().unwrap()));
+        starting.await.unwrap();
+        Proxy::at(port, Server::of(&world.database.url))
+    });
+
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("the worker could not start; trying again"), "{}", ran.err);
+    assert_eq!(world.state().await, "note completed | completed attempt=1 chunks=1");
+}
+
+#[tokio::test]
+async fn a_worker_that_the_server_refuses_ends_at_once() {
+    let mut world = World::new().await;
+    world.toml = world.toml.replace(&world.database.name, "no_such_database");
+
+    let ran = gristmill(&world, &["run", "--once"]).await;
+
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err.contains("\"no_such_database\" does not exist") && !ran.err.contains("trying again"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_pooler_serves_a_worker_and_a_transaction_pooler_is_refused_by_name() {
+    let mut world = World::new().await;
+    world.register().await;
+    let direct = world.database.url.clone();
+    let Some(transactions) = PgBouncer::start(&direct, "transaction").await else {
+        eprintln!("skipped: {MISSING}");
+        return;
+    };
+    world.toml = world.toml.replace(&direct, &transactions.url(&world.database.name));
+    // Another client has left what it prepared in the session that the next one gets.
+    let options: PgConnectOptions = transactions.url(&world.database.name).parse().unwrap();
+    let mut other = PgConnection::connect_with(&options.extra_float_digits(None)).await.unwrap();
+    sqlx::query("select 1").execute(&mut other).await.unwrap();
+    for _ in 0..5 {
+        let refused = db::connect(&world.config().database).await;
+        assert!(matches!(refused, Err(ConnectError::TransactionPooling)), "{refused:?}");
+    }
+
+    let sessions = PgBouncer::start(&direct, "session").await.expect("it was there a moment ago");
+    world.toml = world.toml.replace(&transactions.url(&world.database.name), &sessions.url(&world.database.name));
+    world.pool = db::connect(&world.config().database).await.unwrap();
+    world.insert("note", "One.").await;
+    world.work().await;
+    assert_eq!(world.state().await, "note completed | completed attempt=1 chunks=1");
+}
