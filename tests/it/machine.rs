@@ -116,6 +116,9 @@ fn whatever_happens_rest_is_as_the_oracle_says_and_no_job_goes_another_way() {
     }
     println!("{cases} cases, steps of jobs: {seen:?}");
     for step in ["claim", "complete", "fail", "put back", "rescue", "change", "cancel", "end"] {
-        assert!(seen.contains_key(step), "no job was seen to {step}: the cases show too little: {seen:?}");
+        assert!(
+            cases < CASES || seen.contains_key(step),
+            "no job was seen to {step}: the cases show too little: {seen:?}"
+        );
     }
 }

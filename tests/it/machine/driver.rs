@@ -51,8 +51,6 @@ pub struct Machine {
     /// Answers that burn attempts, and deaths of workers with jobs in hand, as far as there may have been any.
     pub garbled: usize,
     pub deaths: usize,
-    /// Whether what was paid may have got lost on its way to us.
-    pub lossy: bool,
     gate: Option<Gate>,
     workers: [Option<Worker>; 3],
 }
@@ -98,7 +96,6 @@ impl Machine {
             bystanders,
             garbled: 0,
             deaths: 0,
-            lossy: false,
             gate: None,
             workers: [None, None, None],
         }
@@ -157,20 +154,18 @@ impl Machine {
             Step::Start { worker } => self.start(worker).await,
             Step::Stop { worker } => {
                 if let Some(worker) = self.workers[worker].take() {
-                    // What is in hand when the grace is over is handed back, its call without an answer.
-                    self.lossy |= self.gate.is_some();
                     worker.stop().await;
                 }
             }
             Step::Kill { worker } => {
                 if let Some(worker) = self.workers[worker].take() {
-                    (self.lossy, self.deaths) = (true, self.deaths + 1);
+                    self.deaths += 1;
                     worker.kill();
                 }
             }
             Step::Cut => self.cut().await,
             Step::Steal => {
-                (self.lossy, self.deaths) = (true, self.deaths + 1);
+                self.deaths += 1;
                 self.steal().await;
             }
             Step::Pass => self.pass().await,
@@ -255,7 +250,6 @@ impl Machine {
 
     fn script(&mut self, say: Say) {
         self.garbled += usize::from(say.is_garbled());
-        self.lossy |= matches!(say, Say::CutOff | Say::HangUp | Say::Html | Say::Empty) || say.is_garbled();
         self.vendor.script([match say {
             Say::RateLimited => Answer::status(429).with("retry-after-ms", "20"),
             Say::RateLimitedForLong => Answer::status(429).with("retry-after", "600"),
@@ -279,7 +273,6 @@ impl Machine {
     }
 
     async fn cut(&mut self) {
-        self.lossy = true;
         self.world
             .sql(
                 "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() \
