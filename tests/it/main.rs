@@ -9,6 +9,7 @@ mod architecture;
 mod batching;
 mod bench;
 mod budgets;
+mod cache;
 mod ceilings;
 mod cli;
 mod commit;
