@@ -18,6 +18,7 @@ use crate::providers::Embedder;
 
 use super::approach::{Approach, Approaching};
 use super::ceiling::CeilingOf;
+use super::flights::Flights;
 use super::gate::{BREAKER_FIRST, LaneStatus};
 use super::item::{Item, JobCall};
 use super::keyed::{ByTenant, Keyed};
@@ -41,6 +42,8 @@ pub struct OfJob {
     pub tried: bool,
     /// What was parked before this time does not count: the job is to be paid for again.
     pub parked_since: Option<OffsetDateTime>,
+    /// Equal texts of its tenant are paid once.
+    pub cached: bool,
     /// The ceiling of its pipeline, where there is one.
     pub ceiling: Option<Arc<CeilingOf>>,
 }
@@ -53,8 +56,8 @@ pub struct Paid {
     pub parked: Vec<cache::TextHash>,
 }
 
-/// A vector, and the tokens that were paid for it.
-pub type Bought = (Embedding, u64);
+/// A vector, and the tokens that were paid for it: none where it was there for an equal text.
+pub type Bought = (Embedding, Option<u64>);
 
 /// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +140,7 @@ pub struct Batcher {
 struct Entrance {
     sender: mpsc::UnboundedSender<Item>,
     lane: Arc<Lane>,
+    flights: Arc<Flights>,
 }
 
 impl Batcher {
@@ -154,7 +158,7 @@ impl Batcher {
             let lane = Arc::new(Lane::new(pool.clone(), owner, settings.clone(), keyed));
             let (sender, items) = mpsc::unbounded_channel();
             vital.spawn("batcher", Arc::clone(&lane).run(items, approach.watch()));
-            Entrance { sender, lane }
+            Entrance { sender, lane, flights: Arc::default() }
         });
         Self { lanes, approach, pool, settings: Arc::new(settings) }
     }
@@ -194,11 +198,14 @@ impl Batcher {
         });
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
-        let Entrance { sender, .. } = self.lanes.of(&job.tenant);
+        let Entrance { sender, flights, .. } = self.lanes.of(&job.tenant);
         for nth in open {
             let Some(text) = texts[nth].take() else { continue };
-            let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call) };
-            sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
+            let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call), lead: None };
+            let sent = if job.cached { flights.board(item, sender).is_ok() } else { sender.send(item).is_ok() };
+            if !sent {
+                return Err(EmbedFailure::Database("the lane has stopped".to_owned()));
+            }
         }
         drop((call, approaching));
         while let Some((nth, answer)) = answers.recv().await {
@@ -209,7 +216,7 @@ impl Batcher {
         vectors.map(|vectors| Paid { vectors, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
-    /// Fills in vectors that an earlier attempt paid for.
+    /// Fills in vectors that an earlier attempt paid for, or that are there for equal texts.
     async fn find_parked(
         &self,
         job: &OfJob,
@@ -218,14 +225,14 @@ impl Batcher {
     ) -> Result<(), EmbedFailure> {
         let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let name = self.settings.cache_name();
-        let parked = db::patiently(|| cache::find(&self.pool, &job.tenant, &name, &hashes, job.parked_since))
-            .await
-            .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
+        let find = || cache::find(&self.pool, &job.tenant, &name, &hashes, job.parked_since, job.cached);
+        let parked = db::patiently(find).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
         for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
             let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
             if let Some(found) = parked.get(hash).filter(fits) {
                 let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
-                *vector = Some((found.embedding.clone(), found.tokens.unwrap_or_else(ours)));
+                let tokens = (!found.reusable).then(|| found.tokens.unwrap_or_else(ours));
+                *vector = Some((found.embedding.clone(), tokens));
             }
         }
         Ok(())
@@ -244,17 +251,28 @@ impl Batcher {
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
     pub async fn park(&self, tenant: &str, texts: &[(String, Bought)]) {
-        let parked: Vec<cache::Parked> = texts
-            .iter()
-            .map(|(text, (embedding, tokens))| cache::Parked {
-                tenant: tenant.to_owned(),
-                text: hash(text),
-                embedding: embedding.clone(),
-                tokens: *tokens,
-            })
-            .collect();
-        self.lanes.of(tenant).lane.park(&parked).await;
+        self.lanes.of(tenant).lane.park(&paid_for(tenant, texts)).await;
     }
+
+    /// Keeps vectors that are written and charged for, so that equal texts of the tenant need not be paid. Best effort.
+    pub async fn share(&self, tenant: &str, texts: &[(String, Bought)]) {
+        let paid = paid_for(tenant, texts);
+        if paid.is_empty() {
+            return;
+        }
+        if let Err(error) = cache::share(&self.pool, &self.settings.cache_name(), &paid).await {
+            tracing::warn!(vectors = paid.len(), error = db::describe(&error), "paid vectors could not be cached");
+        }
+    }
+}
+
+/// What was paid for, without what was there for equal texts.
+fn paid_for(tenant: &str, texts: &[(String, Bought)]) -> Vec<cache::Parked> {
+    let parked = texts.iter().filter_map(|(text, (embedding, tokens))| {
+        let (tenant, text, embedding) = (tenant.to_owned(), hash(text), embedding.clone());
+        Some(cache::Parked { tenant, text, embedding, tokens: (*tokens)? })
+    });
+    parked.collect()
 }
 
 /// What the cache knows a text by.

@@ -77,6 +77,8 @@ pub struct DoneWork {
     pub vectors: Vec<Option<Embedding>>,
     /// What was paid for in this revision; none: nothing was.
     pub charge: Option<Charge>,
+    /// Vectors that were there for equal texts.
+    pub reused: usize,
     pub reader: Option<String>,
 }
 

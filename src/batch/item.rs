@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
-use crate::domain::Embedding;
+use super::batcher::{Bought, EmbedFailure, OfJob};
+use super::flights::Lead;
 
-use super::batcher::{EmbedFailure, OfJob};
-
-/// A vector and its tokens, or why there is none.
-pub(super) type Answer = Result<(Embedding, u64), EmbedFailure>;
+/// A vector, or why there is none.
+pub(super) type Answer = Result<Bought, EmbedFailure>;
 
 /// A job's texts on their way through the lane.
 pub(super) struct JobCall {
@@ -38,6 +37,8 @@ pub(super) struct Item {
     /// Its place among the job's texts.
     pub nth: usize,
     pub call: Arc<JobCall>,
+    /// Equal texts may wait for it.
+    pub lead: Option<Lead>,
 }
 
 impl Item {

@@ -12,6 +12,7 @@ mod effects;
 mod ending;
 mod facts;
 mod fit;
+mod flights;
 mod gate;
 mod item;
 mod keyed;

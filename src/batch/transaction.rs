@@ -383,7 +383,6 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
     let mut events = Vec::new();
     for ready in going {
         let End::Done(done) = &ready.work.end else { continue };
-        let Some(charge) = &done.charge else { continue };
         let event = |charge: &Charge| Event {
             job: ready.work.job.id,
             revision: ready.work.job.revision,
@@ -394,9 +393,9 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
             price: charge.price,
             cost: charge.cost,
         };
-        events.push(event(charge));
-        let reused = ready.kept.iter().flatten().count();
-        if reused > 0 {
+        events.extend(done.charge.as_ref().map(event));
+        let reused = done.reused + ready.kept.iter().flatten().count();
+        if reused > 0 && (done.charge.is_some() || done.reused > 0) {
             let quantity = Decimal::from(reused);
             events.push(event(&Charge {
                 meter: Meter::ReusedVectors,

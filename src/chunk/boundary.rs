@@ -43,11 +43,22 @@ pub(super) struct Boundary {
 /// visible. Empty where nothing is.
 pub(super) fn scan(document: &Document, spans: &[TokenSpan]) -> Vec<Boundary> {
     let mut scan = Scan::new(document, spans);
-    for (at_char, (at, character)) in document.text.char_indices().enumerate() {
+    let bytes = document.text.as_bytes();
+    let (mut at, mut at_char) = (0, 0);
+    while let Some(&byte) = bytes.get(at) {
+        let character =
+            if byte.is_ascii() { char::from(byte) } else { document.text[at..].chars().next().unwrap_or_default() };
         if character.is_whitespace() {
             scan.newlines += usize::from(character == '\n');
         } else {
             scan.visible(at, at_char, character);
+        }
+        at += character.len_utf8();
+        at_char += 1;
+        if character.is_ascii_graphic() {
+            let rest = scan.go_on(&bytes[at..]);
+            at += rest;
+            at_char += rest;
         }
     }
     scan.finish()
@@ -58,6 +69,8 @@ struct Scan<'text> {
     spans: &'text [TokenSpan],
     /// Those still to come.
     headings: std::iter::Peekable<std::slice::Iter<'text, Heading>>,
+    /// Where the first of them is, or before it.
+    next_heading: usize,
     found: Vec<Boundary>,
     tokens: usize,
     /// The end of the last visible character, and that character.
@@ -78,6 +91,7 @@ impl<'text> Scan<'text> {
             text: &document.text,
             spans,
             headings: document.headings.iter().peekable(),
+            next_heading: 0,
             found: Vec::with_capacity(document.text.len() / 48 + 2),
             tokens: 0,
             end: 0,
@@ -103,6 +117,18 @@ impl<'text> Scan<'text> {
         self.newlines = 0;
     }
 
+    /// Takes what is left of a word in ASCII at once, within which nothing can end; how much that is.
+    fn go_on(&mut self, bytes: &[u8]) -> usize {
+        let rest = bytes.iter().position(|byte| !byte.is_ascii_graphic()).map_or(bytes, |end| &bytes[..end]);
+        if let Some(&last) = rest.last() {
+            self.is_row |= rest.iter().fold(false, |has, &byte| has | (byte == b'|'));
+            self.last = char::from(last);
+            self.end += rest.len();
+            self.end_char += rest.len();
+        }
+        rest.len()
+    }
+
     fn first(&mut self, at: usize, at_char: usize) {
         let level = self.heading_before(at).unwrap_or(0);
         self.push(at, at_char, Rank::Heading(Reverse(level)), 0);
@@ -110,6 +136,23 @@ impl<'text> Scan<'text> {
     }
 
     fn consider(&mut self, at: usize, at_char: usize, character: char) {
+        let is_plain = self.last.is_ascii_alphanumeric() && self.newlines == 0;
+        if is_plain && at < self.next_heading && self.heading_end < self.end {
+            // From one word to the next, as nearly always: the rest would say the same, and costs more than all else here.
+            self.word(at, at_char);
+        } else {
+            self.weigh(at, at_char, character);
+        }
+    }
+
+    fn word(&mut self, at: usize, at_char: usize) {
+        let hash = hash(&self.text.as_bytes()[at..]);
+        if hash.is_multiple_of(WORDS_PER_BOUNDARY) {
+            self.push(at, at_char, Rank::Word, hash);
+        }
+    }
+
+    fn weigh(&mut self, at: usize, at_char: usize, character: char) {
         let after_heading = self.end <= self.heading_end;
         let rank = match self.heading_before(at) {
             // A heading right below a heading: better together, but apart if need be.
@@ -123,9 +166,10 @@ impl<'text> Scan<'text> {
             self.is_row = false;
         }
         let Some(rank) = rank else { return };
-        let hash = hash(&self.text.as_bytes()[at..]);
-        if rank > Rank::Word || hash.is_multiple_of(WORDS_PER_BOUNDARY) {
-            self.push(at, at_char, rank, hash);
+        if rank > Rank::Word {
+            self.push(at, at_char, rank, hash(&self.text.as_bytes()[at..]));
+        } else {
+            self.word(at, at_char);
         }
     }
 
@@ -153,6 +197,9 @@ impl<'text> Scan<'text> {
     /// Takes the headings up to `at`; the level of the highest.
     fn heading_before(&mut self, at: usize) -> Option<u8> {
         let mut level = None;
+        if at < self.next_heading {
+            return level;
+        }
         while let Some(heading) = self.headings.next_if(|heading| heading.at <= at) {
             level = Some(level.map_or(heading.level, |level: u8| level.min(heading.level)));
             let longest = heading.title.len() + 16;
@@ -162,6 +209,7 @@ impl<'text> Scan<'text> {
                 self.heading_end = at + length;
             }
         }
+        self.next_heading = self.headings.peek().map_or(usize::MAX, |heading| heading.at);
         level
     }
 
@@ -191,14 +239,20 @@ fn starts_item(line: &str) -> bool {
     mark.is_some_and(|rest| rest.starts_with(char::is_whitespace))
 }
 
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
 fn hash(bytes: &[u8]) -> u64 {
-    let bytes = &bytes[..bytes.len().min(32)];
-    let (words, rest) = bytes.as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let words = words.iter().chain([&last]);
-    let mixed = words.fold(0x9e37_79b9_7f4a_7c15_u64, |hash, word| {
+    let mix = |hash: u64, word: &[u8; 8]| {
         (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0xff51_afd7_ed55_8ccd).rotate_left(31)
-    });
+    };
+    let mixed = if let Some(first) = bytes.first_chunk::<32>() {
+        // Nearly always, and of a length that the compiler knows.
+        first.as_chunks::<8>().0.iter().chain([&[0; 8]]).fold(SEED, mix)
+    } else {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        words.iter().chain([&last]).fold(SEED, mix)
+    };
     (mixed ^ (mixed >> 29)).wrapping_mul(0xc4ce_b9fe_1a85_ec53) >> 8
 }

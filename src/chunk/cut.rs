@@ -1,10 +1,11 @@
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use unicode_segmentation::GraphemeCursor;
 
 use super::TokenSpan;
 use super::boundary::{Boundary, Rank};
+use super::marks::Marks;
 
 /// What a piece may have at most.
 #[derive(Debug, Clone, Copy)]
@@ -135,16 +136,19 @@ pub(super) fn next_grapheme(text: &str, at: usize) -> usize {
 /// paragraph edited in them makes fewer new chunks. A half in place of the third makes them no larger and edits dearer.
 fn choose(boundaries: &[Boundary], limit: Limit) -> Vec<usize> {
     let last = boundaries.len() - 1;
-    let mut order: Vec<usize> = (1..last).collect();
-    order.sort_unstable_by_key(|&index| (Reverse(boundaries[index].rank), boundaries[index].hash, index));
-
-    let mut chosen = BTreeSet::from([0, last]);
+    let mut chosen = Marks::new(boundaries.len());
+    chosen.insert(0);
+    chosen.insert(last);
     let mut needed = Vec::new();
-    for equals in order.chunk_by(|&left, &right| boundaries[left].rank == boundaries[right].rank) {
+    for equals in by_rank(&boundaries[..last]).into_values() {
+        let mut order = still_needed(boundaries, &chosen, &equals, limit);
+        order.sort_unstable_by_key(|&index| (boundaries[index].hash, index));
         for nearest in [3, 4] {
-            for &index in equals {
-                let Some(&left) = chosen.range(..=index).next_back().filter(|&&left| left < index) else { continue };
-                let Some(&right) = chosen.range(index..).next() else { continue };
+            for &index in &order {
+                let Some((left, right)) = chosen.before(index).zip(chosen.from(index)) else { continue };
+                if right == index {
+                    continue;
+                }
                 let [left, here, right] = [left, index, right].map(|index| &boundaries[index]);
                 let is_needed = !limit.holds(left, right, 1);
                 if is_needed && !limit.holds(left, here, nearest) && !limit.holds(here, right, nearest) {
@@ -155,13 +159,38 @@ fn choose(boundaries: &[Boundary], limit: Limit) -> Vec<usize> {
         }
     }
     for index in needed.into_iter().rev() {
-        let left = chosen.range(..index).next_back();
-        let right = chosen.range(index + 1..).next();
-        let joined =
-            left.zip(right).is_some_and(|(&left, &right)| limit.holds(&boundaries[left], &boundaries[right], 1));
-        if joined {
-            chosen.remove(&index);
+        let around = chosen.before(index).zip(chosen.from(index + 1));
+        if around.is_some_and(|(left, right)| limit.holds(&boundaries[left], &boundaries[right], 1)) {
+            chosen.remove(index);
         }
     }
-    chosen.into_iter().collect()
+    chosen.into_places()
+}
+
+/// The places of all but the first boundary, those of the best rank first.
+fn by_rank(boundaries: &[Boundary]) -> BTreeMap<Reverse<Rank>, Vec<usize>> {
+    let mut by_rank: BTreeMap<Reverse<Rank>, Vec<usize>> = BTreeMap::new();
+    let mut first = 1;
+    for equals in boundaries[1..].chunk_by(|left, right| left.rank == right.rank) {
+        by_rank.entry(Reverse(equals[0].rank)).or_default().extend(first..first + equals.len());
+        first += equals.len();
+    }
+    by_rank
+}
+
+/// Those of `places`, which grow, that are where a piece is still too long: where it is not, nothing more will be chosen.
+fn still_needed(boundaries: &[Boundary], chosen: &Marks, places: &[usize], limit: Limit) -> Vec<usize> {
+    let (mut right, mut too_long) = (0, false);
+    let mut needed = Vec::new();
+    for &place in places {
+        if place >= right {
+            let Some((left, next)) = chosen.before(place).zip(chosen.from(place)) else { continue };
+            right = next;
+            too_long = !limit.holds(&boundaries[left], &boundaries[right], 1);
+        }
+        if too_long {
+            needed.push(place);
+        }
+    }
+    needed
 }

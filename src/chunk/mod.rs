@@ -2,6 +2,7 @@
 
 mod boundary;
 mod cut;
+mod marks;
 mod sentence;
 mod split;
 #[cfg(test)]

@@ -227,7 +227,7 @@ impl Splitter<'_> {
     fn measure(&self, index: usize, start: Start, end: &Boundary) -> Measured {
         let text = &self.document.text[start.at..end.end];
         let heading = self.heading_above(start.at).map(|index| &self.document.headings[index]);
-        let text_tokens = self.count(text, start.at, text);
+        let text_tokens = self.count(text, start.at, end.tokens, text);
         let mut chunk = Chunk {
             index,
             text: text.to_owned(),
@@ -239,17 +239,17 @@ impl Splitter<'_> {
             start: start.at_char,
             end: end.end_char,
         };
-        self.put_on(&mut chunk, start.at);
+        self.put_on(&mut chunk, start.at, end.tokens);
         Measured { chunk, text_tokens }
     }
 
-    fn put_on(&self, chunk: &mut Chunk, at: usize) {
+    fn put_on(&self, chunk: &mut Chunk, at: usize, until: usize) {
         let Some(dress) = self.dress else { return };
         let embedded = dress(chunk);
         if embedded == chunk.text || embedded.trim().is_empty() {
             return;
         }
-        let tokens = self.count(&chunk.text, at, &embedded);
+        let tokens = self.count(&chunk.text, at, until, &embedded);
         let added = tokens.saturating_sub(chunk.tokens);
         if tokens <= self.rules.longest || added <= self.rules.longest / 2 {
             chunk.tokens = tokens;
@@ -263,20 +263,29 @@ impl Splitter<'_> {
     }
 
     /// Tokens of `embedded`, special ones included, as if it were encoded anew. Where it holds the slice `text` that starts at
-    /// `at`, only what is outside of the slice's first and last seam is: between seams nothing can have changed.
-    fn count(&self, text: &str, at: usize, embedded: &str) -> usize {
+    /// `at` and has the tokens before `until`, only what is outside of the slice's first and last seam is: between seams nothing can have changed.
+    fn count(&self, text: &str, at: usize, until: usize, embedded: &str) -> usize {
         let seams = first_seam(text, self.tokenizer).zip(last_seam(text, self.tokenizer));
-        let offset = if embedded == text { Some(0) } else { embedded.find(text) };
+        let is_all = std::ptr::eq(embedded, text) || embedded == text;
+        let offset = if is_all { Some(0) } else { embedded.find(text) };
         let Some(((first, last), offset)) = seams.zip(offset) else {
             return self.tokenizer.count(embedded);
         };
-        let known = self.starts_before(at + last) - self.starts_before(at + first);
+        let known = self.starts_before(at + last, until) - self.starts_before(at + first, until);
         let head = self.tokenizer.count(&embedded[..offset + first]);
         head + known + self.tokenizer.count_plain(&embedded[offset + last..])
     }
 
-    fn starts_before(&self, at: usize) -> usize {
-        self.cutter.spans.partition_point(|span| span.start < at)
+    /// Tokens that start before a place, looked for from `until` backwards: a chunk has few, a text may have millions.
+    fn starts_before(&self, at: usize, until: usize) -> usize {
+        let spans = self.cutter.spans;
+        let (mut from, mut to, mut step) = (until, until, 256);
+        while from > 0 && spans[from - 1].start >= at {
+            to = from;
+            from = from.saturating_sub(step);
+            step *= 2;
+        }
+        from + spans[from..to].partition_point(|span| span.start < at)
     }
 }
 

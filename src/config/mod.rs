@@ -142,6 +142,8 @@ pub struct Worker {
     pub keep_history: Duration,
     /// Entries of `vector_cache` older than this go.
     pub keep_cache: Duration,
+    /// Most bytes of its vectors for equal texts; beyond, the oldest go.
+    pub largest_cache: u64,
 }
 
 /// `[parser]`: what one child process may use for one file.

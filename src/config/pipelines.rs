@@ -31,6 +31,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
     let optional = section.or("optional", boolean, false);
     let limit = section.optional("limit", one_of(&named.limits, "limits"));
     let notify = section.or("notify", boolean, true);
+    let cache = section.or("cache", boolean, false);
     let ceiling = section.section("ceiling").map(ceiling);
 
     let has_file = section.has("file");
@@ -54,7 +55,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         PipelineKind::Transcribe => Some(Target::none(place.clone())),
     };
     if kind == PipelineKind::Transcribe {
-        check_transcribing(&mut section, existing);
+        check_transcribing(&mut section, existing, cache);
     }
     let write = targets::assignments(&mut section, "write", Scope::Job);
     let status = section.section("status").map(targets::status);
@@ -80,6 +81,7 @@ pub(super) fn pipeline(name: String, mut section: Section, named: &Named) -> Opt
         limit,
         ceiling,
         notify,
+        cache,
         source: source?,
         // Given but not right: the misfit is recorded, and there is no pipeline.
         file: file.map_or(Some(None), |file| file.map(Some))?,
@@ -146,11 +148,14 @@ fn check_models(section: &Section, kind: PipelineKind, models: &[&Model]) {
 }
 
 /// A transcript goes where `write` says; there are neither chunks nor vectors.
-fn check_transcribing(section: &mut Section, existing: Option<Existing>) {
+fn check_transcribing(section: &mut Section, existing: Option<Existing>, cache: bool) {
     for key in ["chunks", "target"] {
         if section.take(key).is_some() {
             section.misfit_at(key, "means nothing with kind = \"transcribe\": the transcript goes where `write` says");
         }
+    }
+    if cache {
+        section.misfit_at("cache", "is of vectors, of which a transcript has none");
     }
     if !section.has("file") {
         section.misfit_at("file", "is missing: it says where the recording is");

@@ -46,6 +46,7 @@ pub(super) fn worker(mut section: Section) -> Worker {
         listen: section.or("listen", listen, Some(([127, 0, 0, 1], 9464).into())),
         keep_history: section.or("keep_history", duration, 30 * DAY),
         keep_cache: section.or("keep_cache", duration, 7 * DAY),
+        largest_cache: section.or("largest_cache", size, 1_024 * MIB),
     };
     if worker.lease > LONGEST_LEASE {
         section.misfit_at("lease", "is longer than 45s; a killed worker's jobs would wait for more than a minute");

@@ -28,6 +28,8 @@ pub struct Pipeline {
     pub ceiling: Option<Ceiling>,
     /// Whether announcing wakes idle workers by NOTIFY.
     pub notify: bool,
+    /// Equal texts of one tenant and model are paid once.
+    pub cache: bool,
     pub source: Source,
     pub file: Option<FileRule>,
     pub skip: Skip,

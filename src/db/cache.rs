@@ -1,4 +1,4 @@
-//! `gristmill.vector_cache`: paid vectors whose job still waits for others.
+//! `gristmill.vector_cache`: paid vectors whose job still waits for others, and those that equal texts may use again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -27,50 +27,66 @@ pub struct Kept {
     pub embedding: Embedding,
     /// As they were paid for, where that was noted.
     pub tokens: Option<u64>,
+    /// It is charged for: nobody pays for an equal text.
+    pub reusable: bool,
 }
 
-/// Keeps vectors of one model; what was paid for last replaces what was kept before.
+/// Keeps vectors of one model that are still to be charged for; what was paid for last replaces what was kept before.
 pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sqlx::Result<()> {
+    write(db, model, parked, false).await
+}
+
+/// Keeps vectors of one model that are written and charged for, so that equal texts use them again.
+pub async fn share(db: impl PgExecutor<'_>, model: &str, paid: &[Parked]) -> sqlx::Result<()> {
+    write(db, model, paid, true).await
+}
+
+async fn write(db: impl PgExecutor<'_>, model: &str, parked: &[Parked], reusable: bool) -> sqlx::Result<()> {
     let tenants: Vec<String> = parked.iter().map(|one| one.tenant.clone()).collect();
     let texts: Vec<Vec<u8>> = parked.iter().map(|one| one.text.to_vec()).collect();
     let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.embedding.vector)).collect();
     let weights: Vec<Option<Vec<u8>>> = parked.iter().map(|one| one.embedding.sparse.as_ref().map(pairs)).collect();
     let tokens: Vec<i64> = parked.iter().map(|one| i64::try_from(one.tokens).unwrap_or(i64::MAX)).collect();
     sqlx::query!(
-        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse, tokens)
-           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse, tokens
+        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse, tokens, reusable)
+           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse, tokens, $7
            from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bigint[]) as parked (tenant, digest, vector, sparse, tokens)
            order by tenant, digest
            on conflict (tenant, model, digest) do update
-           set vector = excluded.vector, sparse = excluded.sparse, tokens = excluded.tokens, kept_at = excluded.kept_at"#,
+           set vector = excluded.vector, sparse = excluded.sparse, tokens = excluded.tokens, kept_at = excluded.kept_at,
+               reusable = excluded.reusable"#,
         model,
         &tenants,
         &texts,
         &vectors,
         &weights as &[Option<Vec<u8>>],
         &tokens,
+        reusable,
     )
     .execute(db)
     .await?;
     Ok(())
 }
 
-/// The kept vectors of these texts of one tenant and model, those kept before `since` left out.
+/// The kept vectors of these texts of one tenant and model, those kept before `since` left out, and those of equal texts if they are
+/// not wanted.
 pub async fn find(
     db: impl PgExecutor<'_>,
     tenant: &str,
     model: &str,
     texts: &[TextHash],
     since: Option<OffsetDateTime>,
+    reusable: bool,
 ) -> sqlx::Result<HashMap<TextHash, Kept>> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     let rows = sqlx::query!(
-        "select digest, vector, sparse, tokens from gristmill.vector_cache
-         where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4)",
+        "select digest, vector, sparse, tokens, reusable from gristmill.vector_cache
+         where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4) and (not reusable or $5)",
         tenant,
         model,
         &texts,
         since,
+        reusable,
     )
     .fetch_all(db)
     .await?;
@@ -78,16 +94,42 @@ pub async fn find(
         let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
         let tokens = row.tokens.and_then(|tokens| u64::try_from(tokens).ok());
         let embedding = Embedding { vector: floats(&row.vector), sparse };
-        Some((row.digest.try_into().ok()?, Kept { embedding, tokens }))
+        Some((row.digest.try_into().ok()?, Kept { embedding, tokens, reusable: row.reusable }))
     });
     Ok(kept.collect())
 }
 
-/// Drops the vectors of these texts: they are in a target now, and what was booked once must not be booked again.
+/// The vectors that equal texts may use again, of these tenants and texts.
+pub async fn reusable(
+    db: impl PgExecutor<'_>,
+    model: &str,
+    texts: &[&(String, TextHash)],
+) -> sqlx::Result<HashMap<(String, TextHash), Embedding>> {
+    let tenants: Vec<String> = texts.iter().map(|(tenant, _)| tenant.clone()).collect();
+    let digests: Vec<Vec<u8>> = texts.iter().map(|(_, text)| text.to_vec()).collect();
+    let rows = sqlx::query!(
+        "select kept.tenant, kept.digest, kept.vector, kept.sparse
+         from unnest($2::text[], $3::bytea[]) as wanted (tenant, digest)
+         join gristmill.vector_cache as kept on kept.tenant = wanted.tenant and kept.model = $1 and kept.digest = wanted.digest
+         where kept.reusable",
+        model,
+        &tenants,
+        &digests,
+    )
+    .fetch_all(db)
+    .await?;
+    let found = rows.into_iter().filter_map(|row| {
+        let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
+        Some(((row.tenant, row.digest.try_into().ok()?), Embedding { vector: floats(&row.vector), sparse }))
+    });
+    Ok(found.collect())
+}
+
+/// Drops the parked vectors of these texts: they are in a target now, and what was booked once must not be booked again.
 pub async fn forget(db: impl PgExecutor<'_>, tenant: &str, model: &str, texts: &[TextHash]) -> sqlx::Result<()> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     sqlx::query!(
-        "delete from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3)",
+        "delete from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3) and not reusable",
         tenant,
         model,
         &texts,
@@ -104,6 +146,26 @@ pub async fn prune(db: impl PgExecutor<'_>, older: Duration, limit: i64) -> sqlx
                select ctid from gristmill.vector_cache
                where kept_at < clock_timestamp() - make_interval(secs => $1) order by kept_at limit $2))"#,
         older.as_secs_f64(),
+        limit,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Removes up to `limit` of the oldest entries for equal texts, as long as these have more than so many bytes. What is parked stays: it
+/// is not charged for yet.
+pub async fn shrink(db: impl PgExecutor<'_>, most: u64, limit: i64) -> sqlx::Result<u64> {
+    // The size of the table, dead rows included, is asked first: it costs nothing, and an entry is no smaller elsewhere.
+    let done = sqlx::query!(
+        r#"delete from gristmill.vector_cache where ctid = any (array(
+               select entry.ctid from (
+                   select ctid, kept_at,
+                          sum(octet_length(vector) + coalesce(octet_length(sparse), 0)) over (order by kept_at desc, tenant, digest) as bytes
+                   from gristmill.vector_cache where reusable
+               ) as entry
+               where (select pg_table_size('gristmill.vector_cache')) > $1 and entry.bytes > $1 order by entry.kept_at limit $2))"#,
+        i64::try_from(most).unwrap_or(i64::MAX),
         limit,
     )
     .execute(db)

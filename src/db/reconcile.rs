@@ -84,9 +84,11 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                union all
                select job.id, job.revision, job.tenant, '', '', 'tokens', null, null, null, 0, 0, 0, false, false, false, false, false, 'not_charged'
                from gristmill.embedding_jobs as job
-               -- Whoever embedded a row for the first time paid for all of it.
+               -- Whoever embedded a row for the first time paid for all of it, but for what was there for equal texts.
                where job.state = 'completed' and job.revision = 1 and job.starts > 0 and job.tokens > 0 and job.finished_at >= $1
                  and not exists (select from pairs where pairs.job_id = job.id and pairs.revision = 1)
+                 and not exists (select from gristmill.usage_events as reused
+                                 where reused.job_id = job.id and reused.revision = 1 and reused.meter = 'reused_vectors')
            )
            select tenant as "tenant!", provider as "provider!", model as "model!", meter as "meter!", reason as "reason!",
                   sum(charged) as "charged!", sum(paid) as "paid!", sum(charged_usd) as charged_usd, sum(paid_usd) as paid_usd, sum(estimated) as "unknown!",

@@ -65,7 +65,8 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let (vectors, bought, parked) = embed(deps, means, job, &row, &plan, &kept, approaching).await?;
     work.trace.stage("embed");
 
-    let tokens: u64 = bought.iter().map(|(_, (_, tokens))| tokens).sum();
+    let tokens: u64 = bought.iter().filter_map(|(_, (_, tokens))| *tokens).sum();
+    let reused = bought.iter().filter(|(_, (_, tokens))| tokens.is_none()).count();
     work.unwritten = bought;
     let price = means.batcher.settings().price();
     let facts = facts_of(&document, &plan, tokens, price, deps);
@@ -77,14 +78,19 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     };
     let done = DoneWork {
         charge: (tokens > 0).then_some(charge),
+        reused,
         reader: (document.reader != "column").then(|| document.reader.clone()),
         chunks: plan.chunks,
         vectors,
         row: Arc::clone(&row),
     };
     start::commit(job, deps, End::Done(Box::new(done)), facts, work).await?;
-    work.unwritten.clear();
-    means.batcher.forget(&row.tenant, &parked).await;
+    let bought = std::mem::take(&mut work.unwritten);
+    if deps.plan.pipeline.cache {
+        means.batcher.share(&row.tenant, &bought).await;
+    } else {
+        means.batcher.forget(&row.tenant, &parked).await;
+    }
     Ok(())
 }
 
@@ -209,6 +215,7 @@ async fn embed(
         tried: job.starts > 1 || job.revision.0 > 1,
         // With `fresh` all is paid for again, but once: a later try finds what an earlier one has parked.
         parked_since: job.fresh.then_some(job.opened_at),
+        cached: deps.plan.pipeline.cache && !job.fresh,
         ceiling: deps.ceiling.clone(),
     };
     let Paid { vectors: paid, parked } = means.batcher.embed(&of, texts, approaching).await?;

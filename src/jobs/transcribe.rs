@@ -46,7 +46,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, speech: &Speech, work: &m
 
     let charge = Charge { meter: Meter::AudioMinutes, quantity, price: price.map(|(id, _)| id), cost: spending.usd };
     let facts = facts_of(deps, &recording, parts, charge.cost);
-    let done = DoneWork { row, chunks: Vec::new(), vectors: Vec::new(), charge: Some(charge), reader: None };
+    let done = DoneWork { row, chunks: Vec::new(), vectors: Vec::new(), charge: Some(charge), reused: 0, reader: None };
     start::commit(job, deps, End::Done(Box::new(done)), facts, work).await
 }
 
@@ -67,6 +67,7 @@ async fn transcribe(
         tried: job.starts > 1,
         // With `fresh` all is paid for again, but once: a later try finds what an earlier one has kept.
         parked_since: job.fresh.then_some(job.opened_at),
+        cached: false,
         ceiling: deps.ceiling.clone(),
     };
     let mut parts = speech.lane.kept(&of, &content).await?;

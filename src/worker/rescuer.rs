@@ -80,6 +80,7 @@ async fn tidy(engine: &Engine) -> sqlx::Result<()> {
     all(|| db::calls::prune(pool, settings.keep_history, PRUNE)).await?;
     all(|| db::outbox::prune(pool, settings.keep_history, PRUNE)).await?;
     all(|| db::cache::prune(pool, settings.keep_cache, PRUNE)).await?;
+    all(|| db::cache::shrink(pool, settings.largest_cache, PRUNE)).await?;
     all(|| db::transcripts::prune(pool, settings.keep_cache, PRUNE)).await?;
     all(|| db::app::prune_reservations(pool, PRUNE)).await?;
     db::spending::prune(pool).await?;

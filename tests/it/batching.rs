@@ -212,6 +212,7 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
             tenant: String::new(),
             tried: false,
             parked_since: None,
+            cached: false,
             ceiling: None,
         };
         batcher

@@ -11,6 +11,7 @@ mod arena;
 mod batching;
 mod bench;
 mod budgets;
+mod cache;
 mod ceilings;
 mod cli;
 mod commit;

@@ -27,7 +27,7 @@ async fn singly(vendor: &FakeOpenAi) -> World {
 }
 
 /// The exit code, and each difference on a line.
-async fn reconciled(world: &World) -> String {
+pub async fn reconciled(world: &World) -> String {
     let ran = gristmill(world, &["usage", "reconcile", "--json"]).await;
     let told = ran.json();
     assert_eq!(told["adds_up"], Value::Bool(ran.code == 0), "{}", ran.out);

@@ -129,11 +129,12 @@ fn what_speech_has_no_use_for_is_refused() {
     );
     check_change(
         "kind = \"transcribe\"",
-        "kind = \"transcribe\"\nexisting = \"adopt\"\nchunks = { whole = true }\nskip = { shorter_than = 3 }",
+        "kind = \"transcribe\"\nexisting = \"adopt\"\ncache = true\nchunks = { whole = true }\nskip = { shorter_than = 3 }",
         &[
             "23: pipelines.transcripts.existing: asks for vectors, of which a transcript has none; write \"backfill\" or \"ignore\"",
-            "24: pipelines.transcripts.chunks: means nothing with kind = \"transcribe\": the transcript goes where `write` says",
-            "25: pipelines.transcripts.skip.shorter_than: means nothing with kind = \"transcribe\": how long the text is, is known when it is paid",
+            "24: pipelines.transcripts.cache: is of vectors, of which a transcript has none",
+            "25: pipelines.transcripts.chunks: means nothing with kind = \"transcribe\": the transcript goes where `write` says",
+            "26: pipelines.transcripts.skip.shorter_than: means nothing with kind = \"transcribe\": how long the text is, is known when it is paid",
         ],
     );
     check_change(
