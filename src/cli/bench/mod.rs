@@ -5,6 +5,7 @@ mod end_to_end;
 mod figure;
 mod freshness;
 mod ground;
+mod peers;
 mod provider;
 mod queue;
 mod reading;
@@ -12,6 +13,8 @@ mod rig;
 mod scaling;
 mod texts;
 mod worker;
+
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -52,6 +55,9 @@ pub(super) struct Args {
     /// Jobs that the backlog bench piles up; default: 10000000, with --quick 100000
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10_000..))]
     backlog: Option<u32>,
+    /// A program that runs another system, for `peers`; may be given several times
+    #[arg(long = "peer", value_name = "PROGRAM")]
+    peers: Vec<PathBuf>,
     /// Jobs in hand at once of each worker (`worker.slots`)
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     slots: u32,
@@ -81,6 +87,8 @@ enum Bench {
     Chunking,
     /// PDF and DOCX files from end to end, beside reading them alone
     Documents,
+    /// Other systems on a tenth of the rows, each a program named by --peer
+    Peers,
 }
 
 /// What every bench works with.
@@ -91,6 +99,7 @@ struct Bed {
     rounds: usize,
     backlog: i64,
     slots: usize,
+    peers: Vec<PathBuf>,
     knobs: Knobs,
     quiet: bool,
 }
@@ -128,6 +137,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
         rounds: wide(args.rounds.unwrap_or(if args.quick { 1 } else { 3 })),
         backlog: i64::from(args.backlog.unwrap_or(if args.quick { 100_000 } else { 10_000_000 })),
         slots: wide(args.slots),
+        peers: args.peers,
         knobs: args.knobs,
         quiet: session.json,
     };
@@ -163,6 +173,7 @@ impl Bench {
             Self::Scaling => scaling::run(bed).await,
             Self::Chunking => reading::chunking(bed),
             Self::Documents => reading::documents(bed).await,
+            Self::Peers => peers::run(bed).await,
         }
     }
 }

@@ -82,8 +82,9 @@ pub(super) struct Loopback {
 
 struct Inner {
     knobs: Knobs,
-    /// Vectors as they stand in an answer.
-    prepared: Vec<Vec<u8>>,
+    /// Vectors as they stand in an answer, in base64 and as lists of numbers.
+    base64: Vec<Vec<u8>>,
+    numbers: Vec<Vec<u8>>,
     requests: AtomicU64,
     inputs: AtomicU64,
     duplicates: AtomicU64,
@@ -118,21 +119,21 @@ pub(super) fn vectors(dimensions: usize) -> Vec<Vec<f32>> {
 
 impl Loopback {
     pub(super) async fn start(knobs: Knobs, dimensions: usize) -> Result<Self, Failure> {
-        let written = |vector: Vec<f32>| {
-            if knobs.floats {
-                let numbers: Vec<String> = vector.iter().map(ToString::to_string).collect();
-                format!("[{}]", numbers.join(",")).into_bytes()
-            } else {
-                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-                format!("\"{}\"", STANDARD.encode(bytes)).into_bytes()
-            }
+        let numbers = |vector: &Vec<f32>| {
+            let numbers: Vec<String> = vector.iter().map(ToString::to_string).collect();
+            format!("[{}]", numbers.join(",")).into_bytes()
         };
-        let prepared = vectors(dimensions).into_iter().map(written).collect();
+        let base64 = |vector: &Vec<f32>| {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            format!("\"{}\"", STANDARD.encode(bytes)).into_bytes()
+        };
+        let vectors = vectors(dimensions);
         let inner = Arc::new(Inner {
             requests_left: Mutex::new(Bucket::new(knobs.requests_per_minute)),
             tokens_left: Mutex::new(Bucket::new(knobs.tokens_per_minute)),
             knobs,
-            prepared,
+            base64: vectors.iter().map(base64).collect(),
+            numbers: vectors.iter().map(numbers).collect(),
             requests: AtomicU64::new(0),
             inputs: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
@@ -183,6 +184,7 @@ impl Drop for Loopback {
 struct Asked<'a> {
     #[serde(borrow)]
     input: Vec<&'a RawValue>,
+    encoding_format: Option<&'a str>,
 }
 
 async fn embed(State(inner): State<Arc<Inner>>, body: Bytes) -> Response {
@@ -220,7 +222,9 @@ impl Inner {
         }
         self.count(&asked.input);
         let json = [(header::CONTENT_TYPE, "application/json")];
-        (json, self.written(asked.input.len(), tokens)).into_response()
+        let base64 = asked.encoding_format == Some("base64") && !knobs.floats;
+        let vectors = if base64 { &self.base64 } else { &self.numbers };
+        (json, written(vectors, asked.input.len(), tokens)).into_response()
     }
 
     fn count(&self, texts: &[&RawValue]) {
@@ -234,20 +238,20 @@ impl Inner {
         });
         self.duplicates.fetch_add(wide(again.count()), Ordering::Relaxed);
     }
+}
 
-    fn written(&self, texts: usize, tokens: u64) -> Vec<u8> {
-        let mut answer = Vec::with_capacity(texts * (self.prepared[0].len() + 64) + 128);
-        answer.extend(br#"{"object":"list","data":["#);
-        for (index, vector) in self.prepared.iter().cycle().take(texts).enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            answer.extend(format!(r#"{comma}{{"object":"embedding","index":{index},"embedding":"#).as_bytes());
-            answer.extend(vector);
-            answer.push(b'}');
-        }
-        let usage = format!(r#"],"model":"bench","usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}"#);
-        answer.extend(usage.as_bytes());
-        answer
+fn written(vectors: &[Vec<u8>], texts: usize, tokens: u64) -> Vec<u8> {
+    let mut answer = Vec::with_capacity(texts * (vectors[0].len() + 64) + 128);
+    answer.extend(br#"{"object":"list","data":["#);
+    for (index, vector) in vectors.iter().cycle().take(texts).enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        answer.extend(format!(r#"{comma}{{"object":"embedding","index":{index},"embedding":"#).as_bytes());
+        answer.extend(vector);
+        answer.push(b'}');
     }
+    let usage = format!(r#"],"model":"bench","usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}"#);
+    answer.extend(usage.as_bytes());
+    answer
 }
 
 /// What may still be asked: it fills evenly, up to a second's worth.

@@ -18,6 +18,8 @@ const LATENCY: Duration = Duration::from_millis(200);
 const INPUTS: usize = 10;
 /// Requests in a minute that the provider takes where it has a limit: half of what four workers would send.
 const LIMIT: u32 = 600;
+/// A minute may hold 2 % more, however they lie in it.
+const OVER: f64 = 0.02;
 
 /// Each worker waits for the provider most of its time.
 pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
@@ -46,13 +48,15 @@ async fn limited(bed: &Bed, rows: usize) -> Result<[Figure; 2], Failure> {
     let (mut sent, mut refused, mut allowed) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..bed.rounds {
         let (seconds, counted) = together(bed, 4, rows, Some(LIMIT)).await?;
-        sent.push(float(counted.requests) / seconds * 60.0);
-        allowed.push(f64::from(LIMIT));
+        let minutes = seconds / 60.0;
+        sent.push(float(counted.requests) / minutes);
+        // In a run of seconds what a whole minute may have too many weighs all the more.
+        allowed.push(f64::from(LIMIT) * (minutes.max(1.0) * OVER + minutes) / minutes);
         refused.push(float(counted.limited) / float(counted.requests) * 100.0);
     }
     Ok([
-        Figure::beside("scaling: requests sent with a limit", "1/min", &sent, &allowed)
-            .held_to(Target::RatioAtMost(1.02)),
+        Figure::beside("scaling: requests sent, beside the limit and 2 % of a minute's", "1/min", &sent, &allowed)
+            .held_to(Target::RatioAtMost(1.0)),
         Figure::of("scaling: of these answered with 429", "%", &refused).held_to(Target::AtMost(2.0)),
     ])
 }

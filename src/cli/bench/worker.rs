@@ -201,26 +201,36 @@ impl Worker {
 
     /// What it has taken so far; nothing where the system does not say.
     pub(super) fn processor_time(&self) -> Duration {
-        let stat = read(self.process, "stat");
-        // The name, in parentheses, may hold spaces.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |nth: usize| fields.get(nth).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
-        // User and system time, a hundred ticks to the second on every Linux.
-        Duration::from_millis((ticks(11) + ticks(12)) * 10)
+        processor_time(self.process)
     }
 
     /// The most memory it has had, in bytes.
     pub(super) fn peak_memory(&self) -> u64 {
-        let status = read(self.process, "status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kilobytes.unwrap_or_default() * 1024
+        peak_memory(self.process)
     }
 
     /// Ends it at once: its database goes with it.
     pub(super) async fn end(mut self) -> Result<(), Failure> {
         Ok(self.child.kill().await?)
     }
+}
+
+/// What a process has taken so far; nothing where the system does not say.
+pub(super) fn processor_time(process: u32) -> Duration {
+    let stat = read(process, "stat");
+    // The name, in parentheses, may hold spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |nth: usize| fields.get(nth).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
+    // User and system time, a hundred ticks to the second on every Linux.
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+/// The most memory a process has had, in bytes.
+pub(super) fn peak_memory(process: u32) -> u64 {
+    let status = read(process, "status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or_default() * 1024
 }
 
 fn read(process: u32, file: &str) -> String {
