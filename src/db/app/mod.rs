@@ -16,6 +16,7 @@ mod known;
 mod leave;
 mod limits;
 mod load;
+mod mirror;
 mod own_writes;
 mod parents;
 mod plan;
@@ -44,6 +45,7 @@ pub use fit::refuses;
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
+pub use mirror::{WorkedOn, mirror, mirror_processing};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, asked_for, lock_marked, mark, mirror_asking, open_asked, open_unmet};
@@ -59,7 +61,7 @@ pub use vector_index::{
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};
 pub use write::{
-    ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread,
+    ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, reread,
     set_writer, update_chunks, update_sources, which_exist,
 };
 

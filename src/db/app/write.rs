@@ -340,57 +340,6 @@ pub async fn update_sources(
     Ok(())
 }
 
-/// Sets the status word of rows nobody else holds: of those in the set, or, to take a word back, of those that still have one of
-/// `instead_of`. Best effort, in one statement, since claims wait for it. The commit of a word for jobs in hand is not waited for: their
-/// own commits write the next one.
-///
-/// # Errors
-/// The database is away or refuses; nothing depends on it.
-pub async fn mirror(
-    connection: &mut PgConnection,
-    plan: &Plan,
-    keys: &[&SourceKey],
-    word: &str,
-    instead_of: &[&str],
-) -> sqlx::Result<()> {
-    let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
-    let writer = plan.key.len() + 1;
-    let word_parameter = writer + 1;
-    let (asked_for, waited_for) = if instead_of.is_empty() {
-        (format!("{} and source.{}::text is distinct from ${word_parameter}", plan.when, column.sql()), "'off'")
-    } else {
-        (
-            format!("source.{}::text = any (${})", column.sql(), word_parameter + 1),
-            "current_setting('synchronous_commit')",
-        )
-    };
-    let statement = format!(
-        "with free as (select {key} from set_config('gristmill.writer', ${writer}, true) as gm_writer, \
-                 set_config('lock_timeout', '100ms', true) as gm_patience, \
-                 set_config('synchronous_commit', {waited_for}, true) as gm_haste, \
-                 {asked} join {table} as source on {key_match} \
-             where {asked_for} \
-             order by {key} for no key update of source skip locked) \
-         update {table} as source set {column} = (${word_parameter}::text)::{type_sql} from free where {same}",
-        key = plan.key_list("source"),
-        asked = asked(plan.key.len()),
-        table = plan.source,
-        key_match = plan.key_match("source"),
-        column = column.sql(),
-        type_sql = column.type_sql(),
-        same = plan
-            .key
-            .iter()
-            .map(|column| format!("source.{0} = free.{0}", column.sql()))
-            .collect::<Vec<_>>()
-            .join(" and "),
-    );
-    let query = bound(&statement, by_column(keys, plan.key.len())).bind(&plan.pipeline.name).bind(word);
-    let query = if instead_of.is_empty() { query } else { query.bind(instead_of) };
-    query.execute(connection).await?;
-    Ok(())
-}
-
 /// Removes every chunk a row has in the target, or empties its vector column.
 ///
 /// # Errors
@@ -455,7 +404,7 @@ fn text_arrays(count: usize) -> String {
     (1..=count).map(|nth| format!("${nth}::text[]")).collect::<Vec<_>>().join(", ")
 }
 
-fn bound(
+pub(super) fn bound(
     statement: &str,
     columns: Vec<Vec<String>>,
 ) -> sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments> {
