@@ -48,6 +48,7 @@ mod signals;
 mod sparse;
 mod spine;
 mod statuses;
+mod steady;
 mod stores;
 mod transcripts;
 mod triggers;

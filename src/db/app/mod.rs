@@ -24,6 +24,7 @@ mod queue;
 mod rights;
 mod search;
 mod shape;
+mod steady;
 mod survey;
 mod sweep;
 mod triggers;
@@ -44,7 +45,7 @@ pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock
 pub use fit::refuses;
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
-pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
+pub use load::{Existing, Found, LoadedRow, existing_chunks, load, load_up_to, lock_chunks, misfit_of_key};
 pub use mirror::{WorkedOn, mirror, mirror_processing};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};

@@ -9,7 +9,7 @@ use crate::domain::SourceKey;
 use super::assign::{ColumnWrite, WriteKind};
 use super::catalog::Column;
 use super::effects;
-use super::load::{PLACE, nth_of, parent_match};
+use super::load::{LoadedRow, PLACE, nth_of, parent_match};
 use super::plan::{Plan, TargetPlan};
 use super::vector::Vectors;
 use super::{asked, by_column};
@@ -53,12 +53,21 @@ pub async fn begin_writer<'c>(
 pub struct LockedRow {
     pub nth: usize,
     pub in_set: bool,
-    pub fingerprint: Vec<u8>,
+    /// None where the row is of the version that was asked about.
+    pub fingerprint: Option<Vec<u8>>,
     /// What effects ask of the row.
     pub values: HashMap<String, Option<String>>,
 }
 
-/// Locks source rows in key order, passing over those somebody else holds, and says what they contain now.
+impl LockedRow {
+    /// Whether its content is still what was loaded, where it was asked about that row's version.
+    pub fn is_still(&self, loaded: &LoadedRow) -> bool {
+        self.fingerprint.as_ref().is_none_or(|fingerprint| *fingerprint == loaded.fingerprint)
+    }
+}
+
+/// Locks source rows in key order, passing over those somebody else holds, and says what they contain now: for rows that are of the
+/// version said beside their key, nothing more than that.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -66,17 +75,30 @@ pub async fn lock_sources(
     connection: &mut PgConnection,
     plan: &Plan,
     keys: &[&SourceKey],
+    versions: &[Option<&str>],
 ) -> sqlx::Result<Vec<LockedRow>> {
+    let count = plan.key.len();
+    let names: Vec<String> = (1..=count).map(|nth| format!("gm_k{nth}")).collect();
+    let fingerprint = if plan.steady.versioned {
+        format!("case when {} = asked.gm_version then null else {} end", plan.version("source"), plan.fingerprint)
+    } else {
+        plan.fingerprint.clone()
+    };
     let statement = format!(
-        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, array[{values}]::text[] as row_values from {from} \
+        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, array[{values}]::text[] as row_values \
+         from unnest({arrays}) with ordinality as asked ({names}, gm_version, gm_nth) \
+         join {source} as source on {key_match}{lateral} \
          order by {order} for no key update of source skip locked",
         when = plan.when,
-        fingerprint = plan.fingerprint,
         values = plan.locked_names.iter().map(|name| effects::expression(plan, name)).collect::<Vec<_>>().join(", "),
-        from = plan.asked_rows(),
+        arrays = text_arrays(count + 1),
+        names = names.join(", "),
+        source = plan.source,
+        key_match = plan.key_match("source"),
+        lateral = plan.lateral,
         order = plan.key_list("source"),
     );
-    let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
+    let rows = bound(&statement, by_column(keys, count)).bind(versions).fetch_all(connection).await?;
     rows.into_iter()
         .map(|row| {
             let values: Vec<Option<String>> = row.try_get("row_values")?;
