@@ -54,7 +54,7 @@ pub struct Paid {
 }
 
 /// A vector, and the tokens that were paid for it.
-pub type Bought = (Embedding, u64);
+pub type Bought = (Arc<Embedding>, u64);
 
 /// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -225,7 +225,7 @@ impl Batcher {
             let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
             if let Some(found) = parked.get(hash).filter(fits) {
                 let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
-                *vector = Some((found.embedding.clone(), found.tokens.unwrap_or_else(ours)));
+                *vector = Some((Arc::new(found.embedding.clone()), found.tokens.unwrap_or_else(ours)));
             }
         }
         Ok(())
@@ -249,7 +249,7 @@ impl Batcher {
             .map(|(text, (embedding, tokens))| cache::Parked {
                 tenant: tenant.to_owned(),
                 text: hash(text),
-                embedding: embedding.clone(),
+                embedding: Arc::clone(embedding),
                 tokens: *tokens,
             })
             .collect();

@@ -5,12 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
-use crate::domain::Embedding;
-
-use super::batcher::{EmbedFailure, OfJob};
+use super::batcher::{Bought, EmbedFailure, OfJob};
 
 /// A vector and its tokens, or why there is none.
-pub(super) type Answer = Result<(Embedding, u64), EmbedFailure>;
+pub(super) type Answer = Result<Bought, EmbedFailure>;
 
 /// A job's texts on their way through the lane.
 pub(super) struct JobCall {

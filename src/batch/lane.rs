@@ -424,11 +424,12 @@ impl Lane {
         let paid = embedded.vectors.into_iter().zip(portions(total, &weights)).enumerate();
         for (item, (index, (vector, tokens))) in batch.into_iter().zip(paid) {
             match vector {
-                Ok(vector) if item.call.is_through() => item.answer(Ok((vector, tokens))),
+                Ok(vector) if item.call.is_through() => item.answer(Ok((Arc::new(vector), tokens))),
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
                     let (tenant, text) = (item.call.job.tenant.clone(), hash(&item.text));
-                    parked.push(cache::Parked { tenant, text, embedding: vector.clone(), tokens });
+                    let vector = Arc::new(vector);
+                    parked.push(cache::Parked { tenant, text, embedding: Arc::clone(&vector), tokens });
                     later.push((item, Ok((vector, tokens))));
                 }
                 Err(bad) => later.push((item, Err(EmbedFailure::Garbled(bad_vector(index, texts, bad))))),
