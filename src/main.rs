@@ -26,7 +26,7 @@ fn calm_candle() {
 }
 
 /// Buffers of megabytes come and go with each request and commit, in every thread: in arenas of their own, and below what the allocator
-/// learns to give back, they stayed (94 MiB at the peak of a back-fill, 74 without, together with vectors that are there once).
+/// learns to give back, they stayed (at the peak of a back-fill 94 megabytes, 74 without, together with vectors that are there once).
 #[expect(unsafe_code, reason = "the allocator's settings are the C library's")]
 fn keep_memory_together() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
