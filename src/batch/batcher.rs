@@ -57,7 +57,7 @@ pub struct Paid {
 }
 
 /// A vector, and the tokens that were paid for it: none where it was there for an equal text.
-pub type Bought = (Embedding, Option<u64>);
+pub type Bought = (Arc<Embedding>, Option<u64>);
 
 /// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -232,7 +232,7 @@ impl Batcher {
             if let Some(found) = parked.get(hash).filter(fits) {
                 let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
                 let tokens = (!found.reusable).then(|| found.tokens.unwrap_or_else(ours));
-                *vector = Some((found.embedding.clone(), tokens));
+                *vector = Some((Arc::new(found.embedding.clone()), tokens));
             }
         }
         Ok(())
@@ -269,7 +269,7 @@ impl Batcher {
 /// What was paid for, without what was there for equal texts.
 fn paid_for(tenant: &str, texts: &[(String, Bought)]) -> Vec<cache::Parked> {
     let parked = texts.iter().filter_map(|(text, (embedding, tokens))| {
-        let (tenant, text, embedding) = (tenant.to_owned(), hash(text), embedding.clone());
+        let (tenant, text, embedding) = (tenant.to_owned(), hash(text), Arc::clone(embedding));
         Some(cache::Parked { tenant, text, embedding, tokens: (*tokens)? })
     });
     parked.collect()

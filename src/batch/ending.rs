@@ -22,12 +22,7 @@ pub(super) async fn finish(
     going: &[Going<'_>],
     unsaid: &HashMap<JobId, String>,
 ) -> sqlx::Result<()> {
-    let keys: Vec<&SourceKey> = going.iter().map(|ready| &ready.work.job.key).collect();
-    let mut after: HashMap<usize, (Vec<u8>, bool)> = app::reread(connection, plan, &keys)
-        .await?
-        .into_iter()
-        .map(|(nth, fingerprint, needs)| (nth, (fingerprint, needs)))
-        .collect();
+    let mut after = after(connection, plan, going).await?;
     let ends: Vec<Finish> = going
         .iter()
         .enumerate()
@@ -40,6 +35,29 @@ pub(super) async fn finish(
         .collect();
     jobs::finish(connection, &ends).await?;
     Ok(())
+}
+
+/// What rows contain now, and whether their needs still stand. Where our writes leave the content alone, it is what was found under the
+/// lock, which is what was loaded.
+async fn after(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    going: &[Going<'_>],
+) -> sqlx::Result<HashMap<usize, (Vec<u8>, bool)>> {
+    let mut after = HashMap::new();
+    let mut asked = Vec::new();
+    for (nth, ready) in going.iter().enumerate() {
+        match transaction::loaded(ready.work).filter(|_| plan.steady.spared && ready.values.is_some()) {
+            Some(row) => drop(after.insert(nth, (row.fingerprint.clone(), false))),
+            None => asked.push(nth),
+        }
+    }
+    if !asked.is_empty() {
+        let keys: Vec<&SourceKey> = asked.iter().map(|&nth| &going[nth].work.job.key).collect();
+        let reread = app::reread(connection, plan, &keys).await?.into_iter();
+        after.extend(reread.map(|(nth, fingerprint, needs)| (asked[nth], (fingerprint, needs))));
+    }
+    Ok(after)
 }
 
 fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_stands: bool) -> Finish {
@@ -70,6 +88,7 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
     };
     Finish {
         id: work.job.id,
+        first: is_first(work),
         state: ready.facts.state,
         tenant,
         reason,
@@ -87,6 +106,10 @@ fn end_of(plan: &Plan, ready: &Going<'_>, fingerprint: Option<Vec<u8>>, need_sta
         stages: work.stages.clone(),
         kept: effects::kept(plan, ready),
     }
+}
+
+fn is_first(work: &Work) -> bool {
+    work.job.attempt == 0 && work.job.starts <= 1
 }
 
 /// Ends a failed or skipped job whose commit the database refused; what it can say on the row all the same, it says, and `mirror_error`
@@ -116,20 +139,18 @@ async fn write_alone(
         Some(ready) => say(&mut transaction, plan, &ready).await?,
         None => false,
     };
-    let locked = jobs::lock(&mut *transaction, &[(work.job.id, work.job.lease)]).await?;
+    let registered = (plan.pipeline.name.as_str(), plan.generation.as_str());
+    let locked = jobs::lock(&mut *transaction, registered, &[(work.job.id, work.job.lease)]).await?;
     match locked.first() {
         None => return Ok(None),
         Some(row) if !row.leased => return Ok(Some(Committed::Lost)),
         Some(row) if row.revision != work.job.revision => return Ok(Some(Committed::Stale)),
         Some(_) => {}
     }
-    let loaded = match &work.end {
-        End::Fail { row, .. } => row.as_deref(),
-        End::Skip { row, .. } => Some(&**row),
-        End::Done(_) | End::Stands { .. } | End::Leave { .. } => None,
-    };
+    let loaded = transaction::loaded(work);
     let end = Finish {
         id: work.job.id,
+        first: is_first(work),
         state: if skipped { "skipped" } else { "failed" },
         tenant: work.job.tenant.clone(),
         reason: Some(reason.clone()),
@@ -146,7 +167,7 @@ async fn write_alone(
         stages: work.stages.clone(),
         kept: None,
     };
-    jobs::finish(&mut *transaction, &[end]).await?;
+    jobs::finish(&mut transaction, &[end]).await?;
     transaction.commit().await?;
     Ok(Some(Committed::Written))
 }

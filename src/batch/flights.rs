@@ -5,13 +5,15 @@ use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sqlx::PgPool;
 use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender};
 
-use crate::db::cache::TextHash;
+use crate::db;
+use crate::db::cache::{self, TextHash};
 use crate::domain::Embedding;
 
-use super::batcher::hash;
-use super::item::Item;
+use super::batcher::{EmbedFailure, LaneSettings, hash};
+use super::item::{Item, fail};
 
 /// A tenant and its text.
 pub(super) type Key = (String, TextHash);
@@ -49,10 +51,10 @@ impl Flights {
 
 impl Lead {
     /// Gives a vector that was paid for, or need not be, to those that wait.
-    pub fn land(self, embedding: &Embedding) {
+    pub fn land(self, embedding: &Arc<Embedding>) {
         for item in self.take() {
             item.call.open.fetch_sub(1, Ordering::AcqRel);
-            item.answer(Ok((embedding.clone(), None)));
+            item.answer(Ok((Arc::clone(embedding), None)));
         }
     }
 
@@ -69,4 +71,35 @@ impl Drop for Lead {
             self.flights.board(item, &lane).ok();
         }
     }
+}
+
+/// Answers texts whose vector is there for an equal one; the others are to be paid.
+pub(super) async fn reuse(pool: &PgPool, settings: &LaneSettings, batch: Vec<Item>) -> Vec<Item> {
+    let keys: Vec<&Key> = batch.iter().filter_map(|item| item.lead.as_ref()).map(|lead| &lead.key).collect();
+    if keys.is_empty() {
+        return batch;
+    }
+    let name = settings.cache_name();
+    let known = match db::patiently(|| cache::reusable(pool, &name, &keys)).await {
+        Ok(known) => known,
+        Err(error) => {
+            fail(batch, &EmbedFailure::Database(db::describe(&error)));
+            return Vec::new();
+        }
+    };
+    let mut open = Vec::with_capacity(batch.len());
+    for mut item in batch {
+        let fits = |embedding: &&Embedding| embedding.vector.len() == settings.dimensions;
+        let found = item.lead.as_ref().and_then(|lead| known.get(&lead.key)).filter(fits);
+        let Some(embedding) = found.map(|embedding| Arc::new(embedding.clone())) else {
+            open.push(item);
+            continue;
+        };
+        item.call.open.fetch_sub(1, Ordering::AcqRel);
+        if let Some(lead) = item.lead.take() {
+            lead.land(&embedding);
+        }
+        item.answer(Ok((embedding, None)));
+    }
+    open
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::db::{self, cache, calls};
-use crate::domain::{Embedding, OwnerId};
+use crate::domain::OwnerId;
 use crate::failpoint::{self, Point};
 use crate::providers::{Embedded, Embedder, ProviderError, bad_vector};
 use crate::telemetry;
@@ -22,7 +22,7 @@ use super::approach::Approachers;
 use super::batcher::{EmbedFailure, LaneSettings, hash};
 use super::budget::Budget;
 use super::ceiling::{self, Reserved};
-use super::flights::Key;
+use super::flights;
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
 use super::item::{Answer, Item, fail};
 use super::keyed::Keyed;
@@ -131,40 +131,9 @@ impl Lane {
         apart.into_values().collect()
     }
 
-    /// Answers texts whose vector is there for an equal one; the others are to be paid.
-    async fn reuse(&self, batch: Vec<Item>) -> Vec<Item> {
-        let keys: Vec<&Key> = batch.iter().filter_map(|item| item.lead.as_ref()).map(|lead| &lead.key).collect();
-        if keys.is_empty() {
-            return batch;
-        }
-        let name = self.settings.cache_name();
-        let known = match db::patiently(|| cache::reusable(&self.pool, &name, &keys)).await {
-            Ok(known) => known,
-            Err(error) => {
-                fail(batch, &EmbedFailure::Database(db::describe(&error)));
-                return Vec::new();
-            }
-        };
-        let mut open = Vec::with_capacity(batch.len());
-        for mut item in batch {
-            let fits = |embedding: &&Embedding| embedding.vector.len() == self.settings.dimensions;
-            let found = item.lead.as_ref().and_then(|lead| known.get(&lead.key)).filter(fits);
-            let Some(embedding) = found else {
-                open.push(item);
-                continue;
-            };
-            item.call.open.fetch_sub(1, Ordering::AcqRel);
-            if let Some(lead) = item.lead.take() {
-                lead.land(embedding);
-            }
-            item.answer(Ok((embedding.clone(), None)));
-        }
-        open
-    }
-
     /// Sends a batch, and its halves where it is refused, until every text has an answer.
     async fn send(&self, batch: Vec<Item>) {
-        let mut sending = Sending::new(self.reuse(batch).await);
+        let mut sending = Sending::new(flights::reuse(&self.pool, &self.settings, batch).await);
         while let Some((mut batch, tries)) = sending.parts.pop() {
             // Nobody waits for these any more: a job that failed, lost its lease or was handed back pays for nothing further.
             batch.retain(|item| !item.call.reply.is_closed());
@@ -453,7 +422,8 @@ impl Lane {
     async fn deliver(&self, mut batch: Vec<Item>, embedded: Embedded) {
         let weights = batch_tokens(&batch);
         let total = believed(embedded.input_tokens, &weights);
-        for (item, vector) in batch.iter_mut().zip(&embedded.vectors) {
+        let vectors: Vec<_> = embedded.vectors.into_iter().map(|vector| vector.map(Arc::new)).collect();
+        for (item, vector) in batch.iter_mut().zip(&vectors) {
             item.call.open.fetch_sub(1, Ordering::AcqRel);
             match vector {
                 Ok(vector) => drop(item.lead.take().map(|lead| lead.land(vector))),
@@ -463,14 +433,14 @@ impl Lane {
         let texts = batch.len();
         let mut later: Vec<(Item, Answer)> = Vec::new();
         let mut parked = Vec::new();
-        let paid = embedded.vectors.into_iter().zip(portions(total, &weights)).enumerate();
+        let paid = vectors.into_iter().zip(portions(total, &weights)).enumerate();
         for (item, (index, (vector, tokens))) in batch.into_iter().zip(paid) {
             match vector {
                 Ok(vector) if item.call.is_through() => item.answer(Ok((vector, Some(tokens)))),
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
                     let (tenant, text) = (item.call.job.tenant.clone(), hash(&item.text));
-                    parked.push(cache::Parked { tenant, text, embedding: vector.clone(), tokens });
+                    parked.push(cache::Parked { tenant, text, embedding: Arc::clone(&vector), tokens });
                     later.push((item, Ok((vector, Some(tokens)))));
                 }
                 Err(bad) => later.push((item, Err(EmbedFailure::Garbled(bad_vector(index, texts, bad))))),

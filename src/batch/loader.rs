@@ -1,4 +1,4 @@
-//! The loader: rows, fingerprints and known chunks of many jobs in one read, weighed before they are in memory.
+//! The loader: rows, fingerprints and known chunks of many jobs in one read, what is large weighed before it is in memory.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::db;
-use crate::db::app::{Existing, LoadedRow, Plan};
+use crate::db::app::{Existing, Found, LoadedRow, Plan};
 use crate::domain::SourceKey;
 
 use super::fit::Fit;
@@ -15,6 +15,9 @@ use super::vital::{Vital, guarded, is_panic};
 
 /// Most jobs of one read.
 const MOST: usize = 500;
+/// Rows of up to so many bytes come with the first look at their batch and are weighed when they are here: together they are few
+/// megabytes. What is larger is only measured by it.
+const SMALL: u64 = 8 << 10;
 /// Most that the rows of one read weigh, unless there is only one.
 const MOST_WEIGHT: u64 = 32 << 20;
 
@@ -111,14 +114,33 @@ impl Shared {
                 continue;
             }
             let plan = self.fit.plan();
-            match guarded(db::patiently(|| self.measure(&plan, &batch))).await {
-                Ok(weights) => {
-                    for group in groups(batch, &weights, MOST_WEIGHT.min(self.memory.all())) {
-                        self.load(&plan, group, &mut open).await;
-                    }
-                }
+            match guarded(db::patiently(|| self.look(&plan, &batch))).await {
+                Ok(found) => self.sort_out(&plan, batch, found, &mut open).await,
                 Err(error) => self.refuse(batch, &error, &mut open).await,
             }
+        }
+    }
+
+    /// Hands out what was small enough to come at once, and loads what has to be weighed first.
+    async fn sort_out(&self, plan: &Plan, batch: Vec<Request>, found: Vec<(Found, Vec<Existing>)>, open: &mut Open) {
+        let (mut here, mut large) = (Vec::new(), Vec::new());
+        let weight = |bytes| rounded(weight_of_text(plan, bytes));
+        for (request, (found, chunks)) in batch.into_iter().zip(found) {
+            match found {
+                Found::Gone => here.push(((request, None, chunks), weight(0))),
+                Found::Row(row, bytes) => here.push(((request, Some(row), chunks), weight(bytes))),
+                Found::Large(bytes) => large.push((request, weight(bytes))),
+            }
+        }
+        let most = MOST_WEIGHT.min(self.memory.all());
+        for group in groups(here, most) {
+            let mut all = self.memory.take(group.iter().map(|(_, weight)| weight).sum()).await;
+            for ((request, row, chunks), weight) in group {
+                request.answer(row, chunks, all.part(weight));
+            }
+        }
+        for group in groups(large, most) {
+            self.load(plan, group, open).await;
         }
     }
 
@@ -126,12 +148,11 @@ impl Shared {
     async fn load(&self, plan: &Plan, group: Vec<(Request, u64)>, open: &mut Open) {
         let mut weight = self.memory.take(group.iter().map(|(_, weight)| weight).sum()).await;
         let (requests, weights): (Vec<Request>, Vec<u64>) = group.into_iter().unzip();
-        match guarded(db::patiently(|| self.read(plan, &requests))).await {
-            Ok(loaded) => {
-                for ((request, (row, chunks)), bytes) in requests.into_iter().zip(loaded).zip(weights) {
-                    let loaded = Loaded { row: row.map(Arc::new), chunks, weight: weight.part(bytes) };
-                    // A job that no longer waits has been cancelled.
-                    request.reply.send(Ok(loaded)).ok();
+        match guarded(db::patiently(|| self.read(plan, &requests, u64::MAX))).await {
+            Ok(found) => {
+                for ((request, (found, chunks)), bytes) in requests.into_iter().zip(found).zip(weights) {
+                    let row = if let Found::Row(row, _) = found { Some(row) } else { None };
+                    request.answer(row, chunks, weight.part(bytes));
                 }
             }
             Err(error) => self.refuse(requests, &error, open).await,
@@ -158,50 +179,53 @@ impl Shared {
         }
     }
 
-    /// What each row will weigh; one that grows before it is read is weighed as it was.
-    async fn measure(&self, plan: &Plan, requests: &[Request]) -> sqlx::Result<Vec<u64>> {
+    /// What is small of a batch, and how large the rest is. Rows that ask are marked first: those that come later ask again.
+    async fn look(&self, plan: &Plan, requests: &[Request]) -> sqlx::Result<Vec<(Found, Vec<Existing>)>> {
         if let Some(wrong) = requests.iter().find(|request| request.key.0.len() != plan.key.len()) {
             let text = format!("key has {} parts instead of {}", wrong.key.0.len(), plan.key.len());
             return Err(sqlx::Error::Encode(text.into()));
         }
-        let keys: Vec<&SourceKey> = requests.iter().map(|request| &request.key).collect();
-        let mut connection = self.pool.acquire().await?;
-        let sizes = db::app::sizes(&mut connection, plan, &keys).await?;
-        Ok(sizes.into_iter().map(|bytes| rounded(weight_of_text(plan, bytes))).collect())
+        self.read(plan, requests, SMALL).await
     }
 
-    async fn read(&self, plan: &Plan, requests: &[Request]) -> sqlx::Result<Vec<(Option<LoadedRow>, Vec<Existing>)>> {
+    async fn read(&self, plan: &Plan, requests: &[Request], most: u64) -> sqlx::Result<Vec<(Found, Vec<Existing>)>> {
         let mut connection = self.pool.acquire().await?;
         let keys: Vec<&SourceKey> = requests.iter().map(|request| &request.key).collect();
         if let Some(queue) = &plan.queue {
             db::app::mark(&mut connection, plan, queue, &keys).await?;
         }
-        let rows = db::app::load(&mut connection, plan, &keys).await?;
-        let mut loaded: Vec<(Option<LoadedRow>, Vec<Existing>)> =
-            rows.into_iter().map(|row| (row, Vec::new())).collect();
-        let asked: Vec<usize> =
-            requests.iter().enumerate().filter(|(_, request)| request.with_chunks).map(|(nth, _)| nth).collect();
+        let rows = db::app::load_up_to(&mut connection, plan, &keys, most).await?;
+        let mut found: Vec<(Found, Vec<Existing>)> = rows.into_iter().map(|row| (row, Vec::new())).collect();
+        let is_asked = |nth: &usize| requests[*nth].with_chunks && matches!(found[*nth].0, Found::Row(..));
+        let asked: Vec<usize> = (0..requests.len()).filter(is_asked).collect();
         if !asked.is_empty() {
             let keys: Vec<&SourceKey> = asked.iter().map(|&nth| &requests[nth].key).collect();
             for chunk in db::app::existing_chunks(&mut connection, plan, &keys).await? {
-                loaded[asked[chunk.nth]].1.push(chunk);
+                found[asked[chunk.nth]].1.push(chunk);
             }
         }
-        Ok(loaded)
+        Ok(found)
+    }
+}
+
+impl Request {
+    fn answer(self, row: Option<LoadedRow>, chunks: Vec<Existing>, weight: Weight) {
+        // A job that no longer waits has been cancelled.
+        self.reply.send(Ok(Loaded { row: row.map(Arc::new), chunks, weight })).ok();
     }
 }
 
 /// Parts a batch, in its order, so that each part weighs no more than `most` or is one row.
-fn groups(batch: Vec<Request>, weights: &[u64], most: u64) -> Vec<Vec<(Request, u64)>> {
-    let mut groups: Vec<Vec<(Request, u64)>> = Vec::new();
+fn groups<T>(batch: Vec<(T, u64)>, most: u64) -> Vec<Vec<(T, u64)>> {
+    let mut groups: Vec<Vec<(T, u64)>> = Vec::new();
     let mut sum = u64::MAX;
-    for (request, &weight) in batch.into_iter().zip(weights) {
+    for (one, weight) in batch {
         sum = sum.saturating_add(weight);
         match groups.last_mut() {
-            Some(group) if sum <= most => group.push((request, weight)),
+            Some(group) if sum <= most => group.push((one, weight)),
             _ => {
                 sum = weight;
-                groups.push(vec![(request, weight)]);
+                groups.push(vec![(one, weight)]);
             }
         }
     }

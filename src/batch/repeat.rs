@@ -112,7 +112,7 @@ async fn run(pool: &PgPool, plan: &Plan, jobs: &[Done], patient: bool) -> Result
     let mut going = Vec::new();
     for nth in (0..works.len()).filter(|&nth| ends[nth].is_none()) {
         let row = locked.remove(&nth);
-        let unmoved = row.as_ref().is_some_and(|row| Some(&row.fingerprint) == works[nth].job.fingerprint.as_ref());
+        let unmoved = row.as_ref().is_some_and(|row| row.fingerprint == works[nth].job.fingerprint);
         let values = row.map(|row| row.values);
         going.push((Going { work: works[nth], facts: works[nth].facts.clone(), values, kept: Vec::new() }, unmoved));
     }
@@ -135,7 +135,7 @@ async fn lock_sources(
     ends: &mut [Option<OneEnd>],
 ) -> sqlx::Result<HashMap<usize, LockedRow>> {
     let keys: Vec<&SourceKey> = works.iter().map(|work| &work.job.key).collect();
-    let rows = app::lock_sources(connection, plan, &keys).await?;
+    let rows = app::lock_sources(connection, plan, &keys, &vec![None; keys.len()]).await?;
     let locked: HashMap<usize, LockedRow> = rows.into_iter().map(|row| (row.nth, row)).collect();
     let there = app::which_exist(connection, plan, &keys).await?;
     for (nth, end) in ends.iter_mut().enumerate() {
@@ -197,6 +197,7 @@ fn work(plan: &Plan, job: &Done, now: &str) -> Work {
         needs: None,
         tenant: job.tenant.clone(),
         fingerprint: Vec::new(),
+        version: None,
         is_file: false,
         skip: false,
         values: HashMap::new(),

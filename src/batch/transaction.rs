@@ -7,10 +7,10 @@ use rust_decimal::Decimal;
 use sqlx::{PgConnection, PgPool};
 
 use crate::config::{Meter, OnLeave, PipelineKind};
-use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, Plan, SourceUpdate, TargetPlan, WriteKind};
+use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, LoadedRow, Plan, SourceUpdate, TargetPlan, WriteKind};
 use crate::db::jobs;
+use crate::db::transcripts;
 use crate::db::usage::{self, Booked, Event};
-use crate::db::{pipelines, transcripts};
 use crate::domain::{JobId, Reason, SourceKey};
 use crate::failpoint::{self, Point};
 
@@ -63,13 +63,7 @@ pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bo
     effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;
     parents::lock(&mut transaction, plan, works, &mut verdicts).await?;
     asking::lock(&mut transaction, plan, works, &mut verdicts).await?;
-    let now = lock_jobs(&mut transaction, works, &mut verdicts).await?;
-    if !pipelines::holds(&mut *transaction, &plan.pipeline.name, &plan.generation).await? {
-        // Another generation was accepted meanwhile: its workers do these jobs.
-        for verdict in verdicts.iter_mut().filter(|verdict| verdict.is_none()) {
-            *verdict = Some(Verdict::Is(Committed::Stale));
-        }
-    }
+    let now = lock_jobs(&mut transaction, plan, works, &mut verdicts).await?;
 
     let open: Vec<usize> = (0..works.len()).filter(|&nth| verdicts[nth].is_none()).collect();
     let keys: Vec<&SourceKey> = open.iter().map(|&nth| &works[nth].job.key).collect();
@@ -128,8 +122,10 @@ async fn lock_sources(
     verdicts: &mut [Option<Verdict>],
 ) -> sqlx::Result<HashMap<usize, app::LockedRow>> {
     let keys: Vec<&SourceKey> = works.iter().map(|work| &work.job.key).collect();
-    let locked: HashMap<usize, app::LockedRow> =
-        app::lock_sources(connection, plan, &keys).await?.into_iter().map(|row| (row.nth, row)).collect();
+    let versions: Vec<Option<&str>> =
+        works.iter().map(|work| loaded(work).and_then(|row| row.version.as_deref())).collect();
+    let locked = app::lock_sources(connection, plan, &keys, &versions).await?;
+    let locked: HashMap<usize, app::LockedRow> = locked.into_iter().map(|row| (row.nth, row)).collect();
     let unlocked: Vec<usize> = (0..works.len()).filter(|nth| !locked.contains_key(nth)).collect();
     let missing: Vec<&SourceKey> = unlocked.iter().map(|&nth| keys[nth]).collect();
     let there = if missing.is_empty() { Vec::new() } else { app::which_exist(connection, plan, &missing).await? };
@@ -137,11 +133,11 @@ async fn lock_sources(
     for (nth, work) in works.iter().enumerate() {
         let row = locked.get(&nth);
         let moved = match &work.end {
-            End::Done(done) => row.is_none_or(|row| !row.in_set || row.fingerprint != done.row.fingerprint),
+            End::Done(done) => row.is_none_or(|row| !row.in_set || !row.is_still(&done.row)),
             End::Skip { row: loaded, .. } | End::Stands { row: loaded } => {
-                row.is_none_or(|row| !row.in_set || row.fingerprint != loaded.fingerprint)
+                row.is_none_or(|row| !row.in_set || !row.is_still(loaded))
             }
-            End::Fail { row: Some(loaded), .. } => row.is_some_and(|row| row.fingerprint != loaded.fingerprint),
+            End::Fail { row: Some(loaded), .. } => row.is_some_and(|row| !row.is_still(loaded)),
             End::Fail { row: None, .. } => false,
             // Still gone, or still out of the set.
             End::Leave { .. } => row.is_some_and(|row| row.in_set),
@@ -155,20 +151,35 @@ async fn lock_sources(
     Ok(locked)
 }
 
-/// Locks the job rows and asks lease and revision again. Returns the transaction's time; without a row of a job there is nobody to ask.
+/// The row that an end is about, as it was loaded.
+pub(super) fn loaded(work: &Work) -> Option<&LoadedRow> {
+    match &work.end {
+        End::Done(done) => Some(&done.row),
+        End::Skip { row, .. } | End::Stands { row } => Some(row),
+        End::Fail { row, .. } => row.as_deref(),
+        End::Leave { .. } => None,
+    }
+}
+
+/// Locks the job rows and asks lease, revision and generation again. Returns the transaction's time; without a row of a job there is nobody to ask.
 async fn lock_jobs(
     connection: &mut PgConnection,
+    plan: &Plan,
     works: &[&Work],
     verdicts: &mut [Option<Verdict>],
 ) -> sqlx::Result<String> {
     let held: Vec<_> = works.iter().map(|work| (work.job.id, work.job.lease)).collect();
-    let locked: HashMap<_, _> = jobs::lock(connection, &held).await?.into_iter().map(|row| (row.id, row)).collect();
+    let registered = (plan.pipeline.name.as_str(), plan.generation.as_str());
+    let locked = jobs::lock(connection, registered, &held).await?;
+    let locked: HashMap<_, _> = locked.into_iter().map(|row| (row.id, row)).collect();
     let now = locked.values().next().map(|row| row.now.clone()).unwrap_or_default();
     for (nth, work) in works.iter().enumerate() {
         let verdict = match locked.get(&work.job.id) {
             None => Verdict::Busy,
             Some(row) if !row.leased => Verdict::Is(Committed::Lost),
             Some(row) if row.revision != work.job.revision => Verdict::Is(Committed::Stale),
+            // Another generation was accepted meanwhile: its workers do these jobs.
+            Some(row) if !row.holds => Verdict::Is(Committed::Stale),
             Some(_) => continue,
         };
         // A lost lease outweighs what was found about the row.
@@ -278,7 +289,7 @@ fn chunk_rows<'a>(
     for ((chunk, embedding), kept) in done.chunks.iter().zip(&done.vectors).zip(&ready.kept) {
         let row = ChunkRow {
             parent: parent.clone(),
-            values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_ref())).collect(),
+            values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_deref())).collect(),
             vector: embedding.as_ref().map(|embedding| embedding.vector.as_slice()),
             place: kept.map(|kept| kept.place.clone()),
             moved: kept.is_some_and(|kept| usize::try_from(kept.index) != Ok(chunk.index)),
@@ -305,7 +316,7 @@ async fn write_rows(
             End::Done(done) => {
                 let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
                 let Some(chunk) = done.chunks.first() else { continue };
-                let embedding = done.vectors.first().and_then(Option::as_ref);
+                let embedding = done.vectors.first().and_then(Option::as_deref);
                 updates.push(SourceUpdate {
                     key: &ready.work.job.key,
                     values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding)).collect(),

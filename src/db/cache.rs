@@ -1,6 +1,7 @@
 //! `gristmill.vector_cache`: paid vectors whose job still waits for others, and those that equal texts may use again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgExecutor;
@@ -16,7 +17,7 @@ pub type TextHash = [u8; 32];
 pub struct Parked {
     pub tenant: String,
     pub text: TextHash,
-    pub embedding: Embedding,
+    pub embedding: Arc<Embedding>,
     /// As they were paid for.
     pub tokens: u64,
 }

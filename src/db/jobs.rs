@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::types::Json;
-use sqlx::{Connection as _, PgExecutor, PgPool};
+use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
 
 use crate::domain::{Digest, JobId, LeaseId, Reason, Revision, SourceKey};
@@ -248,23 +248,37 @@ pub struct Locked {
     /// Whether the lease is the asked one and still good.
     pub leased: bool,
     pub revision: Revision,
+    /// Whether the pipeline is registered with the asked generation, and stays so until the transaction ends.
+    pub holds: bool,
     /// The transaction's time, as text.
     pub now: String,
 }
 
-/// Locks the rows of a group for its commit. Rows that somebody else holds are missing from the answer.
-pub async fn lock(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)]) -> sqlx::Result<Vec<Locked>> {
+/// Locks the rows of a group for its commit. Rows that somebody else holds are missing from the answer. Where nobody is told of this
+/// pipeline's ends, the trigger that tells of them need not look for each.
+pub async fn lock(
+    db: impl PgExecutor<'_>,
+    (pipeline, generation): (&str, &str),
+    held: &[(JobId, LeaseId)],
+) -> sqlx::Result<Vec<Locked>> {
     let (ids, leases) = columns(held);
     sqlx::query_as!(
         Locked,
-        r#"select job.id as "id: JobId", job.revision as "revision: Revision",
+        r#"with registered as materialized (
+               select generation = $4 as holds,
+                      set_config('gristmill.untold', case when signal_channel is null and not signal_webhook then name else '' end, true)
+               from gristmill.pipelines where name = $3 for share
+           )
+           select job.id as "id: JobId", job.revision as "revision: Revision",
                   coalesce(job.lease_id = held.lease_id and job.lease_until > clock_timestamp(), false) as "leased!",
-                  now()::text as "now!"
+                  coalesce((select holds from registered), false) as "holds!", now()::text as "now!"
            from unnest($1::bigint[], $2::uuid[]) as held (id, lease_id)
            join gristmill.embedding_jobs as job on job.id = held.id
            order by job.id for update of job skip locked"#,
         &ids,
         &leases,
+        pipeline,
+        generation,
     )
     .fetch_all(db)
     .await
@@ -274,6 +288,8 @@ pub async fn lock(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)]) -> sqlx::R
 #[derive(Debug, Clone)]
 pub struct Finish {
     pub id: JobId,
+    /// No attempt at this opening of the job came before.
+    pub first: bool,
     /// `completed`, `skipped`, `failed` or `cancelled`.
     pub state: &'static str,
     pub tenant: String,
@@ -302,14 +318,12 @@ pub struct Holds {
 }
 
 /// Ends the jobs of a group. Only for rows that [`lock`] has found leased, in the same transaction.
-pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u64> {
+pub async fn finish(connection: &mut PgConnection, ends: &[Finish]) -> sqlx::Result<()> {
+    note(connection, ends).await?;
     let ids: Vec<i64> = ends.iter().map(|end| end.id.0).collect();
     let states: Vec<String> = ends.iter().map(|end| end.state.to_owned()).collect();
     let tenants: Vec<String> = ends.iter().map(|end| end.tenant.clone()).collect();
-    let kinds: Vec<Option<String>> =
-        ends.iter().map(|end| end.reason.as_ref().map(|reason| reason.kind.word().to_owned())).collect();
-    let reasons: Vec<Option<String>> =
-        ends.iter().map(|end| end.reason.as_ref().map(|reason| reason.text.clone())).collect();
+    let (kinds, reasons) = reasons(ends.iter().map(|end| end.reason.as_ref()));
     let generations: Vec<Option<String>> =
         ends.iter().map(|end| end.holds.as_ref().map(|holds| holds.generation.clone())).collect();
     let digests: Vec<Option<Vec<u8>>> =
@@ -321,26 +335,10 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
     let pages: Vec<Option<i32>> = ends.iter().map(|end| end.pages).collect();
     let readers: Vec<Option<String>> = ends.iter().map(|end| end.reader.clone()).collect();
     let ms: Vec<i32> = ends.iter().map(|end| end.ms).collect();
-    let stages: Vec<serde_json::Value> = ends.iter().map(|end| end.stages.clone()).collect();
     let of_text: Vec<Option<i64>> = ends.iter().map(|end| end.tokens_of_text).collect();
     let kept: Vec<Option<serde_json::Value>> = ends.iter().map(|end| end.kept.clone()).collect();
-    let done = sqlx::query!(
-        r#"with given as (
-               select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[],
-                                    $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[], $16::jsonb[], $17::bigint[])
-                   as given (id, state, tenant, kind, reason, generation, digests, tokens,
-                             fingerprint, need_stands, mirror_error, pages, reader, ms, stages, kept, tokens_of_text)
-           ),
-           noted as (
-               insert into gristmill.job_attempts
-                   (job_id, revision, attempt, worker, started_at, outcome, error_kind, reason, stages)
-               select job.id, job.revision, job.attempt + 1, job.worker, job.started_at,
-                      case given.state when 'completed' then 'done' when 'skipped' then 'skip' when 'failed' then 'fail' else 'cancel' end,
-                      given.kind, given.reason, given.stages
-               from given join gristmill.embedding_jobs as job using (id)
-               where given.state <> 'completed' or job.attempt > 0 or job.starts > 1
-           )
-           update gristmill.embedding_jobs as job
+    sqlx::query!(
+        r#"update gristmill.embedding_jobs as job
            set state = given.state, tenant = given.tenant, error_kind = given.kind, reason = given.reason,
                generation = coalesce(given.generation, job.generation),
                digests = coalesce(given.digests, job.digests),
@@ -356,7 +354,11 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
                attempt = case when given.state in ('failed', 'completed') then job.attempt + 1 else job.attempt end,
                snoozed_since = null, stales = 0, finished_at = clock_timestamp(),
                lease_id = null, lease_until = null, worker = null, stage = null, alone = false
-           from given where job.id = given.id"#,
+           from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bigint[],
+                       $9::bytea[], $10::bool[], $11::text[], $12::int[], $13::text[], $14::int[], $15::jsonb[], $16::bigint[])
+               as given (id, state, tenant, kind, reason, generation, digests, tokens,
+                         fingerprint, need_stands, mirror_error, pages, reader, ms, kept, tokens_of_text)
+           where job.id = given.id"#,
         &ids,
         &states,
         &tenants,
@@ -371,13 +373,45 @@ pub async fn finish(db: impl PgExecutor<'_>, ends: &[Finish]) -> sqlx::Result<u6
         &pages as &[Option<i32>],
         &readers as &[Option<String>],
         &ms,
-        &stages,
         &kept as &[Option<serde_json::Value>],
         &of_text as &[Option<i64>],
     )
-    .execute(db)
+    .execute(connection)
     .await?;
-    Ok(done.rows_affected())
+    Ok(())
+}
+
+/// Keeps the attempts that ended: of a first one that ended well, the job's row says it all.
+async fn note(connection: &mut PgConnection, ends: &[Finish]) -> sqlx::Result<()> {
+    let noted: Vec<&Finish> = ends.iter().filter(|end| end.state != "completed" || !end.first).collect();
+    if noted.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<i64> = noted.iter().map(|end| end.id.0).collect();
+    let states: Vec<String> = noted.iter().map(|end| end.state.to_owned()).collect();
+    let (kinds, reasons) = reasons(noted.iter().map(|end| end.reason.as_ref()));
+    let stages: Vec<serde_json::Value> = noted.iter().map(|end| end.stages.clone()).collect();
+    sqlx::query!(
+        r#"insert into gristmill.job_attempts (job_id, revision, attempt, worker, started_at, outcome, error_kind, reason, stages)
+           select job.id, job.revision, job.attempt + 1, job.worker, job.started_at,
+                  case given.state when 'completed' then 'done' when 'skipped' then 'skip' when 'failed' then 'fail' else 'cancel' end,
+                  given.kind, given.reason, given.stages
+           from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::jsonb[]) as given (id, state, kind, reason, stages)
+           join gristmill.embedding_jobs as job using (id)"#,
+        &ids,
+        &states,
+        &kinds as &[Option<String>],
+        &reasons as &[Option<String>],
+        &stages,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+fn reasons<'r>(of: impl Iterator<Item = Option<&'r Reason>>) -> (Vec<Option<String>>, Vec<Option<String>>) {
+    of.map(|reason| (reason.map(|reason| reason.kind.word().to_owned()), reason.map(|reason| reason.text.clone())))
+        .unzip()
 }
 
 /// Cancels a job that was announced under another spelling of its row's key and opens the job of `key` instead; says whether the

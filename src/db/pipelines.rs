@@ -162,18 +162,6 @@ pub async fn open_generation(db: impl PgExecutor<'_>, name: &str, generation: &s
     Ok(done.rows_affected())
 }
 
-/// Whether the pipeline is registered with this generation, and stays so until the transaction ends.
-pub async fn holds(db: impl PgExecutor<'_>, name: &str, generation: &str) -> sqlx::Result<bool> {
-    let found = sqlx::query_scalar!(
-        r#"select (generation = $2) as "holds!" from gristmill.pipelines where name = $1 for share"#,
-        name,
-        generation,
-    )
-    .fetch_optional(db)
-    .await?;
-    Ok(found.unwrap_or(false))
-}
-
 /// What an acceptance would pay for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpaid {

@@ -28,7 +28,7 @@ pub struct Booked<'a> {
     pub model: &'a str,
 }
 
-/// Books events; one already booked for its job, revision and meter stays as it is.
+/// Books events, in a transaction that holds their jobs' rows; one already booked for its job, revision and meter stays as it is.
 pub async fn book(db: impl PgExecutor<'_>, common: Booked<'_>, events: &[Event]) -> sqlx::Result<()> {
     let jobs: Vec<i64> = events.iter().map(|event| event.job.0).collect();
     let revisions: Vec<i64> = events.iter().map(|event| event.revision.0).collect();
@@ -43,7 +43,8 @@ pub async fn book(db: impl PgExecutor<'_>, common: Booked<'_>, events: &[Event])
            select job_id, revision, $1, tenant, $2, $3, meter, quantity, unit, price_id, cost
            from unnest($4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::numeric[], $9::text[], $10::bigint[], $11::numeric[])
                as event (job_id, revision, tenant, meter, quantity, unit, price_id, cost)
-           on conflict (job_id, revision, meter) do nothing"#,
+           where not exists (select from gristmill.usage_events as booked
+                             where booked.job_id = event.job_id and booked.revision = event.revision and booked.meter = event.meter)"#,
         common.pipeline,
         common.provider,
         common.model,

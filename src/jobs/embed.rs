@@ -194,7 +194,7 @@ async fn embed(
     plan: &ChunkPlan,
     kept: &[bool],
     approaching: Approaching,
-) -> Result<(Vec<Option<Embedding>>, Texts, Vec<TextHash>), JobError> {
+) -> Result<(Vec<Option<Arc<Embedding>>>, Texts, Vec<TextHash>), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
     for (nth, chunk) in plan.chunks.iter().enumerate().filter(|(nth, _)| !kept[*nth]) {
@@ -204,7 +204,7 @@ async fn embed(
             owners.push((nth, part));
         }
     }
-    let mut vectors: Vec<Option<Embedding>> = vec![None; plan.chunks.len()];
+    let mut vectors: Vec<Option<Arc<Embedding>>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
         return Ok((vectors, Vec::new(), Vec::new()));
     }
@@ -219,10 +219,10 @@ async fn embed(
         ceiling: deps.ceiling.clone(),
     };
     let Paid { vectors: paid, parked } = means.batcher.embed(&of, texts, approaching).await?;
-    let mut parts: Vec<Vec<(Embedding, usize)>> = vec![Vec::new(); plan.chunks.len()];
+    let mut parts: Vec<Vec<(Arc<Embedding>, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
     for ((nth, part), (embedding, tokens)) in owners.into_iter().zip(paid) {
-        parts[nth].push((embedding.clone(), part.tokens));
+        parts[nth].push((Arc::clone(&embedding), part.tokens));
         bought.push((part.embedded().to_owned(), (embedding, tokens)));
     }
     for (vector, parts) in vectors.iter_mut().zip(parts) {
@@ -240,7 +240,7 @@ async fn embed(
 
 /// The mean of vectors weighted by tokens and brought to length 1, with the largest weights of their tokens; a single one stays
 /// as it is.
-fn mean(mut parts: Vec<(Embedding, usize)>) -> Option<Embedding> {
+fn mean(mut parts: Vec<(Arc<Embedding>, usize)>) -> Option<Arc<Embedding>> {
     if parts.len() <= 1 {
         return parts.pop().map(|(embedding, _)| embedding);
     }
@@ -254,12 +254,12 @@ fn mean(mut parts: Vec<(Embedding, usize)>) -> Option<Embedding> {
     let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
     #[expect(clippy::cast_possible_truncation, reason = "a value of a vector of length 1 fits f32")]
     let vector = sum.into_iter().map(|value| (value / norm) as f32).collect();
-    let weights = parts.into_iter().map(|(part, _)| part.sparse).reduce(|whole, part| {
+    let weights = parts.into_iter().map(|(part, _)| part.sparse.clone()).reduce(|whole, part| {
         let (mut whole, part) = (whole?, part?);
         whole.merge(&part);
         Some(whole)
     });
-    Some(Embedding { vector, sparse: weights.flatten() })
+    Some(Arc::new(Embedding { vector, sparse: weights.flatten() }))
 }
 
 fn facts_of(

@@ -154,6 +154,7 @@ async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     if leases.is_empty() {
         return;
     }
+    let _speaking = engine.speaking.lock().await;
     let Ok(ours) = db::jobs::held(&engine.pool, &leases).await else { return };
     let mut by_pipeline: HashMap<&str, Vec<&SourceKey>> = HashMap::new();
     for entry in fresh.into_iter().filter(|entry| ours.contains(&entry.release.id)) {
@@ -166,21 +167,19 @@ async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     }
 }
 
-/// What is mirrored on source rows while their jobs have no end.
+/// What rows say whose attempt ended without an end of the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mirrored {
-    Processing,
     /// The word for `processing` is taken back.
     Released,
     /// A person wants no more of it.
     Cancelled,
 }
 
-/// Sets a status word on source rows, and on the rows of the application's own job table, which hear from the loader that they are worked
-/// on; best effort, since nothing depends on it.
+/// Sets a status word on source rows, and on the rows of the application's own job table; best effort, since nothing depends on it.
 pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], what: Mirrored) {
     let plan = deps.fit.plan();
-    if let Some(queue) = plan.queue.as_ref().filter(|_| what != Mirrored::Processing) {
+    if let Some(queue) = &plan.queue {
         let (words, cancelled) = (&queue.words, queue.word_of("cancelled"));
         write_word(engine, &plan, Some(queue), keys, what.words(&words.processing, &words.pending, cancelled)).await;
     }
@@ -192,10 +191,9 @@ pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], wh
 }
 
 impl Mirrored {
-    /// The word to write, and those that it replaces; none: any.
+    /// The word to write, and those that it replaces.
     fn words<'w>(self, processing: &'w str, pending: &'w str, cancelled: &'w str) -> (&'w str, Vec<&'w str>) {
         match self {
-            Self::Processing => (processing, Vec::new()),
             Self::Released => (pending, vec![processing]),
             Self::Cancelled => (cancelled, vec![processing, pending]),
         }

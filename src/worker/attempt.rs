@@ -184,6 +184,7 @@ fn give_back(engine: &Engine, job: &ClaimedJob, deps: &Deps, outcome: &Outcome, 
         reason: outcome.reason().cloned(),
         stages: trace.json(),
     };
+    engine.hands.forgive_word(job.id, job.lease);
     engine.releases.push(release, job.key.clone(), deps.plan.pipeline.name.clone());
 }
 

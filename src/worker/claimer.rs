@@ -15,8 +15,8 @@ use crate::jobs::Deps;
 use crate::telemetry;
 
 use super::Engine;
-use super::acknowledger::{Mirrored, mirror};
 use super::ring::Ring;
+use super::words;
 
 /// Tenants of one look.
 const LOOK: usize = 1_000;
@@ -199,7 +199,7 @@ async fn claim_crashed(
     Ok(Vec::new())
 }
 
-/// Mirrors `processing` while nothing has started, and gives the jobs to the runner.
+/// Gives the jobs to the runner, and notes which rows may have to say that they are worked on.
 async fn hand_on(engine: &Engine, deps: &Deps, mut claimed: Vec<Claimed>, sender: &mpsc::Sender<ClaimedJob>) {
     if claimed.is_empty() {
         return;
@@ -210,18 +210,18 @@ async fn hand_on(engine: &Engine, deps: &Deps, mut claimed: Vec<Claimed>, sender
     failpoint::reach(Point::Claimed);
     telemetry::claimed(&deps.plan.pipeline.name, claimed.len());
     ask_needs(engine, deps, &mut claimed).await;
-    let keys: Vec<_> = claimed.iter().filter(|one| !one.job.need_ended).map(|one| &one.job.key).collect();
-    mirror(engine, deps, &keys, Mirrored::Processing).await;
     for one in claimed {
+        words::owe(engine, deps, &one.job);
         // The channel holds as many as there are slots, so this never waits; a closed one means that we are stopping.
         if let Err(refused) = sender.send(one.job).await {
             let job = refused.0;
+            engine.hands.forgive_word(job.id, job.lease);
             engine.releases.hand_back(&job);
         }
     }
 }
 
-/// Asks rows that asked for themselves whether they still do, before our own word stands on them. A job that was tried before may have
+/// Asks rows that asked for themselves whether they still do, before our own word may stand on them. A job that was tried before may have
 /// left that word there.
 async fn ask_needs(engine: &Engine, deps: &Deps, claimed: &mut [Claimed]) {
     let mut asked: Vec<&mut Claimed> =

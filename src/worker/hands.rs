@@ -1,11 +1,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::db::app::WorkedOn;
 use crate::db::claims::ALONE;
-use crate::domain::{ClaimedJob, JobId, LeaseId};
+use crate::domain::{ClaimedJob, JobId, LeaseId, SourceKey};
 
 /// A job in hand.
 #[derive(Debug, Clone)]
@@ -14,6 +16,16 @@ struct Held {
     crashes: i16,
     /// Cancelled when the lease is found to be another's.
     lost: CancellationToken,
+    /// Its row is still to say that it is worked on.
+    owed: Option<Owed>,
+}
+
+/// A word that a row is to have.
+#[derive(Debug, Clone)]
+struct Owed {
+    due: Instant,
+    pipeline: String,
+    key: SourceKey,
 }
 
 /// The jobs this worker has in hand, from claim to end: how many more fit, and whose leases to renew.
@@ -22,11 +34,12 @@ pub struct Hands {
     slots: usize,
     held: Mutex<HashMap<JobId, Held>>,
     freed: Notify,
+    owing: Notify,
 }
 
 impl Hands {
     pub fn new(slots: usize) -> Self {
-        Self { slots, held: Mutex::default(), freed: Notify::new() }
+        Self { slots, held: Mutex::default(), freed: Notify::new(), owing: Notify::new() }
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Held>> {
@@ -35,7 +48,7 @@ impl Hands {
 
     /// Takes a claimed job. Where it is in hand under another lease, that one is lost: this worker itself was slow to hear of it.
     pub fn take(&self, job: &ClaimedJob) {
-        let held = Held { lease: job.lease, crashes: job.crashes, lost: CancellationToken::new() };
+        let held = Held { lease: job.lease, crashes: job.crashes, lost: CancellationToken::new(), owed: None };
         if let Some(old) = self.held().insert(job.id, held) {
             old.lost.cancel();
         }
@@ -52,6 +65,42 @@ impl Hands {
             },
             |held| held.lost.clone(),
         )
+    }
+
+    /// Owes the row of a job that is still in hand its word, from `due` on.
+    pub fn owe_word(&self, (job, lease): (JobId, LeaseId), pipeline: &str, key: SourceKey, due: Instant) {
+        if let Some(held) = self.held().get_mut(&job).filter(|held| held.lease == lease) {
+            held.owed = Some(Owed { due, pipeline: pipeline.to_owned(), key });
+            self.owing.notify_one();
+        }
+    }
+
+    /// The attempt is over: its row need not say any more that it is worked on.
+    pub fn forgive_word(&self, job: JobId, lease: LeaseId) {
+        if let Some(held) = self.held().get_mut(&job).filter(|held| held.lease == lease) {
+            held.owed = None;
+        }
+    }
+
+    /// Waits until a word is owed.
+    pub async fn owing(&self) {
+        self.owing.notified().await;
+    }
+
+    /// When the next word is due.
+    pub fn next_word(&self) -> Option<Instant> {
+        self.held().values().filter_map(|held| held.owed.as_ref()).map(|owed| owed.due).min()
+    }
+
+    /// The rows whose words are due, by pipeline; they are owed no more.
+    pub fn words_due(&self, now: Instant) -> HashMap<String, Vec<WorkedOn>> {
+        let mut due: HashMap<String, Vec<WorkedOn>> = HashMap::new();
+        for (job, held) in self.held().iter_mut() {
+            if let Some(owed) = held.owed.take_if(|owed| owed.due <= now) {
+                due.entry(owed.pipeline).or_default().push(WorkedOn { job: *job, lease: held.lease, key: owed.key });
+            }
+        }
+        due
     }
 
     /// Lets go of a job, under this lease only.
@@ -189,5 +238,29 @@ mod tests {
         assert!(!under_new.is_cancelled());
         hands.tell_lost(&[(new.id, new.lease)]);
         assert!(under_new.is_cancelled());
+    }
+
+    #[test]
+    fn a_word_is_due_once_after_a_while_and_only_while_the_attempt_lasts() {
+        let hands = Hands::new(4);
+        let job = claimed(1);
+        let (now, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
+        let owe = |lease| hands.owe_word((job.id, lease), &job.pipeline, job.key.clone(), later);
+        hands.take(&job);
+        assert_eq!(hands.next_word(), None);
+        owe(claimed(2).lease);
+        assert_eq!(hands.next_word(), None);
+
+        owe(job.lease);
+        assert_eq!((hands.next_word(), hands.words_due(now).len()), (Some(later), 0));
+        assert_eq!(hands.words_due(later)[&job.pipeline][0].lease, job.lease);
+        assert_eq!((hands.next_word(), hands.words_due(later).len()), (None, 0));
+
+        owe(job.lease);
+        hands.forgive_word(job.id, job.lease);
+        assert_eq!(hands.next_word(), None);
+        owe(job.lease);
+        drop(hands.guard(&job));
+        assert_eq!(hands.next_word(), None);
     }
 }

@@ -14,12 +14,13 @@ mod listener;
 mod rescuer;
 mod ring;
 mod sweeper;
+mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{PgExecutor, PgPool};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -71,6 +72,8 @@ pub struct Engine {
     /// Hand back what is in hand.
     pub give_up: CancellationToken,
     pub releases: acknowledger::Releases,
+    /// Held while words of jobs in hand are written, or taken back.
+    speaking: Mutex<()>,
     /// How the sweeps of every pipeline go.
     pub swept: Progress,
 }
@@ -93,6 +96,7 @@ impl Engine {
             wake: Notify::new(),
             give_up: CancellationToken::new(),
             releases: acknowledger::Releases::new(),
+            speaking: Mutex::default(),
             swept: Progress::default(),
             pool,
             owner,
@@ -164,6 +168,7 @@ impl Engine {
         let vital = || self.vital.clone();
         tasks.spawn(vital().watch("heartbeat", heartbeat::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("acknowledger", acknowledger::run(Arc::clone(self), late.clone())));
+        tasks.spawn(vital().watch("words", words::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("claimer", claimer::run(Arc::clone(self), sender)));
         // What these do may end at any statement: others, or the next start, go on with it.
         tasks.spawn(vital().watch("rescuer", until(self.stop.clone(), rescuer::run(Arc::clone(self)))));

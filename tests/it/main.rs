@@ -62,6 +62,7 @@ mod signals;
 mod sparse;
 mod spine;
 mod statuses;
+mod steady;
 #[path = "../chaos/storehouse.rs"]
 mod storehouse;
 mod stores;

@@ -679,6 +679,7 @@ async fn a_job_whose_lease_is_anothers_is_let_alone() {
         let gate = vendor.hold();
         let worker = world.start().await;
         vendor.arrived(1).await;
+        eventually(&world, "(select processing_status = 'processing' from public.documents)").await;
         world
             .sql(
                 "update gristmill.embedding_jobs set lease_id = gen_random_uuid(), worker = gen_random_uuid(), \
@@ -717,6 +718,7 @@ async fn a_job_that_is_given_back_too_late_stays_processing_on_its_row() {
     let gate = vendor.hold();
     let worker = world.start().await;
     vendor.arrived(1).await;
+    eventually(&world, "(select processing_status = 'processing' from public.documents)").await;
     let taken =
         "update gristmill.embedding_jobs set lease_id = gen_random_uuid(), lease_until = now() + interval '1 hour'";
     world.sql(taken).await;
@@ -815,6 +817,7 @@ async fn from_the_third_crash_on_a_job_has_a_worker_for_itself() {
     }
     // Longer than it takes to claim what may be claimed.
     tokio::time::sleep(Duration::from_millis(700)).await;
+    eventually(&world, "exists (select from public.documents where processing_status = 'processing')").await;
 
     assert_snapshot!(world.state().await, @r"
     innocent 0 pending | pending attempt=0 chunks=0

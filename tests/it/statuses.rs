@@ -1,12 +1,18 @@
 //! What a source row says of itself is true: also once its vectors are gone, and where a person wants no more of it.
 
+use gristmill::db::app::{WorkedOn, mirror_processing};
+use gristmill::domain::{LeaseId, SourceKey};
 use insta::assert_snapshot;
+use uuid::Uuid;
 
 use crate::fake_openai::{FakeOpenAi, Options};
-use crate::outcomes::{enqueued, killed_in_hand};
+use crate::outcomes::{enqueued, eventually, killed_in_hand};
 use crate::world::{DIMENSIONS, World};
 
 const WITH_A_WORD: &str = "alter table public.documents drop constraint documents_processing_status_check";
+
+/// Some row says that it is worked on.
+const SAYS_SO: &str = "exists (select from public.documents where processing_status = 'processing')";
 
 /// Each document: what it says of itself, and what its job says.
 async fn said(world: &World) -> String {
@@ -197,6 +203,7 @@ async fn a_key_that_fits_no_row_keeps_no_word_from_the_rows_beside_it() {
     let gate = vendor.hold();
     let worker = world.start().await;
     vendor.arrived(1).await;
+    eventually(&world, SAYS_SO).await;
     let under_way = said(&world).await;
     drop(gate);
     worker.idle().await;
@@ -231,4 +238,35 @@ async fn a_row_that_may_not_say_why_says_at_least_that() {
     world.work().await;
 
     assert_snapshot!(said(&world).await, @"stray failed | failed file the database refused the write: constraint documents_error_message_check of table documents refused the row");
+}
+
+#[tokio::test]
+async fn a_row_whose_job_is_over_or_another_s_keeps_its_word() {
+    let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() });
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The wheel turns.").await;
+    world.sweep(None).await;
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    eventually(&world, SAYS_SO).await;
+    let (job, lease) = worker.running.engine.hands.leases()[0];
+    let key = SourceKey(vec![world.value("select id::text from public.documents").await]);
+    let ours = WorkedOn { job, lease, key };
+    let theirs = WorkedOn { lease: LeaseId(Uuid::nil()), ..ours.clone() };
+    let plan = worker.running.engine.pipelines[0].fit.plan();
+    let mut connection = world.pool.acquire().await.unwrap();
+
+    world.sql("update public.documents set processing_status = 'pending'").await;
+    mirror_processing(&mut connection, &plan, &[&theirs]).await.unwrap();
+    assert_eq!(said(&world).await, "note pending | processing");
+    mirror_processing(&mut connection, &plan, &[&ours]).await.unwrap();
+    assert_eq!(said(&world).await, "note processing | processing");
+
+    gate.open();
+    worker.idle().await;
+    mirror_processing(&mut connection, &plan, &[&ours]).await.unwrap();
+    worker.stop().await;
+    assert_eq!(said(&world).await, "note completed 1 | completed");
 }

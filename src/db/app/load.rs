@@ -24,6 +24,8 @@ pub struct LoadedRow {
     pub needs: Option<bool>,
     pub tenant: String,
     pub fingerprint: Vec<u8>,
+    /// The row's version, where the same version has the same content.
+    pub version: Option<String>,
     /// Whether the content is a file.
     pub is_file: bool,
     /// Whether `skip.when` holds.
@@ -40,31 +42,6 @@ impl LoadedRow {
             Name::Job(_) | Name::Chunk(_) => None,
         }
     }
-}
-
-/// How many bytes the values of each row take, in the keys' order: asked before they are loaded.
-///
-/// # Errors
-/// The database is away, or a key does not fit its column's type.
-pub async fn sizes(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKey]) -> sqlx::Result<Vec<u64>> {
-    let mut sizes = vec![0; keys.len()];
-    if plan.expressions.is_empty() {
-        return Ok(sizes);
-    }
-    let parts: Vec<String> =
-        plan.expressions.iter().map(|value| format!("coalesce(octet_length({value}), 0)::bigint")).collect();
-    let statement = format!("select asked.gm_nth as nth, {} as bytes from {}", parts.join(" + "), plan.asked_rows());
-    let mut query = sqlx::query(AssertSqlSafe(statement));
-    for column in by_column(keys, plan.key.len()) {
-        query = query.bind(column);
-    }
-    for row in query.fetch_all(connection).await? {
-        let (nth, bytes): (i64, i64) = (row.try_get("nth")?, row.try_get("bytes")?);
-        if let Some(size) = usize::try_from(nth - 1).ok().and_then(|nth| sizes.get_mut(nth)) {
-            *size = u64::try_from(bytes).unwrap_or_default();
-        }
-    }
-    Ok(sizes)
 }
 
 /// Why a key cannot be that of a row: it has other columns, or a value is not of its column's type.
@@ -94,6 +71,16 @@ pub async fn misfit_of_key(
     Ok(None)
 }
 
+/// What a look for a row found.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// There is no such row.
+    Gone,
+    /// It is there, and its values take so many bytes: more than were asked for.
+    Large(u64),
+    Row(LoadedRow, u64),
+}
+
 /// Loads rows by key, in the keys' order; none where there is no such row.
 ///
 /// # Errors
@@ -103,6 +90,43 @@ pub async fn load(
     plan: &Plan,
     keys: &[&SourceKey],
 ) -> sqlx::Result<Vec<Option<LoadedRow>>> {
+    let found = load_up_to(connection, plan, keys, u64::MAX).await?;
+    Ok(found.into_iter().map(|found| if let Found::Row(row, _) = found { Some(row) } else { None }).collect())
+}
+
+/// As [`load`], but rows whose values take more bytes than `most` are only measured: they are to be weighed before they are in memory.
+///
+/// # Errors
+/// As those of [`load`].
+pub async fn load_up_to(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    keys: &[&SourceKey],
+    most: u64,
+) -> sqlx::Result<Vec<Found>> {
+    let mut query = sqlx::query(AssertSqlSafe(load_statement(plan)));
+    for column in by_column(keys, plan.key.len()) {
+        query = query.bind(column);
+    }
+    let query = query.bind(i64::try_from(most).unwrap_or(i64::MAX));
+    let mut rows: Vec<Found> = vec![Found::Gone; keys.len()];
+    // One by one: a row as it came and its values are in memory together.
+    let mut found = query.fetch(connection);
+    while let Some(row) = found.try_next().await? {
+        let bytes: i64 = row.try_get("bytes")?;
+        let bytes = u64::try_from(bytes).unwrap_or_default();
+        let row = match row.try_get::<Option<Vec<u8>>, _>("fingerprint")? {
+            None => (nth_of(&row)?, Found::Large(bytes)),
+            Some(fingerprint) => (nth_of(&row)?, Found::Row(loaded(plan, &row, fingerprint)?, bytes)),
+        };
+        if let Some(place) = rows.get_mut(row.0) {
+            *place = row.1;
+        }
+    }
+    Ok(rows)
+}
+
+fn load_statement(plan: &Plan) -> String {
     let condition = |sql: Option<&crate::config::Sql>, otherwise: &str| {
         sql.map_or_else(|| otherwise.to_owned(), |sql| format!("coalesce(({})::boolean, false)", sql.text))
     };
@@ -110,45 +134,41 @@ pub async fn load(
         None => "false".to_owned(),
         Some(file) => condition(file.when.as_ref(), "true"),
     };
-    let statement = format!(
-        "select asked.gm_nth as nth, {key} as key, {when} as in_set, {needs} as needs, {tenant} as tenant, {fingerprint} as fingerprint, \
-                {is_file} as is_file, {skip} as skip, array[{values}]::text[] as row_values \
+    let sizes: Vec<String> =
+        plan.expressions.iter().map(|value| format!("coalesce(octet_length({value}), 0)::bigint")).collect();
+    let bytes = if sizes.is_empty() { "0::bigint".to_owned() } else { sizes.join(" + ") };
+    let fits = format!("{bytes} <= ${}::bigint", plan.key.len() + 1);
+    format!(
+        "select asked.gm_nth as nth, {key} as key, {when} as in_set, {needs} as needs, {tenant} as tenant, {version} as version, \
+                {bytes} as bytes, case when {fits} then {fingerprint} end as fingerprint, \
+                {is_file} as is_file, {skip} as skip, case when {fits} then array[{values}]::text[] end as row_values \
          from {from}",
         key = plan.key_json("source"),
         when = plan.when,
         needs = plan.needs.as_deref().unwrap_or("null::boolean"),
         tenant = plan.tenant,
+        version = plan.version("source"),
         fingerprint = plan.fingerprint,
         skip = condition(plan.pipeline.skip.when.as_ref(), "false"),
         values = plan.expressions.join(", "),
         from = plan.asked_rows(),
-    );
-    let mut query = sqlx::query(AssertSqlSafe(statement));
-    for column in by_column(keys, plan.key.len()) {
-        query = query.bind(column);
-    }
-    let mut rows: Vec<Option<LoadedRow>> = vec![None; keys.len()];
-    // One by one: a row as it came and its values are in memory together.
-    let mut found = query.fetch(connection);
-    while let Some(row) = found.try_next().await? {
-        let nth: i64 = row.try_get("nth")?;
-        let values: Vec<Option<String>> = row.try_get("row_values")?;
-        let key: Json<SourceKey> = row.try_get("key")?;
-        let loaded = LoadedRow {
-            key: key.0,
-            in_set: row.try_get("in_set")?,
-            needs: row.try_get("needs")?,
-            tenant: row.try_get("tenant")?,
-            fingerprint: row.try_get("fingerprint")?,
-            is_file: row.try_get("is_file")?,
-            skip: row.try_get("skip")?,
-            values: plan.names.iter().cloned().zip(values).collect(),
-        };
-        if let Some(place) = usize::try_from(nth - 1).ok().and_then(|nth| rows.get_mut(nth)) {
-            *place = Some(loaded);
-        }
-    }
-    Ok(rows)
+    )
+}
+
+fn loaded(plan: &Plan, row: &sqlx::postgres::PgRow, fingerprint: Vec<u8>) -> sqlx::Result<LoadedRow> {
+    let values: Vec<Option<String>> = row.try_get("row_values")?;
+    let key: Json<SourceKey> = row.try_get("key")?;
+    Ok(LoadedRow {
+        key: key.0,
+        in_set: row.try_get("in_set")?,
+        needs: row.try_get("needs")?,
+        tenant: row.try_get("tenant")?,
+        fingerprint,
+        version: row.try_get("version")?,
+        is_file: row.try_get("is_file")?,
+        skip: row.try_get("skip")?,
+        values: plan.names.iter().cloned().zip(values).collect(),
+    })
 }
 
 /// Where a chunk is: its table, since the partitions of one count their rows alike, and its place there.

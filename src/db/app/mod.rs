@@ -17,6 +17,7 @@ mod known;
 mod leave;
 mod limits;
 mod load;
+mod mirror;
 mod own_writes;
 mod parents;
 mod plan;
@@ -24,6 +25,7 @@ mod queue;
 mod rights;
 mod search;
 mod shape;
+mod steady;
 mod survey;
 mod sweep;
 mod triggers;
@@ -45,7 +47,8 @@ pub use fit::refuses;
 pub use keyless::keyless;
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
-pub use load::{Existing, LoadedRow, existing_chunks, load, lock_chunks, misfit_of_key, sizes};
+pub use load::{Existing, Found, LoadedRow, existing_chunks, load, load_up_to, lock_chunks, misfit_of_key};
+pub use mirror::{WorkedOn, mirror, mirror_processing};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, asked_for, lock_marked, mark, mirror_asking, open_asked, open_unmet};
@@ -61,7 +64,7 @@ pub use vector_index::{
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};
 pub use write::{
-    ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, mirror, reread,
+    ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, reread,
     set_writer, update_chunks, update_sources, which_exist,
 };
 

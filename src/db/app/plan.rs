@@ -21,6 +21,7 @@ use super::parents::{self, ParentPlan};
 use super::queue::{self, QueuePlan};
 use super::rights;
 use super::shape::{Shape, row_names};
+use super::steady::{self, Steady};
 use super::vector::{SparseKind, VectorKind, VectorType};
 use super::{asked, words};
 
@@ -60,6 +61,7 @@ pub struct Plan {
     pub(super) needs: Option<String>,
     pub(super) tenant: String,
     pub(super) fingerprint: String,
+    pub steady: Steady,
 }
 
 /// Where vectors go.
@@ -135,6 +137,11 @@ impl Plan {
         let Name::Row(name) = name else { return None };
         let nth = self.key.iter().position(|column| &column.name == name)?;
         key.0.get(nth).cloned()
+    }
+
+    /// The version of `row`, where the same version has the same content.
+    pub(super) fn version(&self, row: &str) -> String {
+        if self.steady.versioned { format!("{row}.xmin::text") } else { "null::text".to_owned() }
     }
 
     /// An SQL condition: what `row` holds may stay, its weights of tokens included.
@@ -313,6 +320,7 @@ async fn resolve_now(
         needs: shape.needs,
         tenant: shape.tenant,
         fingerprint: shape.fingerprint,
+        steady: Steady::default(),
         pipeline: pipeline.clone(),
         source_table: table,
     };
@@ -328,7 +336,8 @@ async fn resolve_now(
     if misfits.iter().any(|misfit| !misfit.warning) {
         return Ok(Err(misfits));
     }
-    Ok(Ok((plan, misfits)))
+    let steady = steady::of(connection, &plan, target_table.as_ref()).await?;
+    Ok(Ok((Plan { steady, ..plan }, misfits)))
 }
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {

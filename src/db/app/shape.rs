@@ -33,7 +33,7 @@ pub(super) fn row_names(pipeline: &Pipeline, table: &Table, misfits: &mut Vec<Mi
 }
 
 /// The names whose values the vectors, or what is stored beside them, are made of.
-fn content_names(pipeline: &Pipeline) -> BTreeSet<String> {
+pub(super) fn content_names(pipeline: &Pipeline) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     match &pipeline.source.text {
         None => {}

@@ -99,6 +99,9 @@ impl Encode<'_, Postgres> for Vectors<'_> {
 
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
         let count = i32::try_from(self.rows.len())?;
+        // All at once: a buffer of megabytes that doubles as it grows is twice as large for a moment.
+        let values = self.rows.iter().flatten().map(|vector| vector.len() * self.of.kind.width()).sum::<usize>();
+        buffer.reserve(values + (self.rows.len() + 3) * 2 * HEADER);
         // A one-dimensional array: dimensions, has-nulls, element type, length, lower bound.
         let has_nulls = i32::from(self.rows.iter().any(Option::is_none));
         for part in [1, has_nulls] {
@@ -121,20 +124,35 @@ impl Encode<'_, Postgres> for Vectors<'_> {
 /// pgvector's binary form: length, dimensions, an unused short, then the values.
 fn one(buffer: &mut PgArgumentBuffer, kind: VectorKind, vector: &[f32]) -> Result<(), BoxDynError> {
     let dimensions = u16::try_from(vector.len())?;
-    let width = match kind {
-        VectorKind::Vector => 4,
-        VectorKind::HalfVector => 2,
-    };
-    buffer.extend(i32::try_from(4 + vector.len() * width)?.to_be_bytes());
+    buffer.extend(i32::try_from(HEADER + vector.len() * kind.width())?.to_be_bytes());
     buffer.extend(dimensions.to_be_bytes());
     buffer.extend([0, 0]);
-    for value in vector {
-        match kind {
-            VectorKind::Vector => buffer.extend(value.to_be_bytes()),
-            VectorKind::HalfVector => buffer.extend(half::f16::from_f32(*value).to_be_bytes()),
+    let start = buffer.len();
+    buffer.resize(start + vector.len() * kind.width(), 0);
+    let values = &mut buffer[start..];
+    match kind {
+        VectorKind::Vector => {
+            values.as_chunks_mut().0.iter_mut().zip(vector).for_each(|(bytes, value)| *bytes = value.to_be_bytes());
+        }
+        VectorKind::HalfVector => {
+            let half = |value: &f32| half::f16::from_f32(*value).to_be_bytes();
+            values.as_chunks_mut().0.iter_mut().zip(vector).for_each(|(bytes, value)| *bytes = half(value));
         }
     }
     Ok(())
+}
+
+/// Dimensions and the unused short.
+const HEADER: usize = 4;
+
+impl VectorKind {
+    /// Bytes of a value.
+    fn width(self) -> usize {
+        match self {
+            Self::Vector => 4,
+            Self::HalfVector => 2,
+        }
+    }
 }
 
 #[cfg(test)]

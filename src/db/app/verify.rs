@@ -8,9 +8,9 @@ use crate::domain::SourceKey;
 
 use super::census::parent_of_source;
 use super::known;
+use super::mirror::mirror;
 use super::plan::{Plan, TargetPlan};
 use super::sweep::{behind, bind_key};
-use super::write::mirror;
 
 /// What is wrong with a row or its vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -9,7 +9,7 @@ use crate::domain::SourceKey;
 use super::assign::{ColumnWrite, WriteKind};
 use super::catalog::Column;
 use super::effects;
-use super::load::{PLACE, nth_of, parent_match};
+use super::load::{LoadedRow, PLACE, nth_of, parent_match};
 use super::plan::{Plan, TargetPlan};
 use super::vector::Vectors;
 use super::{asked, by_column};
@@ -53,12 +53,21 @@ pub async fn begin_writer<'c>(
 pub struct LockedRow {
     pub nth: usize,
     pub in_set: bool,
-    pub fingerprint: Vec<u8>,
+    /// None where the row is of the version that was asked about.
+    pub fingerprint: Option<Vec<u8>>,
     /// What effects ask of the row.
     pub values: HashMap<String, Option<String>>,
 }
 
-/// Locks source rows in key order, passing over those somebody else holds, and says what they contain now.
+impl LockedRow {
+    /// Whether its content is still what was loaded, where it was asked about that row's version.
+    pub fn is_still(&self, loaded: &LoadedRow) -> bool {
+        self.fingerprint.as_ref().is_none_or(|fingerprint| *fingerprint == loaded.fingerprint)
+    }
+}
+
+/// Locks source rows in key order, passing over those somebody else holds, and says what they contain now: for rows that are of the
+/// version said beside their key, nothing more than that.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -66,17 +75,30 @@ pub async fn lock_sources(
     connection: &mut PgConnection,
     plan: &Plan,
     keys: &[&SourceKey],
+    versions: &[Option<&str>],
 ) -> sqlx::Result<Vec<LockedRow>> {
+    let count = plan.key.len();
+    let names: Vec<String> = (1..=count).map(|nth| format!("gm_k{nth}")).collect();
+    let fingerprint = if plan.steady.versioned {
+        format!("case when {} = asked.gm_version then null else {} end", plan.version("source"), plan.fingerprint)
+    } else {
+        plan.fingerprint.clone()
+    };
     let statement = format!(
-        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, array[{values}]::text[] as row_values from {from} \
+        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, array[{values}]::text[] as row_values \
+         from unnest({arrays}) with ordinality as asked ({names}, gm_version, gm_nth) \
+         join {source} as source on {key_match}{lateral} \
          order by {order} for no key update of source skip locked",
         when = plan.when,
-        fingerprint = plan.fingerprint,
         values = plan.locked_names.iter().map(|name| effects::expression(plan, name)).collect::<Vec<_>>().join(", "),
-        from = plan.asked_rows(),
+        arrays = text_arrays(count + 1),
+        names = names.join(", "),
+        source = plan.source,
+        key_match = plan.key_match("source"),
+        lateral = plan.lateral,
         order = plan.key_list("source"),
     );
-    let rows = bound(&statement, by_column(keys, plan.key.len())).fetch_all(connection).await?;
+    let rows = bound(&statement, by_column(keys, count)).bind(versions).fetch_all(connection).await?;
     rows.into_iter()
         .map(|row| {
             let values: Vec<Option<String>> = row.try_get("row_values")?;
@@ -340,57 +362,6 @@ pub async fn update_sources(
     Ok(())
 }
 
-/// Sets the status word of rows nobody else holds: of those in the set, or, to take a word back, of those that still have one of
-/// `instead_of`. Best effort, in one statement, since claims wait for it. The commit of a word for jobs in hand is not waited for: their
-/// own commits write the next one.
-///
-/// # Errors
-/// The database is away or refuses; nothing depends on it.
-pub async fn mirror(
-    connection: &mut PgConnection,
-    plan: &Plan,
-    keys: &[&SourceKey],
-    word: &str,
-    instead_of: &[&str],
-) -> sqlx::Result<()> {
-    let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
-    let writer = plan.key.len() + 1;
-    let word_parameter = writer + 1;
-    let (asked_for, waited_for) = if instead_of.is_empty() {
-        (format!("{} and source.{}::text is distinct from ${word_parameter}", plan.when, column.sql()), "'off'")
-    } else {
-        (
-            format!("source.{}::text = any (${})", column.sql(), word_parameter + 1),
-            "current_setting('synchronous_commit')",
-        )
-    };
-    let statement = format!(
-        "with free as (select {key} from set_config('gristmill.writer', ${writer}, true) as gm_writer, \
-                 set_config('lock_timeout', '100ms', true) as gm_patience, \
-                 set_config('synchronous_commit', {waited_for}, true) as gm_haste, \
-                 {asked} join {table} as source on {key_match} \
-             where {asked_for} \
-             order by {key} for no key update of source skip locked) \
-         update {table} as source set {column} = (${word_parameter}::text)::{type_sql} from free where {same}",
-        key = plan.key_list("source"),
-        asked = asked(plan.key.len()),
-        table = plan.source,
-        key_match = plan.key_match("source"),
-        column = column.sql(),
-        type_sql = column.type_sql(),
-        same = plan
-            .key
-            .iter()
-            .map(|column| format!("source.{0} = free.{0}", column.sql()))
-            .collect::<Vec<_>>()
-            .join(" and "),
-    );
-    let query = bound(&statement, by_column(keys, plan.key.len())).bind(&plan.pipeline.name).bind(word);
-    let query = if instead_of.is_empty() { query } else { query.bind(instead_of) };
-    query.execute(connection).await?;
-    Ok(())
-}
-
 /// Removes every chunk a row has in the target, or empties its vector column.
 ///
 /// # Errors
@@ -455,7 +426,7 @@ fn text_arrays(count: usize) -> String {
     (1..=count).map(|nth| format!("${nth}::text[]")).collect::<Vec<_>>().join(", ")
 }
 
-fn bound(
+pub(super) fn bound(
     statement: &str,
     columns: Vec<Vec<String>>,
 ) -> sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments> {

@@ -20,6 +20,8 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub async fn write(connection: &mut PgConnection, pipeline: &str, batch: Batch<'_>) -> sqlx::Result<()> {
     let ids: Vec<i64> = (batch.first_id..).take(batch.contents.len()).collect();
     let mut transaction = connection.begin().await?;
+    // As the worker's commits do, where nobody is told of ends.
+    sqlx::query("select set_config('gristmill.untold', $1, true)").bind(pipeline).execute(&mut *transaction).await?;
     let statement =
         "copy bench.chunks (document_id, chunk_index, content, tokens, embedding) from stdin with (format binary)";
     let mut copy = transaction.copy_in_raw(statement).await?;
