@@ -1,4 +1,5 @@
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use crate::domain::{Document, Heading};
 
@@ -39,18 +40,50 @@ pub(super) struct Boundary {
     pub hash: u64,
 }
 
-/// The boundaries of a text in order, down to clauses and a sample of its words; the first and the last are the ends of what is
+/// A part of a text: its bytes, and the characters before it.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub bytes: Range<usize>,
+    pub at_char: usize,
+}
+
+/// The boundaries of a part in order, down to clauses and a sample of its words; the first and the last are the ends of what is
 /// visible. Empty where nothing is.
-pub(super) fn scan(document: &Document, spans: &[TokenSpan]) -> Vec<Boundary> {
-    let mut scan = Scan::new(document, spans);
-    for (at_char, (at, character)) in document.text.char_indices().enumerate() {
+pub(super) fn scan(document: &Document, part: &Part, spans: &[TokenSpan]) -> Vec<Boundary> {
+    let mut scan = Scan::new(document, part, spans);
+    for (nth, (at, character)) in document.text[part.bytes.clone()].char_indices().enumerate() {
         if character.is_whitespace() {
             scan.newlines += usize::from(character == '\n');
         } else {
-            scan.visible(at, at_char, character);
+            scan.visible(part.bytes.start + at, part.at_char + nth, character);
         }
     }
     scan.finish()
+}
+
+/// Where a text is best taken apart within a range: at the highest heading, else a paragraph, a line or a word, and of equals where
+/// what follows says so, so that an edit elsewhere leaves it where it is.
+pub(super) fn apart(document: &Document, within: Range<usize>) -> Option<usize> {
+    let bytes = document.text.as_bytes();
+    let of_equals = |&at: &usize| hash(&bytes[at..]);
+    let starts = document.headings.partition_point(|heading| heading.at < within.start);
+    let headings = document.headings[starts..].iter().take_while(|heading| heading.at < within.end);
+    let highest = headings.clone().map(|heading| heading.level).min();
+    if let Some(level) = highest {
+        return headings.filter(|heading| heading.level == level).map(|heading| heading.at).max_by_key(of_equals);
+    }
+    let text = &document.text[within.clone()];
+    for separator in ["\n\n", "\n", " "] {
+        let visible = |(at, _)| {
+            let from: usize = at + separator.len();
+            text[from..].find(|character: char| !character.is_whitespace()).map(|blank| within.start + from + blank)
+        };
+        let found = text.match_indices(separator).filter_map(visible).max_by_key(of_equals);
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
 }
 
 struct Scan<'text> {
@@ -73,12 +106,13 @@ struct Scan<'text> {
 }
 
 impl<'text> Scan<'text> {
-    fn new(document: &'text Document, spans: &'text [TokenSpan]) -> Self {
+    fn new(document: &'text Document, part: &Part, spans: &'text [TokenSpan]) -> Self {
+        let before = document.headings.partition_point(|heading| heading.at < part.bytes.start);
         Self {
             text: &document.text,
             spans,
-            headings: document.headings.iter().peekable(),
-            found: Vec::with_capacity(document.text.len() / 48 + 2),
+            headings: document.headings[before..].iter().peekable(),
+            found: Vec::with_capacity(part.bytes.len() / 48 + 2),
             tokens: 0,
             end: 0,
             end_char: 0,
