@@ -25,9 +25,9 @@ use super::lane::Lane;
 use super::vital::Vital;
 
 /// A text to embed and its tokens.
-#[derive(Debug, Clone)]
-pub struct Text {
-    pub text: String,
+#[derive(Debug, Clone, Copy)]
+pub struct Text<'a> {
+    pub text: &'a str,
     pub tokens: usize,
 }
 
@@ -49,12 +49,20 @@ pub struct OfJob {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Paid {
     pub vectors: Vec<Bought>,
-    /// Texts of which vectors may be parked: to be forgotten once they are written.
-    pub parked: Vec<cache::TextHash>,
+    /// What the cache knows the texts by.
+    pub texts: Vec<cache::TextHash>,
+    /// Vectors of them may be parked: to be forgotten once they are written.
+    pub parked: bool,
 }
 
 /// A vector, and the tokens that were paid for it.
-pub type Bought = (Embedding, u64);
+pub type Bought = (Arc<Embedding>, u64);
+
+/// Bytes of one job's texts that are on their way at once, enough for many full requests: the rest follows as answers come, so that a
+/// long document is not in memory twice.
+const ON_THEIR_WAY: usize = 16 << 20;
+/// Texts that are looked up, or hashed without a pause, at once.
+const AT_ONCE: usize = 1_000;
 
 /// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -177,10 +185,17 @@ impl Batcher {
     ///
     /// # Errors
     /// The first failure of one of its texts; vectors that were paid all the same are parked.
-    pub async fn embed(&self, job: &OfJob, texts: Vec<Text>, approaching: Approaching) -> Result<Paid, EmbedFailure> {
+    pub async fn embed(&self, job: &OfJob, texts: &[Text<'_>], approaching: Approaching) -> Result<Paid, EmbedFailure> {
+        let mut hashes = Vec::with_capacity(texts.len());
+        for some in texts.chunks(AT_ONCE) {
+            hashes.extend(some.iter().map(|text| hash(text.text)));
+            if hashes.len() < texts.len() {
+                tokio::task::yield_now().await;
+            }
+        }
         let mut vectors: Vec<Option<Bought>> = vec![None; texts.len()];
         if job.tried {
-            self.find_parked(job, &texts, &mut vectors).await?;
+            self.find_parked(job, texts, &hashes, &mut vectors).await?;
         }
         let (reply, mut answers) = mpsc::unbounded_channel();
         let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
@@ -192,40 +207,52 @@ impl Batcher {
             parked: Arc::clone(&parked),
             reply,
         });
-        let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
-        let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
         let Entrance { sender, .. } = self.lanes.of(&job.tenant);
-        for nth in open {
-            let Some(text) = texts[nth].take() else { continue };
-            let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call) };
-            sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
-        }
-        drop((call, approaching));
-        while let Some((nth, answer)) = answers.recv().await {
+        let mut approaching = Some(approaching);
+        let (mut bytes, mut unanswered) = (0, open.len());
+        let mut open = open.into_iter();
+        while unanswered > 0 {
+            while bytes < ON_THEIR_WAY
+                && let Some(nth) = open.next()
+            {
+                let Text { text, tokens } = texts[nth];
+                let (text, hash, call) = (text.to_owned(), hashes[nth], Arc::clone(&call));
+                bytes += text.len();
+                let item = Item { text, hash, tokens, nth, call, told: false };
+                sender.send(item).map_err(|_| EmbedFailure::Database("the lane has stopped".to_owned()))?;
+            }
+            drop(approaching.take());
+            let Some((nth, answer)) = answers.recv().await else { break };
+            bytes -= texts[nth].text.len();
+            unanswered -= 1;
             vectors[nth] = Some(answer?);
         }
         let vectors: Option<Vec<Bought>> = vectors.into_iter().collect();
-        let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
-        vectors.map(|vectors| Paid { vectors, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
+        let parked = parked.load(Ordering::Acquire);
+        vectors
+            .map(|vectors| Paid { vectors, texts: hashes, parked })
+            .ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
     /// Fills in vectors that an earlier attempt paid for.
     async fn find_parked(
         &self,
         job: &OfJob,
-        texts: &[Text],
+        texts: &[Text<'_>],
+        hashes: &[cache::TextHash],
         vectors: &mut [Option<Bought>],
     ) -> Result<(), EmbedFailure> {
-        let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let name = self.settings.cache_name();
-        let parked = db::patiently(|| cache::find(&self.pool, &job.tenant, &name, &hashes, job.parked_since))
-            .await
-            .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
-        for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
-            let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
-            if let Some(found) = parked.get(hash).filter(fits) {
-                let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
-                *vector = Some((found.embedding.clone(), found.tokens.unwrap_or_else(ours)));
+        let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
+        for (nth, some) in hashes.chunks(AT_ONCE).enumerate() {
+            let parked = db::patiently(|| cache::find(&self.pool, &job.tenant, &name, some, job.parked_since))
+                .await
+                .map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
+            for ((hash, text), vector) in some.iter().zip(&texts[nth * AT_ONCE..]).zip(&mut vectors[nth * AT_ONCE..]) {
+                if let Some(found) = parked.get(hash).filter(fits) {
+                    let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
+                    *vector = Some((Arc::clone(&found.embedding), found.tokens.unwrap_or_else(ours)));
+                }
             }
         }
         Ok(())
@@ -243,17 +270,16 @@ impl Batcher {
     }
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
-    pub async fn park(&self, tenant: &str, texts: &[(String, Bought)]) {
-        let parked: Vec<cache::Parked> = texts
-            .iter()
-            .map(|(text, (embedding, tokens))| cache::Parked {
+    pub async fn park(&self, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
+        for some in texts.chunks(AT_ONCE) {
+            let parked = some.iter().map(|(text, (embedding, tokens))| cache::Parked {
                 tenant: tenant.to_owned(),
-                text: hash(text),
-                embedding: embedding.clone(),
+                text: *text,
+                embedding: Arc::clone(embedding),
                 tokens: *tokens,
-            })
-            .collect();
-        self.lanes.of(tenant).lane.park(&parked).await;
+            });
+            self.lanes.of(tenant).lane.park(&parked.collect::<Vec<_>>()).await;
+        }
     }
 }
 

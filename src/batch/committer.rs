@@ -74,7 +74,7 @@ pub struct DoneWork {
     pub row: Arc<LoadedRow>,
     pub chunks: Vec<Chunk>,
     /// A new vector for each chunk, or none where the one in the target is kept.
-    pub vectors: Vec<Option<Embedding>>,
+    pub vectors: Vec<Option<Arc<Embedding>>>,
     /// What was paid for in this revision; none: nothing was.
     pub charge: Option<Charge>,
     pub reader: Option<String>,

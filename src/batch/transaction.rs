@@ -277,7 +277,7 @@ fn chunk_rows<'a>(
     for ((chunk, embedding), kept) in done.chunks.iter().zip(&done.vectors).zip(&ready.kept) {
         let row = ChunkRow {
             parent: parent.clone(),
-            values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_ref())).collect(),
+            values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_deref())).collect(),
             vector: embedding.as_ref().map(|embedding| embedding.vector.as_slice()),
             place: kept.map(|kept| kept.place.clone()),
             moved: kept.is_some_and(|kept| usize::try_from(kept.index) != Ok(chunk.index)),
@@ -304,7 +304,7 @@ async fn write_rows(
             End::Done(done) => {
                 let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
                 let Some(chunk) = done.chunks.first() else { continue };
-                let embedding = done.vectors.first().and_then(Option::as_ref);
+                let embedding = done.vectors.first().and_then(Option::as_deref);
                 updates.push(SourceUpdate {
                     key: &ready.work.job.key,
                     values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding)).collect(),

@@ -1,6 +1,7 @@
 //! `gristmill.vector_cache`: paid vectors whose job still waits for others.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgExecutor;
@@ -16,7 +17,7 @@ pub type TextHash = [u8; 32];
 pub struct Parked {
     pub tenant: String,
     pub text: TextHash,
-    pub embedding: Embedding,
+    pub embedding: Arc<Embedding>,
     /// As they were paid for.
     pub tokens: u64,
 }
@@ -24,7 +25,7 @@ pub struct Parked {
 /// A kept vector.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    pub embedding: Embedding,
+    pub embedding: Arc<Embedding>,
     /// As they were paid for, where that was noted.
     pub tokens: Option<u64>,
 }
@@ -77,7 +78,7 @@ pub async fn find(
     let kept = rows.into_iter().filter_map(|row| {
         let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
         let tokens = row.tokens.and_then(|tokens| u64::try_from(tokens).ok());
-        let embedding = Embedding { vector: floats(&row.vector), sparse };
+        let embedding = Arc::new(Embedding { vector: floats(&row.vector), sparse });
         Some((row.digest.try_into().ok()?, Kept { embedding, tokens }))
     });
     Ok(kept.collect())
