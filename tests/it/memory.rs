@@ -89,6 +89,24 @@ async fn texts_and_files_larger_than_all_memory_are_done_one_by_one() {
 }
 
 #[tokio::test]
+async fn files_that_weigh_more_than_was_taken_for_them_wait_holding_none() {
+    // As many fit by their size as slots are there, but only three or so as texts.
+    let world = World::new()
+        .await
+        .change("listen = \"off\"", "memory = \"1 MiB\"\nlisten = \"off\"")
+        .change("kind = \"local\"", "kind = \"local\"\nlargest = \"64 KiB\"");
+    world.register().await;
+    let text = "The mill grinds what the river brings. ".repeat(1_600);
+    for nth in 0..16 {
+        world.upload(&format!("file {nth}.txt"), text.as_bytes()).await;
+    }
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"16 completed");
+}
+
+#[tokio::test]
 async fn a_column_that_is_copied_into_each_chunk_is_written_a_few_at_a_time() {
     let pipeline = NOTES.replace("columns = { nth", r#"columns = { title = "{title}", nth"#);
     let world = application(
