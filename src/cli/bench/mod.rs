@@ -5,6 +5,7 @@ mod end_to_end;
 mod figure;
 mod freshness;
 mod ground;
+mod large;
 mod provider;
 mod queue;
 mod reading;
@@ -81,6 +82,8 @@ enum Bench {
     Chunking,
     /// PDF and DOCX files from end to end, beside reading them alone
     Documents,
+    /// A text of 500 MB and a PDF of 3,000 pages: the memory of the worker and of its parser
+    Large,
 }
 
 /// What every bench works with.
@@ -163,6 +166,7 @@ impl Bench {
             Self::Scaling => scaling::run(bed).await,
             Self::Chunking => reading::chunking(bed),
             Self::Documents => reading::documents(bed).await,
+            Self::Large => large::run(bed).await,
         }
     }
 }
