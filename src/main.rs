@@ -6,7 +6,7 @@ fn main() -> ExitCode {
         gristmill::extract::child::main();
     }
     calm_candle();
-    keep_memory_together();
+    be_frugal();
     gristmill::cli::main()
 }
 
@@ -25,15 +25,26 @@ fn calm_candle() {
     }
 }
 
-/// Buffers of megabytes come and go with each request and commit, in every thread: in arenas of their own, and below what the allocator
-/// learns to give back, they stayed (at the peak of a back-fill 94 megabytes, 74 without, together with vectors that are there once).
-#[expect(unsafe_code, reason = "the allocator's settings are the C library's")]
-fn keep_memory_together() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: plain settings of the allocator.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+/// glibc gives each thread an arena of its own, and keeps what is freed in it for as long as anything above it is in use; and after the
+/// first large buffer is freed it takes later ones from there too. With one arena, and large buffers always straight from the system,
+/// a worker with 512 jobs in hand needs a sixth less memory, for up to a tenth more processor time. What the environment says
+/// (`MALLOC_ARENA_MAX` and its like) holds.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "settings of the allocator have no safe interface")]
+fn be_frugal() {
+    const LARGE: libc::c_int = 128 << 10;
+    for (name, setting, value) in [
+        ("MALLOC_ARENA_MAX", libc::M_ARENA_MAX, 1),
+        ("MALLOC_MMAP_THRESHOLD_", libc::M_MMAP_THRESHOLD, LARGE),
+        ("MALLOC_TRIM_THRESHOLD_", libc::M_TRIM_THRESHOLD, 2 * LARGE),
+    ] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: plain settings, before any other thread exists.
+            unsafe { libc::mallopt(setting, value) };
+        }
     }
 }
+
+/// Other allocators have their own ways.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn be_frugal() {}

@@ -26,9 +26,9 @@ use super::lane::Lane;
 use super::vital::Vital;
 
 /// A text to embed and its tokens.
-#[derive(Debug, Clone)]
-pub struct Text {
-    pub text: String,
+#[derive(Debug, Clone, Copy)]
+pub struct Text<'a> {
+    pub text: &'a str,
     pub tokens: usize,
 }
 
@@ -52,12 +52,20 @@ pub struct OfJob {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Paid {
     pub vectors: Vec<Bought>,
-    /// Texts of which vectors may be parked: to be forgotten once they are written.
-    pub parked: Vec<cache::TextHash>,
+    /// What the cache knows the texts by.
+    pub texts: Vec<cache::TextHash>,
+    /// Vectors of them may be parked: to be forgotten once they are written.
+    pub parked: bool,
 }
 
 /// A vector, and the tokens that were paid for it: none where it was there for an equal text.
 pub type Bought = (Arc<Embedding>, Option<u64>);
+
+/// Bytes of one job's texts that are on their way at once, enough for many full requests: the rest follows as answers come, so that a
+/// long document is not in memory twice.
+const ON_THEIR_WAY: usize = 16 << 20;
+/// Texts that are looked up, or hashed without a pause, at once.
+const AT_ONCE: usize = 1_000;
 
 /// Why a job's texts were not embedded, or its recording not transcribed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -181,10 +189,17 @@ impl Batcher {
     ///
     /// # Errors
     /// The first failure of one of its texts; vectors that were paid all the same are parked.
-    pub async fn embed(&self, job: &OfJob, texts: Vec<Text>, approaching: Approaching) -> Result<Paid, EmbedFailure> {
+    pub async fn embed(&self, job: &OfJob, texts: &[Text<'_>], approaching: Approaching) -> Result<Paid, EmbedFailure> {
+        let mut hashes = Vec::with_capacity(texts.len());
+        for some in texts.chunks(AT_ONCE) {
+            hashes.extend(some.iter().map(|text| hash(text.text)));
+            if hashes.len() < texts.len() {
+                tokio::task::yield_now().await;
+            }
+        }
         let mut vectors: Vec<Option<Bought>> = vec![None; texts.len()];
         if job.tried {
-            self.find_parked(job, &texts, &mut vectors).await?;
+            self.find_parked(job, texts, &hashes, &mut vectors).await?;
         }
         let (reply, mut answers) = mpsc::unbounded_channel();
         let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
@@ -196,43 +211,55 @@ impl Batcher {
             parked: Arc::clone(&parked),
             reply,
         });
-        let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
-        let mut texts: Vec<Option<Text>> = texts.into_iter().map(Some).collect();
         let Entrance { sender, flights, .. } = self.lanes.of(&job.tenant);
-        for nth in open {
-            let Some(text) = texts[nth].take() else { continue };
-            let item = Item { text: text.text, tokens: text.tokens, nth, call: Arc::clone(&call), lead: None };
-            let sent = if job.cached { flights.board(item, sender).is_ok() } else { sender.send(item).is_ok() };
-            if !sent {
-                return Err(EmbedFailure::Database("the lane has stopped".to_owned()));
+        let mut approaching = Some(approaching);
+        let (mut bytes, mut unanswered) = (0, open.len());
+        let mut open = open.into_iter();
+        while unanswered > 0 {
+            while bytes < ON_THEIR_WAY
+                && let Some(nth) = open.next()
+            {
+                let Text { text, tokens } = texts[nth];
+                let (text, hash, call) = (text.to_owned(), hashes[nth], Arc::clone(&call));
+                bytes += text.len();
+                let item = Item { text, hash, tokens, nth, call, lead: None, told: false };
+                let sent = if job.cached { flights.board(item, sender).is_ok() } else { sender.send(item).is_ok() };
+                if !sent {
+                    return Err(EmbedFailure::Database("the lane has stopped".to_owned()));
+                }
             }
-        }
-        drop((call, approaching));
-        while let Some((nth, answer)) = answers.recv().await {
+            drop(approaching.take());
+            let Some((nth, answer)) = answers.recv().await else { break };
+            bytes -= texts[nth].text.len();
+            unanswered -= 1;
             vectors[nth] = Some(answer?);
         }
         let vectors: Option<Vec<Bought>> = vectors.into_iter().collect();
-        let parked = if parked.load(Ordering::Acquire) { hashes } else { Vec::new() };
-        vectors.map(|vectors| Paid { vectors, parked }).ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
+        let parked = parked.load(Ordering::Acquire);
+        vectors
+            .map(|vectors| Paid { vectors, texts: hashes, parked })
+            .ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
     /// Fills in vectors that an earlier attempt paid for, or that are there for equal texts.
     async fn find_parked(
         &self,
         job: &OfJob,
-        texts: &[Text],
+        texts: &[Text<'_>],
+        hashes: &[cache::TextHash],
         vectors: &mut [Option<Bought>],
     ) -> Result<(), EmbedFailure> {
-        let hashes: Vec<cache::TextHash> = texts.iter().map(|text| hash(&text.text)).collect();
         let name = self.settings.cache_name();
-        let find = || cache::find(&self.pool, &job.tenant, &name, &hashes, job.parked_since, job.cached);
-        let parked = db::patiently(find).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
-        for ((hash, text), vector) in hashes.iter().zip(texts).zip(vectors) {
-            let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
-            if let Some(found) = parked.get(hash).filter(fits) {
-                let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
-                let tokens = (!found.reusable).then(|| found.tokens.unwrap_or_else(ours));
-                *vector = Some((Arc::new(found.embedding.clone()), tokens));
+        let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
+        for (nth, some) in hashes.chunks(AT_ONCE).enumerate() {
+            let find = || cache::find(&self.pool, &job.tenant, &name, some, job.parked_since, job.cached);
+            let parked = db::patiently(find).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
+            for ((hash, text), vector) in some.iter().zip(&texts[nth * AT_ONCE..]).zip(&mut vectors[nth * AT_ONCE..]) {
+                if let Some(found) = parked.get(hash).filter(fits) {
+                    let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
+                    let tokens = (!found.reusable).then(|| found.tokens.unwrap_or_else(ours));
+                    *vector = Some((Arc::clone(&found.embedding), tokens));
+                }
             }
         }
         Ok(())
@@ -250,26 +277,30 @@ impl Batcher {
     }
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
-    pub async fn park(&self, tenant: &str, texts: &[(String, Bought)]) {
-        self.lanes.of(tenant).lane.park(&paid_for(tenant, texts)).await;
+    pub async fn park(&self, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
+        for some in texts.chunks(AT_ONCE) {
+            self.lanes.of(tenant).lane.park(&paid_for(tenant, some)).await;
+        }
     }
 
     /// Keeps vectors that are written and charged for, so that equal texts of the tenant need not be paid. Best effort.
-    pub async fn share(&self, tenant: &str, texts: &[(String, Bought)]) {
-        let paid = paid_for(tenant, texts);
-        if paid.is_empty() {
-            return;
-        }
-        if let Err(error) = cache::share(&self.pool, &self.settings.cache_name(), &paid).await {
-            tracing::warn!(vectors = paid.len(), error = db::describe(&error), "paid vectors could not be cached");
+    pub async fn share(&self, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
+        for some in texts.chunks(AT_ONCE) {
+            let paid = paid_for(tenant, some);
+            if paid.is_empty() {
+                continue;
+            }
+            if let Err(error) = cache::share(&self.pool, &self.settings.cache_name(), &paid).await {
+                tracing::warn!(vectors = paid.len(), error = db::describe(&error), "paid vectors could not be cached");
+            }
         }
     }
 }
 
 /// What was paid for, without what was there for equal texts.
-fn paid_for(tenant: &str, texts: &[(String, Bought)]) -> Vec<cache::Parked> {
+fn paid_for(tenant: &str, texts: &[(cache::TextHash, Bought)]) -> Vec<cache::Parked> {
     let parked = texts.iter().filter_map(|(text, (embedding, tokens))| {
-        let (tenant, text, embedding) = (tenant.to_owned(), hash(text), Arc::clone(embedding));
+        let (tenant, text, embedding) = (tenant.to_owned(), *text, Arc::clone(embedding));
         Some(cache::Parked { tenant, text, embedding, tokens: (*tokens)? })
     });
     parked.collect()

@@ -12,7 +12,7 @@ use crate::db;
 use crate::db::cache::{self, TextHash};
 use crate::domain::Embedding;
 
-use super::batcher::{EmbedFailure, LaneSettings, hash};
+use super::batcher::{EmbedFailure, LaneSettings};
 use super::item::{Item, fail};
 
 /// A tenant and its text.
@@ -32,7 +32,7 @@ pub(super) struct Lead {
 impl Flights {
     /// Sends a text on its way, or has it wait for its equal. Gives it back where the lane has stopped.
     pub fn board(self: &Arc<Self>, mut item: Item, lane: &UnboundedSender<Item>) -> Result<(), Item> {
-        let key = (item.call.job.tenant.clone(), hash(&item.text));
+        let key = (item.call.job.tenant.clone(), item.hash);
         match self.on_their_way().entry(key.clone()) {
             Entry::Occupied(mut waiting) => {
                 waiting.get_mut().push(item);

@@ -5,8 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::mpsc;
 
+use crate::db::cache::TextHash;
+
 use super::batcher::{Bought, EmbedFailure, OfJob};
 use super::flights::Lead;
+use super::gate::BREAKER_FIRST;
 
 /// A vector, or why there is none.
 pub(super) type Answer = Result<Bought, EmbedFailure>;
@@ -33,18 +36,36 @@ impl JobCall {
 /// One text on its way.
 pub(super) struct Item {
     pub text: String,
+    /// What the cache knows it by.
+    pub hash: TextHash,
     pub tokens: usize,
     /// Its place among the job's texts.
     pub nth: usize,
     pub call: Arc<JobCall>,
     /// Equal texts may wait for it.
     pub lead: Option<Lead>,
+    /// Nobody is to be told of it any more.
+    pub told: bool,
 }
 
 impl Item {
-    pub fn answer(self, answer: Answer) {
+    pub fn answer(mut self, answer: Answer) {
+        self.tell(answer);
+    }
+
+    fn tell(&mut self, answer: Answer) {
+        self.told = true;
         // A job that has given up is not told.
         self.call.reply.send((self.nth, answer)).ok();
+    }
+}
+
+/// Whoever waits for an answer to each text must not wait for one that got lost.
+impl Drop for Item {
+    fn drop(&mut self) {
+        if !self.told {
+            self.tell(Err(EmbedFailure::Lost { after: BREAKER_FIRST }));
+        }
     }
 }
 

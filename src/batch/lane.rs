@@ -145,11 +145,11 @@ impl Lane {
                 continue;
             }
             let usd = self.settings.price().map_or(Decimal::ZERO, |(_, usd)| usd);
-            let (batch, reserved) = ceiling::under(&self.pool, usd, batch).await;
+            let (mut batch, reserved) = ceiling::under(&self.pool, usd, batch).await;
             if batch.is_empty() {
                 continue;
             }
-            match self.request(&batch, reserved).await {
+            match self.request(&mut batch, reserved).await {
                 Ok(Ok(embedded)) => {
                     if self.accept(batch, embedded).await {
                         sending.refuse();
@@ -244,12 +244,13 @@ impl Lane {
         }
         let Some(item) = batch.first() else { return false };
         let call = Arc::clone(&item.call);
-        let harmless = Item { text: HARMLESS.to_owned(), tokens: HARMLESS_TOKENS, nth: item.nth, call, lead: None };
-        let harmless = [harmless];
+        let text = HARMLESS.to_owned();
+        let hash = hash(&text);
+        let mut harmless = [Item { text, hash, tokens: HARMLESS_TOKENS, nth: item.nth, call, lead: None, told: true }];
         if self.may_send(&harmless).await.is_err() {
             return false;
         }
-        match self.request(&harmless, Reserved::default()).await {
+        match self.request(&mut harmless, Reserved::default()).await {
             Ok(Ok(embedded)) if embedded.vectors.iter().any(Result::is_ok) => {
                 self.gate.succeeded();
                 false
@@ -295,7 +296,7 @@ impl Lane {
     }
 
     /// One request on the books: intent, call, result.
-    async fn request(&self, batch: &[Item], reserved: Reserved) -> sqlx::Result<Result<Embedded, ProviderError>> {
+    async fn request(&self, batch: &mut [Item], reserved: Reserved) -> sqlx::Result<Result<Embedded, ProviderError>> {
         let intent = self.intent(batch);
         match self.budget.intend(self.owner, &intent).await {
             Ok(None) => {}
@@ -308,7 +309,7 @@ impl Lane {
                 return Err(error);
             }
         }
-        let texts: Vec<String> = batch.iter().map(|item| item.text.clone()).collect();
+        let texts: Vec<String> = batch.iter_mut().map(|item| std::mem::take(&mut item.text)).collect();
         let started = Instant::now();
         let answer = contained(self.embedder.embed(&texts)).await;
         failpoint::reach(Point::Answered);
@@ -319,6 +320,12 @@ impl Lane {
             answer.is_ok(),
             started.elapsed(),
         );
+        if answer.is_err() {
+            // They may be sent again.
+            batch.iter_mut().zip(texts).for_each(|(item, text)| item.text = text);
+        } else {
+            drop(texts);
+        }
         self.learn(&answer, started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
@@ -439,7 +446,7 @@ impl Lane {
                 Ok(vector) if item.call.is_through() => item.answer(Ok((vector, Some(tokens)))),
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
-                    let (tenant, text) = (item.call.job.tenant.clone(), hash(&item.text));
+                    let (tenant, text) = (item.call.job.tenant.clone(), item.hash);
                     parked.push(cache::Parked { tenant, text, embedding: Arc::clone(&vector), tokens });
                     later.push((item, Ok((vector, Some(tokens)))));
                 }

@@ -7,11 +7,9 @@ use crate::db::app::Plan;
 
 /// What is weighed, is weighed in these many bytes.
 const UNIT: u64 = 1024;
-/// A text is in memory so often at once: in its row, as a document, in its chunks, on its way to the provider. What cutting it needs
-/// besides, some twenty times its size, is there only while a thread cuts.
-const COPIES: u64 = 4;
-/// And a vector: for its chunk, and as it is written or parked.
-const VECTOR_COPIES: u64 = 2;
+/// A text is in memory so often at once: in its row, as a document, in its chunks. What is on its way to the provider or the database is
+/// a part of it, and what cutting needs besides is there for a part of it only while a thread cuts.
+const COPIES: u64 = 3;
 /// Of a token's weight, with the token.
 const WEIGHT_BYTES: u64 = 8;
 /// Bytes of a token, for guessing how many chunks a text becomes: fewer than most languages have.
@@ -41,6 +39,21 @@ impl Memory {
         Weight(Arc::clone(&self.units).acquire_many_owned(self.units_of(bytes)).await.ok())
     }
 
+    /// Makes a weight that of so many bytes: at once, without waiting, or not at all. Where it says no, more has to be taken anew.
+    pub fn fit(&self, weight: &mut Weight, bytes: u64) -> bool {
+        let (has, wanted) = (weight.units(), self.units_of(bytes));
+        if wanted > has {
+            let Ok(more) = Arc::clone(&self.units).try_acquire_many_owned(wanted - has) else { return false };
+            match &mut weight.0 {
+                Some(permit) => permit.merge(more),
+                none => *none = Some(more),
+            }
+        } else {
+            weight.lighten(bytes);
+        }
+        true
+    }
+
     /// All there is, in bytes.
     pub(super) fn all(&self) -> u64 {
         u64::from(self.all) * UNIT
@@ -52,6 +65,11 @@ impl Memory {
 }
 
 impl Weight {
+    fn units(&self) -> u32 {
+        let permits = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        u32::try_from(permits).unwrap_or(u32::MAX)
+    }
+
     /// Lets go of what exceeds `bytes`.
     pub fn lighten(&mut self, bytes: u64) {
         let keep = usize::try_from(units(bytes)).unwrap_or(usize::MAX);
@@ -87,7 +105,7 @@ pub fn weight_of_text(plan: &Plan, bytes: u64) -> u64 {
     let vector = wide(plan.model.dimensions) * 4;
     // A token of a text has a weight at most.
     let weights = if plan.model.sparse { bytes / TOKEN_BYTES * WEIGHT_BYTES } else { 0 };
-    let embeddings = vectors.saturating_mul(vector).saturating_add(weights).saturating_mul(VECTOR_COPIES);
+    let embeddings = vectors.saturating_mul(vector).saturating_add(weights);
     bytes.saturating_mul(COPIES).saturating_add(embeddings)
 }
 
@@ -110,6 +128,13 @@ mod tests {
         assert_eq!(memory.units.available_permits(), 7);
         drop((group, first, second));
         assert_eq!(memory.units.available_permits(), 10);
+        // What weighs more than was taken for it gets more where there is more.
+        let (mut one, other) = (memory.take(4 * UNIT).await, memory.take(4 * UNIT).await);
+        assert!(memory.fit(&mut one, 6 * UNIT) && !memory.fit(&mut one, 7 * UNIT));
+        drop(other);
+        assert!(memory.fit(&mut one, 99 * UNIT) && memory.fit(&mut one, 3 * UNIT));
+        assert_eq!(memory.units.available_permits(), 7);
+        drop(one);
         // More than there is waits for all there is.
         assert_eq!(memory.take(99 * UNIT).await.0.unwrap().num_permits(), 10);
     }

@@ -1,7 +1,7 @@
 //! The one transaction: source rows, then job rows, then chunks, status, usage and the jobs' end. Nothing in here waits for a network
 //! other than the database's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rust_decimal::Decimal;
 use sqlx::{PgConnection, PgPool};
@@ -15,7 +15,7 @@ use crate::domain::{JobId, Reason, SourceKey};
 use crate::failpoint::{self, Point};
 
 use super::asking;
-use super::committer::{Charge, Committed, DoneWork, End, Verdict, Work};
+use super::committer::{Charge, Committed, End, Verdict, Work};
 use super::effects;
 use super::ending;
 use super::facts::{JobFacts, Names};
@@ -250,15 +250,17 @@ async fn write_target(
     match &plan.target {
         TargetPlan::Chunks { columns, .. } => {
             let mut gone = Vec::new();
-            let mut updates = Vec::new();
-            let mut inserts = Vec::new();
+            let mut moved = Vec::new();
             for (ready, existing) in going {
                 match &ready.work.end {
                     End::Done(done) => {
-                        let stays =
-                            |chunk: &&&Existing| !ready.kept.iter().flatten().any(|kept| kept.place == chunk.place);
-                        gone.extend(existing.iter().filter(stays).map(|chunk| chunk.place.clone()));
-                        chunk_rows(plan, ready, done, columns, &mut updates, &mut inserts);
+                        let kept: HashSet<&str> = ready.kept.iter().flatten().map(|kept| kept.place.as_str()).collect();
+                        let goes = |chunk: &&&Existing| !kept.contains(chunk.place.as_str());
+                        gone.extend(existing.iter().filter(goes).map(|chunk| chunk.place.clone()));
+                        let kept =
+                            done.chunks.iter().zip(&ready.kept).filter_map(|(chunk, kept)| Some((chunk, (*kept)?)));
+                        let has_moved = kept.filter(|(chunk, kept)| usize::try_from(kept.index) != Ok(chunk.index));
+                        moved.extend(has_moved.map(|(_, kept)| kept.place.clone()));
                     }
                     End::Skip { .. } => gone.extend(existing.iter().map(|chunk| chunk.place.clone())),
                     End::Leave { .. } if plan.pipeline.on_leave == OnLeave::Delete => {
@@ -268,38 +270,36 @@ async fn write_target(
                 }
             }
             app::delete_chunks(connection, plan, &gone).await?;
-            app::update_chunks(connection, plan, &mut updates).await?;
-            app::insert_chunks(connection, plan, &inserts).await
+            app::update_chunks(connection, plan, &moved, chunk_rows(plan, going, columns, true)).await?;
+            app::insert_chunks(connection, plan, chunk_rows(plan, going, columns, false)).await
         }
         TargetPlan::Row { columns, .. } => write_rows(connection, plan, going, columns).await,
         TargetPlan::None => Ok(()),
     }
 }
 
+/// The chunks of a group, those that are kept or those that are new, each made when it is asked for.
 fn chunk_rows<'a>(
-    plan: &Plan,
-    ready: &Going<'a>,
-    done: &'a DoneWork,
-    columns: &[ColumnWrite],
-    updates: &mut Vec<ChunkRow<'a>>,
-    inserts: &mut Vec<ChunkRow<'a>>,
-) {
-    let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
-    let parent = plan.parent_of(&ready.work.job.key);
-    for ((chunk, embedding), kept) in done.chunks.iter().zip(&done.vectors).zip(&ready.kept) {
-        let row = ChunkRow {
+    plan: &'a Plan,
+    going: &'a [(Going<'a>, Vec<&'a Existing>)],
+    columns: &'a [ColumnWrite],
+    kept: bool,
+) -> impl Iterator<Item = ChunkRow<'a>> + Send {
+    let done = going.iter().filter_map(|(ready, _)| match &ready.work.end {
+        End::Done(done) => Some((ready, &**done)),
+        _ => None,
+    });
+    done.flat_map(move |(ready, done)| {
+        let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
+        let parent = plan.parent_of(&ready.work.job.key);
+        let chunks = done.chunks.iter().zip(&done.vectors).zip(&ready.kept);
+        chunks.filter(move |(_, place)| place.is_some() == kept).map(move |((chunk, embedding), place)| ChunkRow {
             parent: parent.clone(),
             values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_deref())).collect(),
             vector: embedding.as_ref().map(|embedding| embedding.vector.as_slice()),
-            place: kept.map(|kept| kept.place.clone()),
-            moved: kept.is_some_and(|kept| usize::try_from(kept.index) != Ok(chunk.index)),
-        };
-        if kept.is_some() {
-            updates.push(row);
-        } else {
-            inserts.push(row);
-        }
-    }
+            place: place.map(|kept| kept.place.clone()),
+        })
+    })
 }
 
 /// Vectors on the source rows themselves.

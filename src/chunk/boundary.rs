@@ -1,4 +1,5 @@
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use crate::domain::{Document, Heading};
 
@@ -39,15 +40,22 @@ pub(super) struct Boundary {
     pub hash: u64,
 }
 
-/// The boundaries of a text in order, down to clauses and a sample of its words; the first and the last are the ends of what is
+/// A part of a text: its bytes, and the characters before it.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub bytes: Range<usize>,
+    pub at_char: usize,
+}
+
+/// The boundaries of a part in order, down to clauses and a sample of its words; the first and the last are the ends of what is
 /// visible. Empty where nothing is.
-pub(super) fn scan(document: &Document, spans: &[TokenSpan]) -> Vec<Boundary> {
-    let mut scan = Scan::new(document, spans);
-    let bytes = document.text.as_bytes();
-    let (mut at, mut at_char) = (0, 0);
+pub(super) fn scan(document: &Document, part: &Part, spans: &[TokenSpan]) -> Vec<Boundary> {
+    let mut scan = Scan::new(document, part, spans);
+    let text = &document.text[..part.bytes.end];
+    let bytes = text.as_bytes();
+    let (mut at, mut at_char) = (part.bytes.start, part.at_char);
     while let Some(&byte) = bytes.get(at) {
-        let character =
-            if byte.is_ascii() { char::from(byte) } else { document.text[at..].chars().next().unwrap_or_default() };
+        let character = if byte.is_ascii() { char::from(byte) } else { text[at..].chars().next().unwrap_or_default() };
         if character.is_whitespace() {
             scan.newlines += usize::from(character == '\n');
         } else {
@@ -62,6 +70,31 @@ pub(super) fn scan(document: &Document, spans: &[TokenSpan]) -> Vec<Boundary> {
         }
     }
     scan.finish()
+}
+
+/// Where a text is best taken apart within a range: at the highest heading, else a paragraph, a line or a word, and of equals where
+/// what follows says so, so that an edit elsewhere leaves it where it is.
+pub(super) fn apart(document: &Document, within: Range<usize>) -> Option<usize> {
+    let bytes = document.text.as_bytes();
+    let of_equals = |&at: &usize| hash(&bytes[at..]);
+    let starts = document.headings.partition_point(|heading| heading.at < within.start);
+    let headings = document.headings[starts..].iter().take_while(|heading| heading.at < within.end);
+    let highest = headings.clone().map(|heading| heading.level).min();
+    if let Some(level) = highest {
+        return headings.filter(|heading| heading.level == level).map(|heading| heading.at).max_by_key(of_equals);
+    }
+    let text = &document.text[within.clone()];
+    for separator in ["\n\n", "\n", " "] {
+        let visible = |(at, _)| {
+            let from: usize = at + separator.len();
+            text[from..].find(|character: char| !character.is_whitespace()).map(|blank| within.start + from + blank)
+        };
+        let found = text.match_indices(separator).filter_map(visible).max_by_key(of_equals);
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
 }
 
 struct Scan<'text> {
@@ -86,13 +119,14 @@ struct Scan<'text> {
 }
 
 impl<'text> Scan<'text> {
-    fn new(document: &'text Document, spans: &'text [TokenSpan]) -> Self {
+    fn new(document: &'text Document, part: &Part, spans: &'text [TokenSpan]) -> Self {
+        let before = document.headings.partition_point(|heading| heading.at < part.bytes.start);
         Self {
             text: &document.text,
             spans,
-            headings: document.headings.iter().peekable(),
+            headings: document.headings[before..].iter().peekable(),
             next_heading: 0,
-            found: Vec::with_capacity(document.text.len() / 48 + 2),
+            found: Vec::with_capacity(part.bytes.len() / 48 + 2),
             tokens: 0,
             end: 0,
             end_char: 0,

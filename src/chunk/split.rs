@@ -3,7 +3,7 @@ use std::cmp::Reverse;
 use crate::config::{ChunkSize, Longer};
 use crate::domain::{Chunk, Document};
 
-use super::boundary::{Boundary, Rank, scan};
+use super::boundary::{Boundary, Part, Rank, apart, scan};
 use super::cut::{Cutter, Limit, next_grapheme};
 use super::tokens::{first_seam, last_seam};
 use super::{Rules, Tokenizer, TooLong};
@@ -13,6 +13,9 @@ const MARGIN: usize = 2;
 
 /// A token may stand for a very long run (an unknown word, a line of dots); a chunk of such tokens must not be a megabyte.
 const CHARS_PER_TOKEN: usize = 32;
+
+/// Longer texts are cut part by part: the tokens and boundaries of a text take some twenty times its size while it is cut.
+pub(super) const LONGEST_PART: usize = 2 << 20;
 
 /// A document's chunks.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -34,8 +37,25 @@ pub type Dress<'a> = Option<&'a dyn Fn(&Chunk) -> String>;
 /// # Errors
 /// [`TooLong`], where a whole text exceeds the model and may not be cut.
 pub fn split(document: &Document, rules: &Rules, tokenizer: &Tokenizer, dress: Dress<'_>) -> Result<Plan, TooLong> {
+    split_by(document, rules, tokenizer, dress, LONGEST_PART)
+}
+
+pub(super) fn split_by(
+    document: &Document,
+    rules: &Rules,
+    tokenizer: &Tokenizer,
+    dress: Dress<'_>,
+    longest_part: usize,
+) -> Result<Plan, TooLong> {
+    if !rules.whole
+        && document.text.len() > longest_part
+        && let Some(plan) = part_by_part(document, rules, tokenizer, dress, longest_part)
+    {
+        return Ok(plan);
+    }
+    let all = Part { bytes: 0..document.text.len(), at_char: 0 };
     let spans = tokenizer.encode(&document.text);
-    let boundaries = scan(document, &spans);
+    let boundaries = scan(document, &all, &spans);
     let [first, .., last] = boundaries[..] else { return Ok(Plan::default()) };
     let cutter = Cutter { text: &document.text, spans: &spans, boundaries: &boundaries };
     let splitter = Splitter { document, rules, tokenizer, dress, cutter };
@@ -60,6 +80,37 @@ pub fn split(document: &Document, rules: &Rules, tokenizer: &Tokenizer, dress: D
             Ok(Plan { chunks: vec![whole.chunk], parts: vec![parts], tokens })
         }
     }
+}
+
+/// Cuts a text that is surely no single chunk; none where that is not sure. No overlap reaches from one part into the next.
+fn part_by_part(
+    document: &Document,
+    rules: &Rules,
+    tokenizer: &Tokenizer,
+    dress: Dress<'_>,
+    longest_part: usize,
+) -> Option<Plan> {
+    let text = &document.text;
+    let mut plan = Plan { tokens: tokenizer.special(), ..Plan::default() };
+    let mut part = Part { bytes: 0..0, at_char: 0 };
+    while part.bytes.end < text.len() {
+        let from = part.bytes.end;
+        let until = text.floor_char_boundary(from.saturating_add(longest_part));
+        let half = text.ceil_char_boundary(from + longest_part / 2);
+        let until = if until < text.len() { apart(document, half..until).unwrap_or(until) } else { until };
+        part = Part { at_char: part.at_char + text[part.bytes].chars().count(), bytes: from..until };
+
+        let spans = tokenizer.encode_part(&text[part.bytes.clone()], from);
+        if from == 0 && spans.len() <= rules.longest {
+            return None;
+        }
+        plan.tokens += spans.len();
+        let boundaries = scan(document, &part, &spans);
+        let [first, .., last] = boundaries[..] else { continue };
+        let cutter = Cutter { text, spans: &spans, boundaries: &boundaries };
+        Splitter { document, rules, tokenizer, dress, cutter }.add_pieces(first, last, &mut plan.chunks);
+    }
+    Some(plan)
 }
 
 #[derive(Clone, Copy)]
@@ -108,17 +159,21 @@ impl Splitter<'_> {
     }
 
     fn pieces(&self, first: Boundary, last: Boundary) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        self.add_pieces(first, last, &mut chunks);
+        chunks
+    }
+
+    fn add_pieces(&self, first: Boundary, last: Boundary, chunks: &mut Vec<Chunk>) {
         let (limit, overlap) = self.limit();
         let cuts = self.cutter.cut(first, last, limit);
-        let mut chunks = Vec::with_capacity(cuts.len());
         let mut before = None;
         for pair in cuts.windows(2) {
             let [from, to] = [pair[0], pair[1]];
             let start = before.map_or(Start::of(&from), |before| self.overlapped(&before, &from, overlap));
-            self.place(start, from, to, limit, &mut chunks);
+            self.place(start, from, to, limit, chunks);
             before = Some(from);
         }
-        chunks
     }
 
     /// What is between two cuts may have at most, and the overlap that it leaves room for.

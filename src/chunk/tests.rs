@@ -1,4 +1,5 @@
 mod edits;
+mod parts;
 
 use std::collections::HashSet;
 

@@ -83,9 +83,14 @@ impl Tokenizer {
 
     /// The tokens of a text in order, special tokens left out.
     pub fn encode(&self, text: &str) -> Vec<TokenSpan> {
-        let mut spans: Vec<TokenSpan> = Vec::with_capacity(text.len() / 4);
-        for (offset, piece) in self.pieces(text) {
-            self.encode_piece(piece, offset, &mut spans);
+        self.encode_part(text, 0)
+    }
+
+    /// The tokens of a part that starts at `at` of a text.
+    pub(super) fn encode_part(&self, part: &str, at: usize) -> Vec<TokenSpan> {
+        let mut spans: Vec<TokenSpan> = Vec::with_capacity(part.len() / 4);
+        for (offset, piece) in self.pieces(part) {
+            self.encode_piece(piece, at + offset, &mut spans);
         }
         spans
     }

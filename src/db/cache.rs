@@ -25,7 +25,7 @@ pub struct Parked {
 /// A kept vector.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    pub embedding: Embedding,
+    pub embedding: Arc<Embedding>,
     /// As they were paid for, where that was noted.
     pub tokens: Option<u64>,
     /// It is charged for: nobody pays for an equal text.
@@ -94,7 +94,7 @@ pub async fn find(
     let kept = rows.into_iter().filter_map(|row| {
         let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
         let tokens = row.tokens.and_then(|tokens| u64::try_from(tokens).ok());
-        let embedding = Embedding { vector: floats(&row.vector), sparse };
+        let embedding = Arc::new(Embedding { vector: floats(&row.vector), sparse });
         Some((row.digest.try_into().ok()?, Kept { embedding, tokens, reusable: row.reusable }))
     });
     Ok(kept.collect())

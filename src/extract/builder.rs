@@ -20,14 +20,21 @@ impl Builder {
 
     /// Adds a block of text and returns where it starts; a block without text adds nothing.
     pub fn block(&mut self, text: &str) -> Result<usize, ReadError> {
-        let text = clean(text);
-        let text = text.trim_matches(['\n', ' ']);
+        let mut cleaned = clean(text);
+        let text = cleaned.trim_matches(['\n', ' ']);
         self.separate();
         let at = self.document.text.len();
         if at + text.len() > self.largest {
             return Err(ReadError::Limit(format!("{} of text", bytes(self.largest as u64))));
         }
-        self.document.text.push_str(text);
+        if at > 0 {
+            self.document.text.push_str(text);
+            return Ok(at);
+        }
+        // The first block is often all there is, and large: it is not copied.
+        cleaned.truncate(cleaned.trim_end_matches(['\n', ' ']).len());
+        cleaned.drain(..cleaned.len() - cleaned.trim_start_matches(['\n', ' ']).len());
+        self.document.text = cleaned;
         Ok(at)
     }
 

@@ -1,6 +1,6 @@
 //! The other side: this program as `parser-child`, with one file to read and nothing else to reach.
 
-use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::io::{self, BufRead as _, Read as _};
 use std::process::exit;
 use std::thread;
 
@@ -39,7 +39,7 @@ pub fn main() -> ! {
             None => read::read(&bytes, &request, pdfium.flatten().as_ref()),
         })
     };
-    exit(say(&answer).map_or(ORPHANED, |()| 0))
+    exit(answer.write(&mut io::stdout().lock()).map_or(ORPHANED, |()| 0))
 }
 
 fn request() -> Option<Request> {
@@ -72,10 +72,4 @@ fn on_a_deep_stack(read: impl FnOnce() -> Answer + Send) -> Answer {
         let reading = reader.spawn_scoped(scope, read);
         reading.map_or(Answer::Panicked, |reading| reading.join().unwrap_or(Answer::Panicked))
     })
-}
-
-fn say(answer: &Answer) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, answer)?;
-    out.flush()
 }

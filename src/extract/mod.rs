@@ -121,24 +121,24 @@ impl Extractor {
     ///
     /// # Errors
     /// See [`ExtractError`]; an empty file is an empty document, not an error.
-    pub async fn extract(&self, input: Input) -> Result<Document, ExtractError> {
+    pub async fn extract(&self, mut input: Input) -> Result<Document, ExtractError> {
         if input.bytes.is_empty() {
             return Ok(Document { reader: "empty".to_owned(), ..Document::default() });
         }
         let _slot = self.slot().await?;
-        let first = self.read_with(&input, self.settings.pdf).await;
+        let request = Request::new(&self.settings, &input, self.settings.pdf);
         if !self.has_second_reader(&input) {
-            return first.map(Read::document);
+            return self.read(&request, std::mem::take(&mut input.bytes)).await.map(Read::document);
         }
-        match first {
+        match self.read(&request, input.bytes.clone()).await {
             Ok(Read::Well(document)) => Ok(document),
-            Ok(Read::Poorly(document)) => match self.read_with(&input, PdfReader::Unpdf).await {
+            Ok(Read::Poorly(document)) => match self.read_again(input).await {
                 // pdfium's order of reading is better, so what unpdf adds must be worth it.
                 Ok(other) if other.text_length() * 5 > document.text.len() * 6 => Ok(other.document()),
                 _ => Ok(document),
             },
             Err(error @ (ExtractError::Crashed(_) | ExtractError::Broken { .. })) => {
-                match self.read_with(&input, PdfReader::Unpdf).await {
+                match self.read_again(input).await {
                     Ok(read) => Ok(read.document()),
                     Err(limit @ ExtractError::Limit(_)) => Err(limit),
                     Err(_) => Err(error),
@@ -155,7 +155,7 @@ impl Extractor {
     pub async fn probe(&self) -> Result<SandboxReport, ExtractError> {
         let input = Input::default();
         let request = Request::new(&self.settings, &input, self.settings.pdf);
-        match process::ask(&self.program, &self.settings, &request, &input.bytes, true).await? {
+        match process::ask(&self.program, &self.settings, &request, Bytes::new(), true).await? {
             Answer::Report(report) => Ok(report),
             _ => Err(ExtractError::Crashed("it gave another answer than asked for".to_owned())),
         }
@@ -171,11 +171,15 @@ impl Extractor {
         self.slots.acquire().await.map_err(|closed| ExtractError::Start(io::Error::other(closed)))
     }
 
-    async fn read_with(&self, input: &Input, pdf: PdfReader) -> Result<Read, ExtractError> {
-        let request = Request::new(&self.settings, input, pdf);
-        match process::ask(&self.program, &self.settings, &request, &input.bytes, false).await? {
-            Answer::Document(document) => process::checked(document, &request).map(Read::Well),
-            Answer::Poor(document) => process::checked(document, &request).map(Read::Poorly),
+    async fn read_again(&self, input: Input) -> Result<Read, ExtractError> {
+        let request = Request::new(&self.settings, &input, PdfReader::Unpdf);
+        self.read(&request, input.bytes).await
+    }
+
+    async fn read(&self, request: &Request, bytes: Bytes) -> Result<Read, ExtractError> {
+        match process::ask(&self.program, &self.settings, request, bytes, false).await? {
+            Answer::Document(document) => process::checked(document, request).map(Read::Well),
+            Answer::Poor(document) => process::checked(document, request).map(Read::Poorly),
             Answer::Failed(error) => Err(error.into()),
             Answer::Panicked => Err(ExtractError::Crashed("its reader panicked".to_owned())),
             Answer::Report(_) | Answer::Recording(_) | Answer::Part(_) => {

@@ -2,6 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -22,12 +23,12 @@ pub(super) fn this_program() -> PathBuf {
     if running.exists() { running.to_owned() } else { std::env::current_exe().unwrap_or_else(|_| "gristmill".into()) }
 }
 
-/// Starts a child, gives it a request and a file, and takes its answer.
+/// Starts a child, gives it a request and a file, and takes its answer. The file is let go of when the child has it.
 pub(super) async fn ask(
     program: &Path,
     settings: &Parser,
     request: &Request,
-    file: &[u8],
+    file: Bytes,
     probe: bool,
 ) -> Result<Answer, ExtractError> {
     let mut child = spawn(program, probe).map_err(ExtractError::Start)?;
@@ -48,7 +49,7 @@ pub(super) async fn ask(
     if !status.success() {
         return Err(death::cause(status, &heard.errors, request));
     }
-    serde_json::from_slice(&heard.answer).map_err(|_| ExtractError::Crashed("it gave no proper answer".to_owned()))
+    Answer::read(heard.answer).ok_or_else(|| ExtractError::Crashed("it gave no proper answer".to_owned()))
 }
 
 fn spawn(program: &Path, probe: bool) -> io::Result<Child> {
@@ -67,7 +68,7 @@ struct Talk {
 }
 
 /// Says everything, then listens. The child's input stays open to the end: its closing tells the child that nobody listens.
-async fn converse(child: &mut Child, request: &Request, file: &[u8], most: u64) -> io::Result<Talk> {
+async fn converse(child: &mut Child, request: &Request, file: Bytes, most: u64) -> io::Result<Talk> {
     let pipe = || io::Error::other("a pipe is missing");
     let mut input = child.stdin.take().ok_or_else(pipe)?;
     let mut output = child.stdout.take().ok_or_else(pipe)?.take(most + 1);
@@ -78,7 +79,8 @@ async fn converse(child: &mut Child, request: &Request, file: &[u8], most: u64) 
     let say = async {
         // A child that died early does not listen; how it ended says why.
         drop(input.write_all(&line).await);
-        drop(input.write_all(file).await);
+        drop(input.write_all(&file).await);
+        drop(file);
     };
     let complain = async {
         (&mut errors).take(STDERR_KEPT).read_to_end(&mut talk.errors).await?;

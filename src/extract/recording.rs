@@ -124,7 +124,7 @@ impl Extractor {
         let _slot = self.slot().await?;
         let input = Input { bytes: bytes.clone(), ..Input::default() };
         let request = Request { listen: Some(listen), ..Request::new(&self.settings, &input, self.settings.pdf) };
-        match process::ask(&self.program, &self.settings, &request, bytes, false).await? {
+        match process::ask(&self.program, &self.settings, &request, bytes.clone(), false).await? {
             Answer::Failed(error) => Err(error.into()),
             Answer::Panicked => Err(ExtractError::Crashed("its reader panicked".to_owned())),
             answer => Ok(answer),

@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use chardetng::{EncodingDetector, Iso2022JpDetection, Utf8Detection};
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
@@ -25,12 +27,12 @@ pub(super) fn looks_like_text(bytes: &[u8]) -> bool {
 }
 
 /// Decodes by byte order mark, then by what the file says of itself (`label`), then by looking at the bytes.
-pub(super) fn decode(bytes: &[u8], label: Option<&str>) -> String {
+pub(super) fn decode<'bytes>(bytes: &'bytes [u8], label: Option<&str>) -> Cow<'bytes, str> {
     let (encoding, bytes) = match Encoding::for_bom(bytes) {
         Some((encoding, mark)) => (encoding, &bytes[mark..]),
         None => (guess(bytes, label), bytes),
     };
-    encoding.decode_without_bom_handling(bytes).0.into_owned()
+    encoding.decode_without_bom_handling(bytes).0
 }
 
 fn guess(bytes: &[u8], label: Option<&str>) -> &'static Encoding {

@@ -1,3 +1,4 @@
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -72,7 +73,7 @@ impl Request {
             // In base64.
             Some(Listen::Cut { limits, .. }) => limits.largest.saturating_mul(4) / 3,
             Some(Listen::Measure(_)) => 0,
-            // A text may double by escapes.
+            // Headings may be as long as the text.
             None => 2 * self.largest_text as u64,
         }
     }
@@ -85,7 +86,8 @@ fn extension(name: &str) -> Option<String> {
     fine.then(|| extension.to_ascii_lowercase())
 }
 
-/// What a child says, once, on its standard output.
+/// What a child says, once, on its standard output: a line of JSON, and after it the document's text as it is, so that a large one is
+/// not in memory twice while it is told or heard.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
@@ -99,6 +101,38 @@ pub(super) enum Answer {
     /// The reader panicked; what it said may hold the file's text and is not repeated.
     Panicked,
     Report(SandboxReport),
+}
+
+impl Answer {
+    pub fn write(mut self, out: &mut impl Write) -> io::Result<()> {
+        let text = self.text().map(std::mem::take);
+        serde_json::to_writer(&mut *out, &self)?;
+        out.write_all(b"\n")?;
+        out.write_all(text.unwrap_or_default().as_bytes())?;
+        out.flush()
+    }
+
+    /// None where it holds no answer.
+    pub fn read(mut heard: Vec<u8>) -> Option<Self> {
+        let line = heard.iter().position(|&byte| byte == b'\n')?;
+        let mut answer: Self = serde_json::from_slice(&heard[..line]).ok()?;
+        heard.drain(..=line);
+        heard.shrink_to_fit();
+        let rest = String::from_utf8(heard).ok()?;
+        match answer.text() {
+            Some(text) => *text = rest,
+            None if !rest.is_empty() => return None,
+            None => {}
+        }
+        Some(answer)
+    }
+
+    fn text(&mut self) -> Option<&mut String> {
+        match self {
+            Self::Document(document) | Self::Poor(document) => Some(&mut document.text),
+            Self::Recording(_) | Self::Part(_) | Self::Failed(_) | Self::Panicked | Self::Report(_) => None,
+        }
+    }
 }
 
 /// Why a reader made no document, in words that hold nothing of the file's text.
@@ -136,6 +170,22 @@ mod tests {
         assert_eq!(extension("Report.final.PDF").as_deref(), Some("pdf"));
         for name in ["", "pdf", ".profile", "a.b/c", "a.", "a.averyveryverylongword"] {
             assert_eq!(extension(name).filter(|extension| !extension.is_empty()), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_read_as_it_was_written() {
+        let heard = |answer: Answer| {
+            let mut out = Vec::new();
+            answer.write(&mut out).unwrap();
+            out
+        };
+        let document = Document { text: "One.\n\nZwö.".to_owned(), pages: vec![0, 6], ..Document::default() };
+        let read = Answer::read(heard(Answer::Poor(document.clone())));
+        assert!(matches!(read, Some(Answer::Poor(read)) if read == document));
+        assert!(matches!(Answer::read(heard(Answer::Panicked)), Some(Answer::Panicked)));
+        for broken in [&b"\"panicked\"\nand more"[..], b"\"panicked\"", b"", b"{\"document\"\n"] {
+            assert!(Answer::read(broken.to_vec()).is_none());
         }
     }
 

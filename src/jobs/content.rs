@@ -42,26 +42,35 @@ fn text_of(rule: &TextRule, row: &LoadedRow) -> String {
 }
 
 async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<(Document, Weight), JobError> {
-    let (file, mut weight) = fetch(deps, rule, row, 0).await?;
-    failpoint::reach(Point::Fetched);
-    // What it will be as a text is guessed until that is known.
-    weight.lighten(weight_of_text(&deps.plan, file.size));
-    let input = input_of(rule, row, file);
-    let document = deps.extractor.extract(input).await?;
-    weight.lighten(weight_of_text(&deps.plan, u64::try_from(document.text.len()).unwrap_or(u64::MAX)));
-    Ok((document, weight))
+    // What it is known to weigh; until then, the most it may.
+    let mut known = 0;
+    loop {
+        let (file, mut weight) = fetch(deps, rule, row, known.max(deps.files.largest(&rule.store))).await?;
+        failpoint::reach(Point::Fetched);
+        // What it will be as a text is guessed until that is known. Where that is more than there is now, it is fetched again when
+        // there is room: who waits for memory holds none.
+        known = known.max(weight_of_text(&deps.plan, file.size));
+        if !deps.memory.fit(&mut weight, known) {
+            continue;
+        }
+        let document = deps.extractor.extract(input_of(rule, row, file)).await?;
+        let text = weight_of_text(&deps.plan, u64::try_from(document.text.len()).unwrap_or(u64::MAX));
+        if deps.memory.fit(&mut weight, text) {
+            return Ok((document, weight));
+        }
+        known = known.max(text);
+    }
 }
 
-/// The row's file, weighed with the most it and what is made of it, `besides`, may be until that is known.
+/// The row's file, when there is room for so many bytes.
 pub(super) async fn fetch(
     deps: &Deps,
     rule: &FileRule,
     row: &LoadedRow,
-    besides: u64,
+    bytes: u64,
 ) -> Result<(FileBytes, Weight), JobError> {
     let asked = asked_of(rule, row)?;
-    // Weighed with the most it may be until it is known.
-    let weight = deps.memory.take(deps.files.largest(&rule.store).saturating_add(besides)).await;
+    let weight = deps.memory.take(bytes).await;
     let file = match find(deps, rule, &asked).await {
         Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
         other => other?,

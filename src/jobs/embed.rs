@@ -9,7 +9,6 @@ use crate::batch::{Approaching, Charge, DoneWork, End, JobFacts, OfJob, Paid, Te
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan, Spending};
-use crate::db::cache::TextHash;
 use crate::domain::{BadVector, Chunk, ClaimedJob, Digest, Document, Embedding, check_vector};
 use crate::failpoint::{self, Point};
 
@@ -28,13 +27,14 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     }
     start::wanted(&row)?;
 
-    let (document, weight) = content::read(deps, &row, weight).await?;
+    let (document, weight) = Box::pin(content::read(deps, &row, weight)).await?;
     failpoint::reach(Point::Extracted);
     work.weight = Some(weight);
     work.trace.stage("read");
     let bytes = document.text.len();
-    let characters = document.text.trim().chars().count();
-    if characters < deps.plan.pipeline.skip.shorter_than.max(1) {
+    let enough = deps.plan.pipeline.skip.shorter_than.max(1);
+    let characters = document.text.trim().chars().take(enough).count();
+    if characters < enough {
         let reason = if characters == 0 {
             "there is no text".to_owned()
         } else {
@@ -43,9 +43,14 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
         return Err(JobError::Skipped(reason));
     }
 
-    let (document, plan) = {
+    let reader = (document.reader != "column").then(|| document.reader.clone());
+    let (facts, plan) = {
         let (of, means, row) = (Arc::clone(&deps.plan), means.clone(), Arc::clone(&row));
-        let cut = move || cut(&of, &means.rules, &means.tokenizer, &row, &document).map(|plan| (document, plan));
+        let keeps_text = start::uses(deps, JobFact::Text);
+        let cut = move || {
+            let plan = cut(&of, &means.rules, &means.tokenizer, &row, &document)?;
+            Ok::<_, TooLong>((facts_of(document, &plan, keeps_text), plan))
+        };
         beside(bytes, cut).await?
     };
     work.trace.stage("chunk");
@@ -53,6 +58,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
         return Err(JobError::Skipped("there is no text".to_owned()));
     }
     let kept = kept_chunks(known, &plan.chunks, &existing, &job.digests);
+    drop(existing);
 
     let tokens = tokens_to_pay(&plan, &kept);
     if tokens > 0 {
@@ -69,7 +75,8 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let reused = bought.iter().filter(|(_, (_, tokens))| tokens.is_none()).count();
     work.unwritten = bought;
     let price = means.batcher.settings().price();
-    let facts = facts_of(&document, &plan, tokens, price, deps);
+    let cost = price.map(|(_, usd)| usd * Decimal::from(tokens));
+    let facts = JobFacts { tokens: Some(tokens), cost, ..facts };
     let charge = Charge {
         meter: Meter::Tokens,
         quantity: Decimal::from(tokens),
@@ -79,17 +86,18 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let done = DoneWork {
         charge: (tokens > 0).then_some(charge),
         reused,
-        reader: (document.reader != "column").then(|| document.reader.clone()),
+        reader,
         chunks: plan.chunks,
         vectors,
         row: Arc::clone(&row),
     };
-    start::commit(job, deps, End::Done(Box::new(done)), facts, work).await?;
-    let bought = std::mem::take(&mut work.unwritten);
+    Box::pin(start::commit(job, deps, End::Done(Box::new(done)), facts, work)).await?;
+    let written = std::mem::take(&mut work.unwritten);
     if deps.plan.pipeline.cache {
-        means.batcher.share(&row.tenant, &bought).await;
-    } else {
-        means.batcher.forget(&row.tenant, &parked).await;
+        means.batcher.share(&row.tenant, &written).await;
+    } else if parked {
+        let texts: Vec<_> = written.into_iter().map(|(text, _)| text).collect();
+        means.batcher.forget(&row.tenant, &texts).await;
     }
     Ok(())
 }
@@ -194,19 +202,19 @@ async fn embed(
     plan: &ChunkPlan,
     kept: &[bool],
     approaching: Approaching,
-) -> Result<(Vec<Option<Arc<Embedding>>>, Texts, Vec<TextHash>), JobError> {
+) -> Result<(Vec<Option<Arc<Embedding>>>, Texts, bool), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
     for (nth, chunk) in plan.chunks.iter().enumerate().filter(|(nth, _)| !kept[*nth]) {
         let parts = plan.parts.get(nth).filter(|parts| !parts.is_empty());
         for part in parts.map_or_else(|| std::slice::from_ref(chunk), Vec::as_slice) {
-            texts.push(Text { text: part.embedded().to_owned(), tokens: part.tokens });
-            owners.push((nth, part));
+            texts.push(Text { text: part.embedded(), tokens: part.tokens });
+            owners.push((nth, part.tokens));
         }
     }
     let mut vectors: Vec<Option<Arc<Embedding>>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
-        return Ok((vectors, Vec::new(), Vec::new()));
+        return Ok((vectors, Vec::new(), false));
     }
     let of = OfJob {
         id: job.id,
@@ -218,12 +226,12 @@ async fn embed(
         cached: deps.plan.pipeline.cache && !job.fresh,
         ceiling: deps.ceiling.clone(),
     };
-    let Paid { vectors: paid, parked } = means.batcher.embed(&of, texts, approaching).await?;
+    let Paid { vectors: paid, texts: hashes, parked } = Box::pin(means.batcher.embed(&of, &texts, approaching)).await?;
     let mut parts: Vec<Vec<(Arc<Embedding>, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
-    for ((nth, part), (embedding, tokens)) in owners.into_iter().zip(paid) {
-        parts[nth].push((Arc::clone(&embedding), part.tokens));
-        bought.push((part.embedded().to_owned(), (embedding, tokens)));
+    for (((nth, tokens_of_part), (embedding, tokens)), hash) in owners.into_iter().zip(paid).zip(hashes) {
+        parts[nth].push((Arc::clone(&embedding), tokens_of_part));
+        bought.push((hash, (embedding, tokens)));
     }
     for (vector, parts) in vectors.iter_mut().zip(parts) {
         *vector = mean(parts);
@@ -262,22 +270,15 @@ fn mean(mut parts: Vec<(Arc<Embedding>, usize)>) -> Option<Arc<Embedding>> {
     Some(Arc::new(Embedding { vector, sparse: weights.flatten() }))
 }
 
-fn facts_of(
-    document: &Document,
-    plan: &ChunkPlan,
-    tokens: u64,
-    price: Option<(i64, Decimal)>,
-    deps: &Deps,
-) -> JobFacts {
+/// What the document says, which nobody needs any more: its text is in its chunks.
+fn facts_of(document: Document, plan: &ChunkPlan, keeps_text: bool) -> JobFacts {
     JobFacts {
-        tokens: Some(tokens),
         tokens_of_text: u64::try_from(plan.tokens).ok(),
         chunks: Some(plan.chunks.len()),
         pages: document.page_count(),
         words: Some(document.text.split_whitespace().count()),
         characters: Some(document.text.chars().count()),
-        text: start::uses(deps, JobFact::Text).then(|| document.text.clone()),
-        cost: price.map(|(_, usd)| usd * Decimal::from(tokens)),
+        text: keeps_text.then_some(document.text),
         ..JobFacts::default()
     }
 }

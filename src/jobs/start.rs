@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::batch::{Bought, Committed, End, JobFacts, Loaded, Weight, Work};
 use crate::config::{JobFact, Name};
 use crate::db::app::{Existing, LoadedRow};
+use crate::db::cache::TextHash;
 use crate::domain::ClaimedJob;
 
 use super::{Deps, JobError, Means, Trace, embed, transcribe};
@@ -13,15 +14,15 @@ use super::{Deps, JobError, Means, Trace, embed, transcribe};
 /// So many workers that died with nothing but this job in hand are no accident.
 const CRASHES_ALONE: i16 = 2;
 
-/// Texts with their vectors.
-pub(super) type Texts = Vec<(String, Bought)>;
+/// Texts, as the cache knows them, with their vectors.
+pub(super) type Texts = Vec<(TextHash, Bought)>;
 
 /// What an attempt has in hand, and leaves behind however it ends: one that is cut short has a row, and may have paid, all the same.
 pub struct InWork {
     pub trace: Trace,
     pub row: Option<Arc<LoadedRow>>,
     pub(super) weight: Option<Weight>,
-    /// Vectors that are paid for and not written, with their texts.
+    /// Vectors that are paid for and not written, with what they are of.
     pub(super) unwritten: Texts,
     committing: Arc<AtomicBool>,
 }
@@ -55,8 +56,9 @@ pub async fn run(job: &ClaimedJob, deps: &Deps, work: &mut InWork) -> Result<(),
         return Err(JobError::Crashed);
     }
     match &deps.means {
-        Means::Vectors(means) => embed::run(job, deps, means, work).await,
-        Means::Speech(means) => transcribe::run(job, deps, means, work).await,
+        // Each has room of its own: one that waits among hundreds must not be as large as the other might become.
+        Means::Vectors(means) => Box::pin(embed::run(job, deps, means, work)).await,
+        Means::Speech(means) => Box::pin(transcribe::run(job, deps, means, work)).await,
     }
 }
 

@@ -26,7 +26,9 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, speech: &Speech, work: &m
     };
     // Who waits for memory holds none.
     drop(weight);
-    let (file, mut weight) = content::fetch(deps, rule, &row, speech.limits.largest_part()).await?;
+    let largest = deps.files.largest(&rule.store);
+    let (file, mut weight) =
+        content::fetch(deps, rule, &row, largest.saturating_add(speech.limits.largest_part())).await?;
     work.trace.stage("read");
 
     let recording = deps.extractor.measure(&file.bytes, speech.limits).await?;

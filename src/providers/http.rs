@@ -26,7 +26,8 @@ pub(super) fn request_id(headers: &HeaderMap) -> Option<String> {
 
 /// Reads a body while it streams, and stops where it gets longer than `longest` bytes.
 pub(super) async fn read(mut response: Response, longest: usize) -> Result<BytesMut, ProviderError> {
-    let mut body = BytesMut::new();
+    let said = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(said.unwrap_or_default().min(longest));
     while let Some(part) = response.chunk().await.map_err(|error| away(&error))? {
         if body.len() + part.len() > longest {
             return Err(ProviderError::Garbled(format!("the answer is longer than {longest} bytes")));

@@ -30,17 +30,17 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
     let mut work = InWork::start();
     let result = attempt(engine, &job, deps, &mut work).await;
     // However it ended: what is paid for is kept.
-    work.park(deps).await;
+    Box::pin(work.park(deps)).await;
     let wanted = match &result {
         Ok(()) => Outcome::Done,
         Err(error) => error.outcome(standing(engine, &job)),
     };
     let reached = match &result {
-        Err(JobError::OtherKey(key)) => hand_on(engine, &job, deps, key, wanted, &work.trace).await,
-        _ => end(engine, &job, deps, wanted, work.row.take(), &work.trace).await,
+        Err(JobError::OtherKey(key)) => Box::pin(hand_on(engine, &job, deps, key, wanted, &work.trace)).await,
+        _ => Box::pin(end(engine, &job, deps, wanted, work.row.take(), &work.trace)).await,
     };
     report(&job, &reached, &work.trace, started.elapsed());
-    release_word(engine, &job, deps, &reached).await;
+    Box::pin(release_word(engine, &job, deps, &reached)).await;
 }
 
 /// An end that has no word of its own must not leave the row `processing`.

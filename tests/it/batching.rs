@@ -215,10 +215,7 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
             cached: false,
             ceiling: None,
         };
-        batcher
-            .embed(&of, vec![Text { text: text.to_owned(), tokens: 3 }], batcher.expect())
-            .await
-            .map(|paid| paid.vectors.len())
+        batcher.embed(&of, &[Text { text, tokens: 3 }], batcher.expect()).await.map(|paid| paid.vectors.len())
     };
 
     let (panic, one, two) = tokio::join!(embed(1, "Do not PANIC."), embed(2, "One."), embed(3, "Two."));

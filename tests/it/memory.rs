@@ -11,6 +11,7 @@ use gristmill::config::Name;
 use gristmill::domain::SourceKey;
 use insta::assert_snapshot;
 
+use crate::applications::{NOTES, application};
 use crate::world::World;
 
 const KIB: u64 = 1024;
@@ -85,4 +86,67 @@ async fn texts_and_files_larger_than_all_memory_are_done_one_by_one() {
     world.work().await;
 
     assert_snapshot!(world.states().await, @"12 completed");
+}
+
+#[tokio::test]
+async fn files_that_weigh_more_than_was_taken_for_them_wait_holding_none() {
+    // As many fit by their size as slots are there, but only three or so as texts.
+    let world = World::new()
+        .await
+        .change("listen = \"off\"", "memory = \"1 MiB\"\nlisten = \"off\"")
+        .change("kind = \"local\"", "kind = \"local\"\nlargest = \"64 KiB\"");
+    world.register().await;
+    let text = "The mill grinds what the river brings. ".repeat(1_600);
+    for nth in 0..16 {
+        world.upload(&format!("file {nth}.txt"), text.as_bytes()).await;
+    }
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"16 completed");
+}
+
+#[tokio::test]
+async fn a_column_that_is_copied_into_each_chunk_is_written_a_few_at_a_time() {
+    let pipeline = NOTES.replace("columns = { nth", r#"columns = { title = "{title}", nth"#);
+    let world = application(
+        "create schema app; create table app.notes (id int primary key, title text, body text); \
+         create table app.note_chunks (id bigint generated always as identity, note_id int, nth int, title text, body text, embedding vector(8), \
+             unique (note_id, nth)); \
+         create table app.statements (bytes bigint); \
+         create function app.note() returns trigger language plpgsql as \
+             $$ begin insert into app.statements select sum(octet_length(title)) from written; return null; end $$; \
+         create trigger note after insert on app.note_chunks referencing new table as written for each statement execute function app.note()",
+        &pipeline,
+    )
+    .await;
+    let title = 300 * KIB;
+    let body = |from: u32| (from..60).map(|nth| format!("Paragraph {nth} of some words.\n\n")).collect::<String>();
+    world
+        .sql(&format!("insert into app.notes values (1, repeat('m', {title}), '{}'), (2, 'Short.', 'One.')", body(10)))
+        .await;
+    world.work().await;
+
+    let chunks = "select concat_ws(' ', count(*), count(distinct nth), max(nth), min(octet_length(title)), left(min(title), 1)) \
+                  from app.note_chunks where note_id = 1";
+    let written: i64 = world.value("select count(*) from app.note_chunks where note_id = 1").await;
+    assert!(written > 20, "{written}");
+    assert_eq!(world.list(chunks).await, [format!("{written} {written} {} {title} m", written - 1)]);
+    let most: i64 = world.value("select max(bytes) from app.statements").await;
+    assert!(most > 0 && most.unsigned_abs() <= 5 * title, "{most} bytes in one statement");
+
+    // Chunks that stay, and move, are brought up to date as they were written.
+    world.sql("create table app.before as select id from app.note_chunks where note_id = 1").await;
+    world
+        .sql(&format!(
+            "update app.notes set title = repeat('n', {title}), body = '{}' where id = 1; select gristmill.enqueue('notes', 1)",
+            body(0)
+        ))
+        .await;
+    world.work().await;
+
+    let now: i64 = world.value("select count(*) from app.note_chunks where note_id = 1").await;
+    assert_eq!(world.list(chunks).await, [format!("{now} {now} {} {title} n", now - 1)]);
+    let kept: i64 = world.value("select count(*) from app.note_chunks join app.before using (id)").await;
+    assert!(now > written && kept * 10 > written * 7, "{kept} of {written} stayed, {now} now");
 }

@@ -5,6 +5,7 @@ mod end_to_end;
 mod figure;
 mod freshness;
 mod ground;
+mod large;
 mod peers;
 mod provider;
 mod queue;
@@ -89,6 +90,8 @@ enum Bench {
     Documents,
     /// Other systems on a tenth of the rows, each a program named by --peer
     Peers,
+    /// A text of 500 MB and a PDF of 3,000 pages: the memory of the worker and of its parser
+    Large,
 }
 
 /// What every bench works with.
@@ -174,6 +177,7 @@ impl Bench {
             Self::Chunking => reading::chunking(bed),
             Self::Documents => reading::documents(bed).await,
             Self::Peers => peers::run(bed).await,
+            Self::Large => large::run(bed).await,
         }
     }
 }

@@ -36,6 +36,17 @@ pub(super) struct Setup {
     pub files: Option<PathBuf>,
     /// Whether the rows show how far they are.
     pub status: bool,
+    /// For a large file: bounds of memory, and as much as fits into them.
+    pub limits: Option<Limits>,
+}
+
+/// The most memory, in mebibytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// `worker.memory`
+    pub worker: u32,
+    /// `parser.memory`, for each child.
+    pub parser: u32,
 }
 
 impl Setup {
@@ -49,6 +60,7 @@ impl Setup {
             dimensions: DIMENSIONS,
             files: None,
             status: true,
+            limits: None,
         }
     }
 
@@ -59,13 +71,18 @@ impl Setup {
     }
 
     fn toml(&self, field: &Field, provider: &str) -> String {
-        let Self { slots, concurrency, inputs, requests_per_minute, dimensions, files, status } = self;
+        let Self { slots, concurrency, inputs, requests_per_minute, dimensions, files, status, limits } = self;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let allowed = requests_per_minute.map_or_else(String::new, |limit| format!("requests_per_minute = {limit}"));
         let status = if *status { STATUS } else { "" };
+        let largest = if limits.is_some() { "largest = \"600 MB\"" } else { "" };
+        let memory = limits.map_or_else(String::new, |limits| format!("memory = \"{} MiB\"", limits.worker));
+        let parser = limits.map_or_else(String::new, |limits| {
+            format!("memory = \"{} MiB\"\nlargest_text = \"600 MB\"\ncpu = \"10m\"\ntime = \"15m\"", limits.parser)
+        });
         let file = files.as_ref().map_or_else(String::new, |folder| {
             format!(
-                "[stores.files]\nkind = \"local\"\nroot = {:?}\n[pipelines.{PIPELINE}.file]\nstore = \"files\"\npath = \"{{path}}\"\nwithin = \"\"\n\
+                "[stores.files]\nkind = \"local\"\nroot = {:?}\n{largest}\n[pipelines.{PIPELINE}.file]\nstore = \"files\"\npath = \"{{path}}\"\nwithin = \"\"\n\
                  when = \"path is not null\"\n",
                 folder.to_string_lossy()
             )
@@ -77,8 +94,10 @@ url = {url:?}
 slots = {slots}
 listen = "off"
 sweep = "1h"
+{memory}
 [parser]
 processes = {cores}
+{parser}
 [providers.loopback]
 kind = "openai"
 url = "{provider}"
@@ -209,6 +228,10 @@ impl Worker {
         peak_memory(self.process)
     }
 
+    pub(super) fn process(&self) -> u32 {
+        self.process
+    }
+
     /// Ends it at once: its database goes with it.
     pub(super) async fn end(mut self) -> Result<(), Failure> {
         Ok(self.child.kill().await?)
@@ -225,7 +248,7 @@ pub(super) fn processor_time(process: u32) -> Duration {
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
-/// The most memory a process has had, in bytes.
+/// The most memory that a process has had, in bytes; nothing where the system does not say.
 pub(super) fn peak_memory(process: u32) -> u64 {
     let status = read(process, "status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

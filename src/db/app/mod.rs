@@ -25,6 +25,7 @@ mod queue;
 mod rights;
 mod search;
 mod shape;
+mod stay;
 mod steady;
 mod survey;
 mod sweep;
@@ -53,6 +54,7 @@ pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, asked_for, lock_marked, mark, mirror_asking, open_asked, open_unmet};
 pub use search::{Hit, search};
+pub use stay::update_chunks;
 pub use survey::{Reference, Surveyed, buckets, commonest_word, has_function, survey};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
@@ -65,7 +67,7 @@ pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};
 pub use write::{
     ChunkRow, LockedRow, SourceUpdate, begin_writer, clear, delete_chunks, insert_chunks, lock_sources, reread,
-    set_writer, update_chunks, update_sources, which_exist,
+    set_writer, update_sources, which_exist,
 };
 
 /// Quotes an identifier.

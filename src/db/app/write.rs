@@ -7,15 +7,14 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 use crate::domain::SourceKey;
 
 use super::assign::{ColumnWrite, WriteKind};
-use super::catalog::Column;
 use super::effects;
-use super::load::{LoadedRow, PLACE, nth_of, parent_match};
+use super::load::{LoadedRow, nth_of, parent_match};
 use super::plan::{Plan, TargetPlan};
 use super::vector::Vectors;
 use super::{asked, by_column};
 
 /// Whether a chunk is at a given place.
-const IN_PLACE: &str =
+pub(super) const IN_PLACE: &str =
     "chunk.ctid = split_part(given.place, ':', 2)::tid and chunk.tableoid = split_part(given.place, ':', 1)::oid";
 
 /// Names the pipeline that writes in this transaction, so that its own triggers stay deaf. Waits for locks are
@@ -159,6 +158,10 @@ pub async fn delete_chunks(connection: &mut PgConnection, plan: &Plan, places: &
     Ok(())
 }
 
+/// Most bytes of one statement that writes chunks, unless one row has more. A column of the source row that is copied into each of its
+/// chunks is in memory as often as a statement has rows.
+const SLICE_BYTES: usize = 512 << 10;
+
 /// A chunk to write: values for the parent columns, then for the target's columns (none for its vector), in the plan's order. Where
 /// the row is kept, its vector and its weights of tokens are.
 #[derive(Debug, Clone)]
@@ -168,19 +171,48 @@ pub struct ChunkRow<'a> {
     pub vector: Option<&'a [f32]>,
     /// Its place in the table, where the row is kept.
     pub place: Option<String>,
-    /// Whether a kept row had another index.
-    pub moved: bool,
 }
 
-/// Inserts chunks with their vectors.
+impl ChunkRow<'_> {
+    fn bytes(&self) -> usize {
+        let values = self.values.iter().flatten().map(String::len).sum::<usize>();
+        values + self.parent.iter().map(String::len).sum::<usize>() + self.vector.map_or(0, size_of_val)
+    }
+}
+
+/// The next rows of one statement.
+pub(super) fn slice<'a>(rows: &mut impl Iterator<Item = ChunkRow<'a>>) -> Vec<ChunkRow<'a>> {
+    let mut slice = Vec::new();
+    let mut bytes = 0;
+    while bytes < SLICE_BYTES
+        && let Some(row) = rows.next()
+    {
+        bytes += row.bytes();
+        slice.push(row);
+    }
+    slice
+}
+
+/// Inserts chunks with their vectors, a slice after the other, each made when it is its turn.
 ///
 /// # Errors
 /// A constraint or a type refuses a row.
-pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[ChunkRow<'_>]) -> sqlx::Result<()> {
-    let TargetPlan::Chunks { table, parent, version, columns, .. } = &plan.target else { return Ok(()) };
-    if rows.is_empty() {
-        return Ok(());
+pub async fn insert_chunks<'a>(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    mut rows: impl Iterator<Item = ChunkRow<'a>> + Send,
+) -> sqlx::Result<()> {
+    loop {
+        let slice = slice(&mut rows);
+        if slice.is_empty() {
+            return Ok(());
+        }
+        insert_slice(connection, plan, slice).await?;
     }
+}
+
+async fn insert_slice(connection: &mut PgConnection, plan: &Plan, mut rows: Vec<ChunkRow<'_>>) -> sqlx::Result<()> {
+    let TargetPlan::Chunks { table, parent, version, columns, .. } = &plan.target else { return Ok(()) };
     let plain = columns_but(columns, |kind| *kind == WriteKind::Vector);
     let mut names: Vec<String> = parent.iter().map(|write| write.column.sql()).collect();
     let mut values: Vec<String> =
@@ -204,7 +236,7 @@ pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[C
     }
     let mut arrays: Vec<Vec<Option<String>>> =
         (0..parent.len()).map(|nth| rows.iter().map(|row| row.parent.get(nth).cloned()).collect()).collect();
-    arrays.extend(plain.iter().map(|(nth, _)| rows.iter().map(|row| row.values[*nth].clone()).collect()));
+    arrays.extend(plain.iter().map(|(nth, _)| values_of(&mut rows, *nth)));
     let mut aliases: Vec<String> = (0..parent.len()).map(|nth| format!("p{nth}")).collect();
     aliases.extend(plain.iter().map(|(nth, _)| format!("c{nth}")));
     let statement = format!(
@@ -224,72 +256,9 @@ pub async fn insert_chunks(connection: &mut PgConnection, plan: &Plan, rows: &[C
     Ok(())
 }
 
-/// Brings kept chunks up to date: index and metadata, never the vector; rows that are as they should be are not written.
-///
-/// # Errors
-/// A constraint or a type refuses a row.
-pub async fn update_chunks(connection: &mut PgConnection, plan: &Plan, rows: &mut [ChunkRow<'_>]) -> sqlx::Result<()> {
-    let TargetPlan::Chunks { table, columns, index, index_is_unique, .. } = &plan.target else { return Ok(()) };
-    if rows.is_empty() {
-        return Ok(());
-    }
-    if *index_is_unique && rows.iter().any(|row| row.moved) {
-        make_way(connection, table, index, rows).await?;
-    }
-    let plain = columns_but(columns, |kind| matches!(kind, WriteKind::Vector | WriteKind::Sparse(_)));
-    let sets: Vec<String> = plain
-        .iter()
-        .map(|(nth, write)| format!("{} = {}", write.column.sql(), new_value(write, *nth, "chunk", "given")))
-        .collect();
-    let differs: Vec<String> = plain
-        .iter()
-        .map(|(nth, write)| {
-            format!(
-                "chunk.{}::text is distinct from ({})::text",
-                write.column.sql(),
-                new_value(write, *nth, "chunk", "given")
-            )
-        })
-        .collect();
-    let aliases: Vec<String> = plain.iter().map(|(nth, _)| format!("c{nth}")).collect();
-    let statement = format!(
-        "update {table} as chunk set {} from unnest({}) as given (place, {}) where {IN_PLACE} and ({})",
-        sets.join(", "),
-        text_arrays(plain.len() + 1),
-        aliases.join(", "),
-        differs.join(" or "),
-    );
-    let mut query = sqlx::query(AssertSqlSafe(statement));
-    query = query.bind(rows.iter().map(|row| row.place.clone()).collect::<Vec<_>>());
-    for (nth, _) in &plain {
-        query = query.bind(rows.iter().map(|row| row.values[*nth].clone()).collect::<Vec<_>>());
-    }
-    query.execute(connection).await?;
-    Ok(())
-}
-
-/// Moves chunks whose index changes far out of the way first, so that no two rows hold the same index on the way.
-async fn make_way(
-    connection: &mut PgConnection,
-    table: &str,
-    index: &Column,
-    rows: &mut [ChunkRow<'_>],
-) -> sqlx::Result<()> {
-    let moved: Vec<usize> = rows.iter().enumerate().filter(|(_, row)| row.moved).map(|(nth, _)| nth).collect();
-    let places: Vec<Option<String>> = moved.iter().map(|&nth| rows[nth].place.clone()).collect();
-    let far = if index.type_name == "int2" { 16_384 } else { 1_000_000_000 };
-    let statement = format!(
-        "update {table} as chunk set {index} = chunk.{index} + {far} \
-         from unnest($1::text[]) with ordinality as given (place, nth) where {IN_PLACE} returning given.nth, {PLACE} as place",
-        index = index.sql(),
-    );
-    for row in sqlx::query(AssertSqlSafe(statement)).bind(places).fetch_all(connection).await? {
-        let nth: i64 = row.try_get("nth")?;
-        if let Some(&moved) = usize::try_from(nth - 1).ok().and_then(|nth| moved.get(nth)) {
-            rows[moved].place = row.try_get("place")?;
-        }
-    }
-    Ok(())
+/// The values of one column, taken out of their rows.
+pub(super) fn values_of(rows: &mut [ChunkRow<'_>], nth: usize) -> Vec<Option<String>> {
+    rows.iter_mut().map(|row| row.values[nth].take()).collect()
 }
 
 /// New values for columns of source rows.
@@ -398,7 +367,10 @@ pub async fn clear(connection: &mut PgConnection, plan: &Plan, keys: &[&SourceKe
 }
 
 /// The columns without those of a kind, each with its place among all.
-fn columns_but(columns: &[ColumnWrite], left_out: impl Fn(&WriteKind) -> bool) -> Vec<(usize, &ColumnWrite)> {
+pub(super) fn columns_but(
+    columns: &[ColumnWrite],
+    left_out: impl Fn(&WriteKind) -> bool,
+) -> Vec<(usize, &ColumnWrite)> {
     columns.iter().enumerate().filter(|(_, write)| !left_out(&write.kind)).collect()
 }
 
@@ -422,7 +394,7 @@ pub(super) fn new_value(write: &ColumnWrite, nth: usize, row: &str, given: &str)
     }
 }
 
-fn text_arrays(count: usize) -> String {
+pub(super) fn text_arrays(count: usize) -> String {
     (1..=count).map(|nth| format!("${nth}::text[]")).collect::<Vec<_>>().join(", ")
 }
 
