@@ -9,13 +9,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::StatusWords;
 use crate::db;
-use crate::db::app::{Plan, QueuePlan};
+use crate::db::app::{Plan, QueuePlan, WorkedOn};
 use crate::db::jobs::{Release, ReleaseKind};
 use crate::domain::{ClaimedJob, SourceKey};
 use crate::jobs::Deps;
 
-use super::Engine;
+use super::{Engine, words};
 
 /// Jobs on their way back.
 pub struct Releases {
@@ -141,7 +142,8 @@ async fn renew(engine: &Engine, batch: &[Entry]) {
     }
 }
 
-/// Releases the mirrored word where the leases are still ours: of a job that another worker has, `processing` is the truth.
+/// Says on rows that their jobs wait, where the leases are still ours: of a job that another worker has, `processing` is the truth. A row
+/// of the set may have any other word of before this revision; of one that is not, only `processing` is taken back.
 async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     let is_mirrored = |pipeline| {
         engine
@@ -156,13 +158,16 @@ async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     }
     let _speaking = engine.speaking.lock().await;
     let Ok(ours) = db::jobs::held(&engine.pool, &leases).await else { return };
-    let mut by_pipeline: HashMap<&str, Vec<&SourceKey>> = HashMap::new();
-    for entry in fresh.into_iter().filter(|entry| ours.contains(&entry.release.id)) {
-        by_pipeline.entry(&entry.pipeline).or_default().push(&entry.key);
+    let mut by_pipeline: HashMap<&str, Vec<WorkedOn>> = HashMap::new();
+    for Entry { release, key, pipeline, .. } in fresh.into_iter().filter(|entry| ours.contains(&entry.release.id)) {
+        let in_hand = WorkedOn { job: release.id, lease: release.lease, key: key.clone() };
+        by_pipeline.entry(pipeline).or_default().push(in_hand);
     }
-    for (pipeline, keys) in by_pipeline {
+    for (pipeline, rows) in by_pipeline {
         if let Some(deps) = engine.deps(pipeline) {
-            mirror(engine, deps, &keys, Mirrored::Released).await;
+            let pending = |words: &StatusWords| words.pending.clone();
+            words::say(engine, &deps.fit.plan(), &rows.iter().collect::<Vec<_>>(), pending).await;
+            mirror(engine, deps, &rows.iter().map(|row| &row.key).collect::<Vec<_>>(), Mirrored::Released).await;
         }
     }
 }

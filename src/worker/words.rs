@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::config::StatusWords;
 use crate::db;
 use crate::db::app::{Plan, WorkedOn};
 use crate::domain::ClaimedJob;
@@ -38,7 +39,8 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
                 let _speaking = engine.speaking.lock().await;
                 for (pipeline, rows) in engine.hands.words_due(Instant::now()) {
                     if let Some(deps) = engine.deps(&pipeline) {
-                        say(&engine, &deps.fit.plan(), &rows.iter().collect::<Vec<_>>()).await;
+                        let word = |words: &StatusWords| words.processing.clone();
+                        say(&engine, &deps.fit.plan(), &rows.iter().collect::<Vec<_>>(), word).await;
                     }
                 }
             }
@@ -47,17 +49,18 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     }
 }
 
-/// Best effort, since nothing depends on it. A key that does not fit its column, or a row that may not be written, is nobody else's trouble:
-/// what is refused is halved.
-async fn say(engine: &Engine, plan: &Plan, rows: &[&WorkedOn]) {
+/// Sets one of the pipeline's words on rows whose jobs are in hand. Best effort, since nothing depends on it. A key that does not fit its
+/// column, or a row that may not be written, is nobody else's trouble: what is refused is halved.
+pub(super) async fn say(engine: &Engine, plan: &Plan, rows: &[&WorkedOn], which: impl Fn(&StatusWords) -> String) {
+    let Some(word) = plan.pipeline.status.as_ref().map(|status| which(&status.words)) else { return };
     let written = async {
         let mut connection = engine.pool.acquire().await?;
         let mut stack = vec![rows];
         while let Some(rows) = stack.pop() {
-            match db::app::mirror_processing(&mut connection, plan, rows).await {
+            match db::app::mirror_in_hand(&mut connection, plan, rows, &word).await {
                 Err(error) if db::is_passing(&error) => return Err(error),
                 Err(_) if rows.len() > 1 => stack.extend(<[_; 2]>::from(rows.split_at(rows.len() / 2))),
-                Err(error) => tracing::debug!(error = db::describe(&error), "`processing` could not be mirrored"),
+                Err(error) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
                 Ok(()) => {}
             }
         }
@@ -65,7 +68,7 @@ async fn say(engine: &Engine, plan: &Plan, rows: &[&WorkedOn]) {
     };
     match tokio::time::timeout(Duration::from_secs(5), written).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(error = db::describe(&error), "`processing` could not be mirrored"),
-        Err(_) => tracing::debug!("`processing` could not be mirrored in time"),
+        Ok(Err(error)) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
+        Err(_) => tracing::debug!(word, "the status could not be mirrored in time"),
     }
 }

@@ -46,7 +46,7 @@ async fn rows_opened_again_are_paid_for_where_they_changed() {
 async fn every_bench_is_listed_with_what_it_measures() {
     let listed = run(command(&["bench", "--list", "--json"])).await.ok().json();
     let listed = listed.as_array().unwrap();
-    assert_eq!(listed.len(), 11);
+    assert_eq!(listed.len(), 12);
     assert!(listed.iter().all(|bench| !bench["name"].as_str().unwrap().is_empty() && bench["what"] != ""));
 }
 

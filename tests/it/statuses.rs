@@ -1,11 +1,11 @@
 //! What a source row says of itself is true: also once its vectors are gone, and where a person wants no more of it.
 
-use gristmill::db::app::{WorkedOn, mirror_processing};
+use gristmill::db::app::{WorkedOn, mirror_in_hand};
 use gristmill::domain::{LeaseId, SourceKey};
 use insta::assert_snapshot;
 use uuid::Uuid;
 
-use crate::fake_openai::{FakeOpenAi, Options};
+use crate::fake_openai::{Answer, FakeOpenAi, Options};
 use crate::outcomes::{enqueued, eventually, killed_in_hand};
 use crate::world::{DIMENSIONS, World};
 
@@ -259,14 +259,28 @@ async fn a_row_whose_job_is_over_or_another_s_keeps_its_word() {
     let mut connection = world.pool.acquire().await.unwrap();
 
     world.sql("update public.documents set processing_status = 'pending'").await;
-    mirror_processing(&mut connection, &plan, &[&theirs]).await.unwrap();
+    mirror_in_hand(&mut connection, &plan, &[&theirs], "processing").await.unwrap();
     assert_eq!(said(&world).await, "note pending | processing");
-    mirror_processing(&mut connection, &plan, &[&ours]).await.unwrap();
+    mirror_in_hand(&mut connection, &plan, &[&ours], "processing").await.unwrap();
     assert_eq!(said(&world).await, "note processing | processing");
 
     gate.open();
     worker.idle().await;
-    mirror_processing(&mut connection, &plan, &[&ours]).await.unwrap();
+    mirror_in_hand(&mut connection, &plan, &[&ours], "processing").await.unwrap();
     worker.stop().await;
     assert_eq!(said(&world).await, "note completed 1 | completed");
+}
+
+#[tokio::test]
+async fn a_row_whose_job_has_to_wait_says_so_whatever_it_said_before() {
+    let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() });
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The wheel turns.").await;
+    world.work().await;
+    assert_eq!(said(&world).await, "note completed 1 | completed");
+    world.sql("update public.documents set content = 'The stone grinds.'").await;
+    vendor.script([Answer::status(429).with("retry-after", "3600")]);
+    world.work().await;
+    assert_eq!(said(&world).await, "note pending 1 | waiting rate_limited");
 }

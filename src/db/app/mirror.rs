@@ -16,17 +16,21 @@ pub struct WorkedOn {
     pub key: SourceKey,
 }
 
-/// Sets the word for `processing` on rows nobody else holds whose jobs are still in hand: asked under the job's lock as well, or a commit
+/// Sets a word on rows of the set that nobody else holds and whose jobs are still in hand: asked under the job's lock as well, or a commit
 /// that ends it meanwhile would have its own word written over. Best effort, in one statement. Its commit is not waited for: that of the
 /// job writes the next word.
 ///
 /// # Errors
 /// The database is away or refuses; nothing depends on it.
-pub async fn mirror_processing(connection: &mut PgConnection, plan: &Plan, jobs: &[&WorkedOn]) -> sqlx::Result<()> {
-    let (Some(status), Some(rule)) = (&plan.status, &plan.pipeline.status) else { return Ok(()) };
-    let Some(column) = &status.column else { return Ok(()) };
+pub async fn mirror_in_hand(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    jobs: &[&WorkedOn],
+    word: &str,
+) -> sqlx::Result<()> {
+    let Some(column) = plan.status.as_ref().and_then(|status| status.column.as_ref()) else { return Ok(()) };
     let count = plan.key.len();
-    let [held, leases, writer, word] = std::array::from_fn(|nth| count + 1 + nth);
+    let [held, leases, writer, new] = std::array::from_fn(|nth| count + 1 + nth);
     let arrays: Vec<String> = (1..=count).map(|nth| format!("${nth}::text[]")).collect();
     let names: Vec<String> = (1..=count).map(|nth| format!("gm_k{nth}")).collect();
     let statement = format!(
@@ -34,11 +38,11 @@ pub async fn mirror_processing(connection: &mut PgConnection, plan: &Plan, jobs:
                  set_config('lock_timeout', '100ms', true) as gm_patience, set_config('synchronous_commit', 'off', true) as gm_haste, \
                  unnest({arrays}, ${held}::bigint[], ${leases}::uuid[]) as asked ({names}, gm_job, gm_lease) \
                  join {table} as source on {key_match} \
-             where {when} and source.{column}::text is distinct from ${word} \
+             where {when} and source.{column}::text is distinct from ${new} \
              order by {key} for no key update of source skip locked), \
          held as (select free.* from free join gristmill.embedding_jobs as job on job.id = free.gm_job and job.lease_id = free.gm_lease \
              for share of job skip locked) \
-         update {table} as source set {column} = (${word}::text)::{type_sql} from held where {same}",
+         update {table} as source set {column} = (${new}::text)::{type_sql} from held where {same}",
         key = plan.key_list("source"),
         arrays = arrays.join(", "),
         names = names.join(", "),
@@ -53,7 +57,7 @@ pub async fn mirror_processing(connection: &mut PgConnection, plan: &Plan, jobs:
     let query = bound(&statement, by_column(&keys, count));
     let query = query.bind(jobs.iter().map(|worked_on| worked_on.job.0).collect::<Vec<_>>());
     let query = query.bind(jobs.iter().map(|worked_on| worked_on.lease.0).collect::<Vec<_>>());
-    query.bind(&plan.pipeline.name).bind(&rule.words.processing).execute(connection).await?;
+    query.bind(&plan.pipeline.name).bind(word).execute(connection).await?;
     Ok(())
 }
 

@@ -49,7 +49,7 @@ pub use keyless::keyless;
 pub use leave::take_back;
 pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, Found, LoadedRow, existing_chunks, load, load_up_to, lock_chunks, misfit_of_key};
-pub use mirror::{WorkedOn, mirror, mirror_processing};
+pub use mirror::{WorkedOn, mirror, mirror_in_hand};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, asked_for, lock_marked, mark, mirror_asking, open_asked, open_unmet};
