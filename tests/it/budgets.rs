@@ -71,7 +71,10 @@ async fn workers_together_keep_what_is_configured() {
     world.insert_sentences(40).await;
 
     let began: String = world.value("select clock_timestamp()::text").await;
+    // The first has not done them all before the second is there.
+    let gate = vendor.hold();
     let (one, two) = (world.start().await, world.start().await);
+    gate.open();
     one.idle().await;
     two.idle().await;
     one.stop().await;
