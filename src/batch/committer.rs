@@ -226,6 +226,11 @@ impl Shared {
             match guarded(transaction::run(&self.pool, &plan, &works, patient)).await {
                 Ok(verdicts) => self.answer(group, verdicts),
                 Err(refusal) if db::is_passing(&refusal.error) => self.put_off(group, &refusal.error),
+                // It comes from each connection once, and then from none.
+                Err(refusal) if db::is_outdated(&refusal.error) => {
+                    self.fit.look().await.ok();
+                    self.put_off(group, &refusal.error);
+                }
                 // Once for a group: an error that comes again although the tables fit is a row's.
                 Err(refusal) if !looked && db::may_be_migrated(&refusal.error) => {
                     looked = true;

@@ -1,9 +1,9 @@
 //! Equal texts of one tenant that are on their way at once: one goes, and the others wait for its vector.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use tokio::sync::mpsc::{UnboundedSender, WeakUnboundedSender};
@@ -18,9 +18,25 @@ use super::item::{Item, fail};
 /// A tenant and its text.
 pub(super) type Key = (String, TextHash);
 
-/// Texts on their way through one lane, each with those that wait for it.
+/// How long a vector is kept here at the most, and how many: by then its job has written it, and the cache has it.
+const KEPT: Duration = Duration::from_secs(10);
+const MOST_KEPT: usize = 1_000;
+
+/// Texts on their way through one lane, each with those that wait for it, and vectors that have landed just now.
 #[derive(Default)]
-pub(super) struct Flights(Mutex<HashMap<Key, Vec<Item>>>);
+pub(super) struct Flights(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    flights: HashMap<Key, Flight>,
+    /// Oldest first.
+    landed: VecDeque<Key>,
+}
+
+enum Flight {
+    OnItsWay(Vec<Item>),
+    Landed(Arc<Embedding>, Instant),
+}
 
 /// What the text that goes holds. However it ends: those that wait get its vector, or go themselves.
 pub(super) struct Lead {
@@ -33,40 +49,76 @@ impl Flights {
     /// Sends a text on its way, or has it wait for its equal. Gives it back where the lane has stopped.
     pub fn board(self: &Arc<Self>, mut item: Item, lane: &UnboundedSender<Item>) -> Result<(), Item> {
         let key = (item.call.job.tenant.clone(), item.hash);
-        match self.on_their_way().entry(key.clone()) {
-            Entry::Occupied(mut waiting) => {
-                waiting.get_mut().push(item);
+        let mut state = self.state();
+        match state.flights.get_mut(&key) {
+            Some(Flight::OnItsWay(waiting)) => {
+                waiting.push(item);
                 return Ok(());
             }
-            Entry::Vacant(free) => free.insert(Vec::new()),
+            Some(Flight::Landed(embedding, at)) if at.elapsed() < KEPT => {
+                let embedding = Arc::clone(embedding);
+                drop(state);
+                settle(item, &embedding);
+                return Ok(());
+            }
+            _ => state.flights.insert(key.clone(), Flight::OnItsWay(Vec::new())),
         };
+        drop(state);
         item.lead = Some(Lead { key, flights: Arc::clone(self), lane: lane.downgrade() });
         lane.send(item).map_err(|refused| refused.0)
     }
 
-    fn on_their_way(&self) -> MutexGuard<'_, HashMap<Key, Vec<Item>>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that wait; the text is not on its way any more.
+    fn take(&self, key: &Key) -> Vec<Item> {
+        let mut state = self.state();
+        match state.flights.get_mut(key) {
+            Some(Flight::OnItsWay(waiting)) => {
+                let waiting = std::mem::take(waiting);
+                state.flights.remove(key);
+                waiting
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn keep(&self, key: &Key, embedding: &Arc<Embedding>) {
+        let mut state = self.state();
+        state.flights.insert(key.clone(), Flight::Landed(Arc::clone(embedding), Instant::now()));
+        state.landed.push_back(key.clone());
+        if state.landed.len() > MOST_KEPT
+            && let Some(oldest) = state.landed.pop_front()
+            && matches!(state.flights.get(&oldest), Some(Flight::Landed(..)))
+        {
+            state.flights.remove(&oldest);
+        }
     }
 }
 
 impl Lead {
-    /// Gives a vector that was paid for, or need not be, to those that wait.
+    /// Gives a vector that was paid for, or need not be, to those that wait, and to those that come before the cache has it.
     pub fn land(self, embedding: &Arc<Embedding>) {
-        for item in self.take() {
-            item.call.open.fetch_sub(1, Ordering::AcqRel);
-            item.answer(Ok((Arc::clone(embedding), None)));
+        let waiting = self.flights.take(&self.key);
+        self.flights.keep(&self.key, embedding);
+        for item in waiting {
+            settle(item, embedding);
         }
     }
+}
 
-    fn take(&self) -> Vec<Item> {
-        self.flights.on_their_way().remove(&self.key).unwrap_or_default()
-    }
+/// Answers a text whose vector is there for an equal one.
+fn settle(item: Item, embedding: &Arc<Embedding>) {
+    item.call.open.fetch_sub(1, Ordering::AcqRel);
+    item.answer(Ok((Arc::clone(embedding), None)));
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
         let Some(lane) = self.lane.upgrade() else { return };
-        for item in self.take().into_iter().filter(|item| !item.call.reply.is_closed()) {
+        for item in self.flights.take(&self.key).into_iter().filter(|item| !item.call.reply.is_closed()) {
             // A lane that has stopped answers nobody.
             self.flights.board(item, &lane).ok();
         }
@@ -95,11 +147,10 @@ pub(super) async fn reuse(pool: &PgPool, settings: &LaneSettings, batch: Vec<Ite
             open.push(item);
             continue;
         };
-        item.call.open.fetch_sub(1, Ordering::AcqRel);
         if let Some(lead) = item.lead.take() {
             lead.land(&embedding);
         }
-        item.answer(Ok((embedding, None)));
+        settle(item, &embedding);
     }
     open
 }

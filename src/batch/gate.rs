@@ -16,13 +16,16 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_mins(15);
 /// Failures in a row that open the breaker.
 const FAILURES: u32 = 5;
 pub(super) const BREAKER_FIRST: Duration = Duration::from_secs(10);
-const BREAKER_LONGEST: Duration = Duration::from_mins(5);
+/// One request to ask whether the provider is back costs less than a minute of everybody's waiting.
+const BREAKER_LONGEST: Duration = Duration::from_secs(40);
 /// How long a lane stays shut that only a person can mend: its credential, its model's name, its dimensions.
 pub(super) const PERSONS_PAUSE: Duration = Duration::from_mins(5);
 /// Answers that are of no use are paid for, so the pause after them grows up to here.
 const LONGEST_PERSONS_PAUSE: Duration = Duration::from_hours(1);
 /// So many jobs in a row that get nothing but bad answers tell of the provider, not of what they sent.
 const SUSPECTS: usize = 3;
+/// A provider that gave a good answer so short a time ago has what it refuses refused for what it is.
+const PROVEN: Duration = Duration::from_mins(1);
 
 /// How a lane is.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -60,6 +63,8 @@ struct State {
     suspects: Vec<JobId>,
     /// How often that many have shut the lane since then.
     suspected: u32,
+    /// When the last good answer came.
+    good: Option<Instant>,
 }
 
 impl State {
@@ -194,6 +199,12 @@ impl Gate {
             let (until, failure) = (gate.until, gate.failure.take());
             *gate = State { until, failure, ..State::default() };
         }
+        gate.good = Some(Instant::now());
+    }
+
+    /// Whether there was a good answer of late.
+    pub fn is_proven(&self) -> bool {
+        self.state().good.is_some_and(|good| good.elapsed() < PROVEN)
     }
 }
 

@@ -226,7 +226,9 @@ impl Lane {
         if let [item] = batch.as_slice() {
             self.gate.count(std::iter::once(item.call.job.id));
         }
-        if self.gate.is_suspected() && self.takes_nothing(&batch).await {
+        // Of a text that came alone no neighbour tells whether it is its fault.
+        let unsure = self.gate.is_suspected() || sending.came_alone && !self.gate.is_proven();
+        if unsure && self.takes_nothing(&batch).await {
             let failure = self.gate.blame(&text);
             sending.acquit(&failure);
             fail(batch, &failure);

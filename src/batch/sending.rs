@@ -12,11 +12,13 @@ pub(super) struct Sending {
     /// Texts that were refused alone, each with the rest of its job and the provider's words, while the lane has accepted none. The
     /// first that it accepts says that it was they.
     doubted: Vec<(Vec<Item>, String)>,
+    /// It was one text from the beginning.
+    pub came_alone: bool,
 }
 
 impl Sending {
     pub fn new(batch: Vec<Item>) -> Self {
-        Self { parts: vec![(batch, 0)], doubted: Vec::new() }
+        Self { came_alone: batch.len() == 1, parts: vec![(batch, 0)], doubted: Vec::new() }
     }
 
     pub fn halve(&mut self, mut batch: Vec<Item>) {

@@ -7,6 +7,7 @@ use rust_decimal::Decimal;
 use sqlx::{PgConnection, PgPool};
 
 use crate::config::{Meter, OnLeave, PipelineKind};
+use crate::db;
 use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, LoadedRow, Plan, SourceUpdate, TargetPlan, WriteKind};
 use crate::db::jobs;
 use crate::db::transcripts;
@@ -39,7 +40,7 @@ impl From<sqlx::Error> for Refusal {
 impl Refusal {
     /// For a reason: no values of the row.
     pub fn describe(&self) -> String {
-        let said = crate::db::describe(&self.error);
+        let said = db::describe(&self.error);
         self.effect.as_ref().map_or_else(|| said.clone(), |effect| format!("effect {effect}: {said}"))
     }
 }
@@ -57,7 +58,21 @@ pub(super) struct Going<'a> {
 /// Writes a group of jobs in one transaction and says what became of each.
 pub(super) async fn run(pool: &PgPool, plan: &Plan, works: &[&Work], patient: bool) -> Result<Vec<Verdict>, Refusal> {
     let mut connection = pool.acquire().await?;
-    let mut transaction = app::begin_writer(&mut connection, &plan.pipeline.name).await?;
+    let written = write(&mut connection, plan, works, patient).await;
+    if written.as_ref().is_err_and(|refusal| db::is_outdated(&refusal.error)) {
+        // What it has prepared would fail again.
+        connection.close_on_drop();
+    }
+    written
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    works: &[&Work],
+    patient: bool,
+) -> Result<Vec<Verdict>, Refusal> {
+    let mut transaction = app::begin_writer(connection, &plan.pipeline.name).await?;
     let mut verdicts: Vec<Option<Verdict>> = works.iter().map(|_| None).collect();
     let mut locked = lock_sources(&mut transaction, plan, works, &mut verdicts).await?;
     effects::lock_shared(&mut transaction, plan, works, &locked, patient, &mut verdicts).await?;

@@ -49,7 +49,7 @@ struct Bill {
     /// Rows whose content is a file: nobody knows before it is read.
     files_of_unknown_tokens: i64,
     /// Recordings: what they cost is known when they were heard.
-    is_sound: bool,
+    is_audio: bool,
     /// None where it, or the price, is not known.
     usd_estimated: Option<Decimal>,
     accepted: bool,
@@ -80,7 +80,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         rows_sampled: estimate.sampled,
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
-        is_sound: plan.model.speech.is_some(),
+        is_audio: plan.model.speech.is_some(),
         usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
         accepted: false,
     };
@@ -120,7 +120,7 @@ fn people(bill: &Bill) -> String {
         vec!["rows with vectors of another generation".to_owned(), bill.rows_of_old_generation.to_string()],
         vec!["rows that are open already".to_owned(), bill.rows_open.to_string()],
     ];
-    if bill.is_sound {
+    if bill.is_audio {
         rows.push(vec!["cost".to_owned(), "not known before the sound is measured".to_owned()]);
     } else {
         rows.push(vec!["tokens".to_owned(), tokens]);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use sqlx::PgPool;
 
+use crate::app;
 use crate::db;
 use crate::db::migrate::{self, Set};
 
@@ -49,6 +50,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     // Only now: sessions look for vectors where pgvector is when they begin.
     let pool = db::connect(&config.database).await?;
     let mut applied = Vec::new();
+    if let Some(found) = migrate::applied(&pool, Set::Ours).await?.filter(|&found| found > Set::Ours.newest()) {
+        return Err(app::StartError::NewSchema { found, wanted: Set::Ours.newest() }.into());
+    }
     for &set in sets {
         let done = migrate::run(&pool, set).await.map_err(|error| Failure::of(&error))?;
         applied.push(Applied { what: name(set), from: done.from, to: done.to });

@@ -4,6 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 
 use crate::app;
+use crate::db;
 use crate::db::app::{Hit, Plan, search};
 use crate::providers::{Embedded, Embedder};
 
@@ -41,6 +42,10 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     };
     known(&config, &name)?;
     let (config, pool, plan) = session.plan(&name).await?;
+    // A copy of a database pays for nothing, be it a question, until a person says so.
+    if !db::pipelines::is_noted_here(&pool).await? {
+        return Err(app::StartError::Copied.into());
+    }
     if plan.model.speech.is_some() {
         return Err(Failure::Usage(format!("pipeline {name} transcribes; name one that makes vectors")));
     }

@@ -275,6 +275,12 @@ pub fn may_be_migrated(error: &sqlx::Error) -> bool {
     }))
 }
 
+/// Whether a type that a statement was prepared with is not there any more: its extension, or the database, was made anew.
+pub fn is_outdated(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error)
+        if error.code().as_deref() == Some("XX000") && error.message().starts_with("cache lookup failed for type"))
+}
+
 /// What a database error may say in a reason: the message without the detail, which can quote a row's values.
 pub fn describe(error: &sqlx::Error) -> String {
     match error {

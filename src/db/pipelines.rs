@@ -237,11 +237,11 @@ pub async fn is_at_home(db: impl PgExecutor<'_>) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"with here as (select (select system_identifier::text from pg_control_system()) || '/' || current_database() as identity),
            noted as (
-               insert into gristmill.installation (identity) select identity from here
-               on conflict (only_one) do nothing returning identity
+               insert into gristmill.installation as installation (identity) select identity from here
+               -- Written again as it is, or what another worker notes at this moment would not be seen.
+               on conflict (only_one) do update set identity = installation.identity returning identity
            )
-           select coalesce((select identity from noted), (select identity from gristmill.installation)) = here.identity as "home!"
-           from here"#,
+           select noted.identity = here.identity as "home!" from here, noted"#,
     )
     .fetch_one(db)
     .await

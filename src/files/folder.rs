@@ -55,7 +55,11 @@ fn real_root(root: &Path) -> Result<PathBuf, Trouble> {
         Ok(real) if real.is_dir() => Ok(real),
         Ok(_) => Err(unusable("is not a folder")),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(unusable("may not be read")),
-        Err(_) => Err(unusable("does not exist: create it, or correct the store's `root`")),
+        // It may be mounted in a moment.
+        Err(_) => Err(Trouble::Unavailable(format!(
+            "folder {} does not exist: create it, or correct the store's `root`",
+            root.display()
+        ))),
     }
 }
 

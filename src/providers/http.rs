@@ -21,7 +21,14 @@ pub(super) const LONGEST_QUESTION: Duration = Duration::from_secs(10);
 
 pub(super) fn request_id(headers: &HeaderMap) -> Option<String> {
     let named = ["x-request-id", "request-id"].into_iter().find_map(|name| headers.get(name));
-    named?.to_str().ok().map(str::to_owned)
+    named?.to_str().ok().filter(|id| is_id(id)).map(str::to_owned)
+}
+
+/// What a provider may have its requests called: short, with a digit, and no more like a text than that. It stays on the books.
+fn is_id(id: &str) -> bool {
+    id.len() <= 64
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        && id.bytes().filter(u8::is_ascii_digit).count() >= 4
 }
 
 /// Reads a body while it streams, and stops where it gets longer than `longest` bytes.

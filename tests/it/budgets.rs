@@ -251,3 +251,14 @@ async fn tenants_can_be_kept_apart() {
     assert_eq!(mixed.count(), 0);
     assert!(vendor.requests() < 30, "{} requests", vendor.requests());
 }
+
+#[tokio::test]
+async fn a_text_that_came_alone_is_not_blamed_for_a_provider_that_takes_none() {
+    let vendor = vendor();
+    vendor.always(Answer::refused("input must be a token array"));
+    let world = world_of(&vendor, "").await;
+    world.register().await;
+    world.insert_sentences(1).await;
+    world.work().await;
+    assert_eq!(world.states().await, "1 waiting misconfigured");
+}

@@ -37,6 +37,23 @@ async fn usage(world: &World) -> String {
 const KEPT: &str = "select concat_ws(' ', count(*) filter (where reusable), count(*) filter (where not reusable)) from gristmill.vector_cache";
 
 #[tokio::test]
+async fn equal_texts_that_come_before_the_first_is_written_are_paid_once() {
+    let vendor = vendor();
+    let world = caching(&vendor).await;
+    world
+        .sql(&format!(
+            "insert into public.documents (user_id, name, content) \
+             select '{USER}', 'row ' || nth, 'The same ' || nth % 3 from generate_series(1, 300) as nth"
+        ))
+        .await;
+    world.work().await;
+
+    assert_eq!(world.states().await, "300 completed");
+    assert_eq!([0, 1, 2].map(|nth| vendor.paid(&format!("The same {nth}"))), [1, 1, 1]);
+    reconciled(&world).await;
+}
+
+#[tokio::test]
 async fn equal_texts_of_one_tenant_are_paid_once() {
     let vendor = vendor();
     let world = caching(&vendor).await;

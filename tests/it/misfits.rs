@@ -206,3 +206,32 @@ async fn the_column_that_a_value_does_not_fit_is_named() {
     ["3"] failed the database refused the write: a value does not fit its column (22001): column owner
     "#);
 }
+
+#[tokio::test]
+async fn an_extension_that_is_made_anew_under_a_worker_costs_no_job_anything() {
+    let world = World::new().await;
+    world.register().await;
+    let worker = world.start().await;
+    world.insert_sentences(20).await;
+    worker.idle().await;
+    assert_eq!(world.states().await, "20 completed");
+
+    world
+        .sql(
+            "drop extension vector cascade; create extension vector; \
+             alter table public.document_chunks add column embedding vector(384)",
+        )
+        .await;
+    world.insert_sentences(20).await;
+    world
+        .sql("select gristmill.enqueue('documents', id) from public.documents where processing_status = 'pending'")
+        .await;
+    worker.idle().await;
+    worker.stop().await;
+
+    let failed = "select count(*) from gristmill.embedding_jobs where state = 'failed'";
+    assert_eq!(world.value::<i64>(failed).await, 0);
+    let done = "select count(*) from gristmill.embedding_jobs j join public.document_chunks c on c.document_id = (j.source_key ->> 0)::uuid \
+                where j.state = 'completed' and c.embedding is not null";
+    assert_eq!(world.value::<i64>(done).await, 20);
+}

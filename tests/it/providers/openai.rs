@@ -118,14 +118,14 @@ async fn vectors_are_matched_by_their_number_not_their_order() {
 #[tokio::test]
 async fn the_requests_name_and_the_limits_are_passed_on() {
     let answer = Answer::good()
-        .with("x-request-id", "req_1")
+        .with("x-request-id", "req_0123456789")
         .with("x-ratelimit-limit-requests", "60")
         .with("x-ratelimit-limit-tokens", "150000")
         .with("x-ratelimit-remaining-requests", "59")
         .with("x-ratelimit-remaining-tokens", "149984")
         .with("x-ratelimit-reset-tokens", "6m0s");
     let embedded = answered(answer).await.unwrap();
-    assert_eq!(embedded.request_id.as_deref(), Some("req_1"));
+    assert_eq!(embedded.request_id.as_deref(), Some("req_0123456789"));
     let limits = RateLimits {
         requests: Some(60),
         tokens: Some(150_000),
