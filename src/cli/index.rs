@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde::Serialize;
-use sqlx::{Connection as _, PgPool};
+use sqlx::PgPool;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::size;
-use crate::db::app::{Building, Distance, IndexMeans, IndexWanted, Indexed, Plan, VectorIndex, VectorKind};
+use crate::db::app::{
+    Building, Distance, IndexBuilder as Builder, IndexMeans, IndexWanted, Indexed, Plan, VectorIndex, VectorKind,
+};
 use crate::db::{self, app, backlog};
 
 use super::failure::Failure;
@@ -126,6 +129,8 @@ struct Planned {
     /// Of the catalogue: exact after the last analyse only.
     rows: i64,
     indexes: Vec<VectorIndex>,
+    /// Those of them that an interrupted build left.
+    leftovers: Vec<String>,
     /// Chunks that open jobs, and those that wait for `accept`, are likely to write.
     to_come: i64,
     seconds_with_index: f64,
@@ -161,7 +166,14 @@ async fn plan(session: &Session, pipelines: &Pipelines) -> Result<(), Failure> {
         let table = show::table(&header, &["vectors", "to come"], planned.iter().map(row).collect());
         let sql = planned.iter().filter_map(|one| one.sql.as_ref().or(one.why_not.as_ref()));
         let sql: Vec<String> = sql.map(|sql| format!("{sql};")).collect();
-        format!("{table}\nTimes are the server's, estimated.\n\n{}", sql.join("\n"))
+        let left = |one: &Planned| {
+            let (names, pipeline) = (one.leftovers.join(", "), &one.pipeline);
+            format!(
+                "\n{names} is left of an interrupted build, and every write keeps it up; `gristmill index build {pipeline}` removes it"
+            )
+        };
+        let left: String = planned.iter().filter(|one| !one.leftovers.is_empty()).map(left).collect();
+        format!("{table}\nTimes are the server's, estimated.{left}\n\n{}", sql.join("\n"))
     })
 }
 
@@ -193,6 +205,7 @@ async fn plan_one(pool: &PgPool, plan: &Plan, indexed: Indexed) -> Result<Planne
     };
     Ok(Planned {
         pipeline: plan.pipeline.name.clone(),
+        leftovers: names(&indexed.leftovers(plan)),
         table: indexed.table,
         rows: indexed.rows,
         indexes: indexed.indexes,
@@ -210,11 +223,21 @@ fn named(index: &VectorIndex) -> String {
     format!("{} ({}, {} MB{invalid})", index.name, index.method, index.bytes / 1_000_000)
 }
 
+fn names(indexes: &[&VectorIndex]) -> Vec<String> {
+    indexes.iter().map(|index| index.name.clone()).collect()
+}
+
+fn removed(leftovers: &[String]) -> String {
+    leftovers.iter().map(|name| format!("removed {name}, which an interrupted build had left\n")).collect()
+}
+
 #[derive(Debug, Serialize)]
 struct Built {
     pipeline: String,
     /// What was run, or would be; empty where the index is there.
     statements: Vec<String>,
+    /// What interrupted builds had left; these statements come first.
+    leftovers: Vec<String>,
     /// The index that was there.
     found: Option<String>,
     dry_run: bool,
@@ -229,29 +252,63 @@ async fn build_one(session: &Session, build: &Build) -> Result<(), Failure> {
         return Err(Failure::Usage(why));
     }
     let (_, pool, plan) = session.plan(&build.pipeline).await?;
-    let indexed = target_of(&pool, &plan).await?;
+    let (indexed, builder) = target_of(&pool, &plan, !build.dry_run).await?;
     let wanted = IndexWanted { distance: build.distance.into(), m: build.m, ef_construction: build.ef_construction };
     let (found, statements) = to_build(&plan, &indexed, &wanted, build.rebuild)?;
+    let leftovers = names(&indexed.leftovers(&plan));
     let started = Instant::now();
-    if !build.dry_run && !statements.is_empty() {
+    if let Some(mut builder) = builder {
         let memory = build.memory.unwrap_or_else(|| graph(&plan, &indexed)).max(LEAST_MEMORY);
         let memory = i64::try_from(memory).unwrap_or(i64::MAX).max(indexed.memory);
         let means = IndexMeans { memory, workers: build.workers };
         let watched = std::io::stderr().is_terminal() && !session.json;
-        run_watched(&pool, &plan, &indexed.table, means, &statements, watched).await?;
+        if run_watched(&pool, &plan, &mut builder, means, &statements, watched).await? == End::Interrupted {
+            // A writer may hold it up, and who interrupts it again does not wait.
+            tokio::select! {
+                cleared = clear(&plan, &mut builder, means) => cleared?,
+                _ = tokio::signal::ctrl_c() => return Err(Failure::Failed(WHAT_IS_LEFT.to_owned())),
+            }
+            return Err(Failure::Failed("interrupted; nothing is left of the build".to_owned()));
+        }
+        builder.leave().await;
     }
     let seconds = started.elapsed().as_secs_f64();
-    let built = Built { pipeline: plan.pipeline.name.clone(), statements, found, dry_run: build.dry_run, seconds };
-    session.print(&built, |built| match (&built.found, built.statements.is_empty()) {
-        (Some(found), true) => format!("{found} is there already; --rebuild builds it anew"),
-        _ if built.dry_run => built.statements.iter().map(|sql| format!("{sql};")).collect::<Vec<_>>().join("\n"),
-        _ => format!("built in {}", show::seconds(built.seconds)),
+    let pipeline = plan.pipeline.name.clone();
+    let built = Built { pipeline, statements, leftovers, found, dry_run: build.dry_run, seconds };
+    session.print(&built, |built| match &built.found {
+        _ if built.dry_run && !built.statements.is_empty() => lines(&built.statements),
+        Some(found) if built.statements.len() == built.leftovers.len() => {
+            format!("{}{found} is there already; --rebuild builds it anew", removed(&built.leftovers))
+        }
+        _ => format!("{}built in {}", removed(&built.leftovers), show::seconds(built.seconds)),
     })
 }
 
-/// The target, where an index can be built on it or dropped beside its readers and writers.
-async fn target_of(pool: &PgPool, plan: &Plan) -> Result<Indexed, Failure> {
+const WHAT_IS_LEFT: &str = "interrupted; `gristmill index status` shows what is left";
+
+/// Drops what an interrupted build has left just now.
+async fn clear(plan: &Plan, builder: &mut Builder, means: IndexMeans) -> Result<(), Failure> {
+    let Some(indexed) = app::indexed(&mut builder.connection, plan).await? else { return Ok(()) };
+    // Somebody else's, begun meanwhile: what is invalid may be theirs.
+    if !indexed.building.is_empty() {
+        return Err(Failure::Failed(WHAT_IS_LEFT.to_owned()));
+    }
+    let statements: Vec<String> = indexed.leftovers(plan).into_iter().map(VectorIndex::drop).collect();
+    Ok(app::run_index(&mut builder.connection, means, &statements).await?)
+}
+
+fn lines(statements: &[String]) -> String {
+    statements.iter().map(|sql| format!("{sql};")).collect::<Vec<_>>().join("\n")
+}
+
+/// The target, where an index can be built on it or dropped beside its readers and writers, and who may do so.
+async fn target_of(pool: &PgPool, plan: &Plan, run: bool) -> Result<(Indexed, Option<Builder>), Failure> {
     let name = &plan.pipeline.name;
+    // Locked before it is looked at: what a build makes looks like what one has left.
+    let builder = match app::index_table(plan).filter(|_| run) {
+        Some(table) => Builder::enter(db::connect_beside(pool).await?, table).await?,
+        None => None,
+    };
     let indexed = app::indexed(&mut *pool.acquire().await?, plan).await?;
     let indexed = indexed.ok_or_else(|| Failure::Failed(format!("pipeline {name} makes no vectors")))?;
     if indexed.partitioned {
@@ -261,7 +318,17 @@ async fn target_of(pool: &PgPool, plan: &Plan) -> Result<Indexed, Failure> {
             indexed.table
         )));
     }
-    Ok(indexed)
+    match indexed.building.first() {
+        Some(building) if run => Err(Failure::Failed(format!(
+            "a build of {} is under way; `gristmill index status` shows it",
+            building.of()
+        ))),
+        None if run && builder.is_none() => Err(Failure::Failed(format!(
+            "a build or drop of an index of {} is under way; `gristmill index status` shows it",
+            indexed.table
+        ))),
+        _ => Ok((indexed, builder)),
+    }
 }
 
 /// What is to be run, and the index that serves already.
@@ -274,14 +341,11 @@ fn to_build(
     let sql = app::create_index(plan, wanted).map_err(Failure::Failed)?;
     // `(embedding vector_cosine_ops)`, whoever made it.
     let serves = |index: &&VectorIndex| index.definition.contains(&format!("_{}_ops", wanted.distance.word()));
-    let ours = app::index_stem(plan);
-    // Ours alone: another's may be under way.
-    let broken = indexed.indexes.iter().filter(|index| !index.valid && index.name.contains(&ours));
-    let broken = broken.map(VectorIndex::drop);
+    let leftovers = indexed.leftovers(plan).into_iter().map(VectorIndex::drop);
     Ok(match indexed.indexes.iter().filter(|index| index.valid).find(serves) {
-        Some(found) if rebuild => (Some(found.name.clone()), vec![found.rebuild()]),
-        Some(found) => (Some(found.name.clone()), Vec::new()),
-        None => (None, broken.chain([sql]).collect()),
+        Some(found) if rebuild => (Some(found.name.clone()), leftovers.chain([found.rebuild()]).collect()),
+        Some(found) => (Some(found.name.clone()), leftovers.collect()),
+        None => (None, leftovers.chain([sql]).collect()),
     })
 }
 
@@ -295,29 +359,44 @@ fn graph(plan: &Plan, indexed: &Indexed) -> u64 {
     each.saturating_mul(u64::try_from(indexed.rows).unwrap_or(0)).saturating_mul(5).div_euclid(4).min(MOST_MEMORY)
 }
 
-/// Runs them on a connection of their own, and shows how far they are.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Done,
+    Interrupted,
+}
+
+/// Runs them, and shows how far they are. The server would go on with them after an interrupted command: it is told not to.
 async fn run_watched(
     pool: &PgPool,
     plan: &Plan,
-    table: &str,
+    builder: &mut Builder,
     means: IndexMeans,
     statements: &[String],
     watched: bool,
-) -> Result<(), Failure> {
-    let work = async {
-        let mut builder = db::connect_beside(pool).await?;
-        let done = app::run_index(&mut builder, means, statements).await;
-        builder.close().await.ok();
-        done
-    };
-    let mut work = std::pin::pin!(work);
+) -> Result<End, Failure> {
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut interrupted = false;
+    let (backend, table) = (builder.backend, builder.table.clone());
+    let mut work = std::pin::pin!(app::run_index(&mut builder.connection, means, statements));
     let done = loop {
         tokio::select! {
             done = &mut work => break done,
-            () = tokio::time::sleep(Duration::from_secs(1)), if watched => {
+            _ = interrupts.recv() => {
+                if interrupted {
+                    return Err(Failure::Failed(WHAT_IS_LEFT.to_owned()));
+                }
+                interrupted = true;
+                app::cancel_index(pool, backend).await?;
+            }
+            () = tokio::time::sleep(Duration::from_secs(1)), if interrupted || watched => {
+                if interrupted {
+                    // The first may have come between two statements.
+                    app::cancel_index(pool, backend).await?;
+                    continue;
+                }
                 // Where it cannot be seen, it is built all the same.
                 let Ok(mut connection) = pool.acquire().await else { continue };
-                let Ok(building) = app::building(&mut connection, table).await else { continue };
+                let Ok(building) = app::building(&mut connection, &table).await else { continue };
                 for one in building {
                     eprint!("\r\x1b[K{}", progress(&one));
                 }
@@ -328,16 +407,14 @@ async fn run_watched(
         eprint!("\r\x1b[K");
     }
     match done {
-        Err(error) if db::is_forbidden(&error) => {
-            let sql: Vec<String> = statements.iter().map(|sql| format!("{sql};")).collect();
-            Err(Failure::Failed(format!(
-                "pipeline {}: only the table's owner may do this ({}); as its owner, run\n{}",
-                plan.pipeline.name,
-                db::describe(&error),
-                sql.join("\n")
-            )))
-        }
-        done => Ok(done?),
+        Err(_) if interrupted => Ok(End::Interrupted),
+        Err(error) if db::is_forbidden(&error) => Err(Failure::Failed(format!(
+            "pipeline {}: only the table's owner may do this ({}); as its owner, run\n{}",
+            plan.pipeline.name,
+            db::describe(&error),
+            lines(statements)
+        ))),
+        done => Ok(done.map(|()| End::Done)?),
     }
 }
 
@@ -352,6 +429,8 @@ struct Dropped {
     pipeline: String,
     /// What was run, or would be.
     statements: Vec<String>,
+    /// What interrupted builds had left.
+    leftovers: Vec<String>,
     /// What brings the indexes back.
     restore: Vec<String>,
     dry_run: bool,
@@ -359,21 +438,30 @@ struct Dropped {
 
 async fn drop_all(session: &Session, drop: &Drop) -> Result<(), Failure> {
     let (_, pool, plan) = session.plan(&drop.pipeline).await?;
-    let indexed = target_of(&pool, &plan).await?;
+    let (indexed, builder) = target_of(&pool, &plan, !drop.dry_run).await?;
     let statements: Vec<String> = indexed.indexes.iter().map(VectorIndex::drop).collect();
-    let restore: Vec<String> = indexed.indexes.iter().map(VectorIndex::restore).collect();
-    if !drop.dry_run {
+    let leftovers = names(&indexed.leftovers(&plan));
+    let whole = indexed.indexes.iter().filter(|index| !index.is_transient());
+    let restore: Vec<String> = whole.map(VectorIndex::restore).collect();
+    if let Some(mut builder) = builder {
         let means = IndexMeans { memory: indexed.memory, workers: 0 };
-        run_watched(&pool, &plan, &indexed.table, means, &statements, false).await?;
+        if run_watched(&pool, &plan, &mut builder, means, &statements, false).await? == End::Interrupted {
+            return Err(Failure::Failed(WHAT_IS_LEFT.to_owned()));
+        }
+        builder.leave().await;
     }
-    let dropped = Dropped { pipeline: plan.pipeline.name.clone(), statements, restore, dry_run: drop.dry_run };
+    let pipeline = plan.pipeline.name.clone();
+    let dropped = Dropped { pipeline, statements, leftovers, restore, dry_run: drop.dry_run };
     session.print(&dropped, |dropped| {
         if dropped.statements.is_empty() {
             return format!("{} has no vector index", dropped.pipeline);
         }
-        let lines = |statements: &[String]| statements.iter().map(|sql| format!("{sql};")).collect::<Vec<_>>();
-        let did = if dropped.dry_run { lines(&dropped.statements).join("\n") } else { "dropped".to_owned() };
-        format!("{did}\n-- what brings them back:\n{}", lines(&dropped.restore).join("\n"))
+        let did = if dropped.dry_run {
+            lines(&dropped.statements)
+        } else {
+            format!("{}dropped", removed(&dropped.leftovers))
+        };
+        format!("{did}\n-- what brings them back:\n{}", lines(&dropped.restore))
     })
 }
 
@@ -392,8 +480,7 @@ async fn status(session: &Session, pipelines: &Pipelines) -> Result<(), Failure>
     for plan in plans {
         let mut connection = pool.acquire().await?;
         let Some(indexed) = app::indexed(&mut connection, &plan).await? else { continue };
-        let building = app::building(&mut connection, &indexed.table).await?;
-        let Indexed { table, rows, indexes, .. } = indexed;
+        let Indexed { table, rows, indexes, building, .. } = indexed;
         standing.push(Standing { pipeline: plan.pipeline.name.clone(), table, rows, indexes, building });
     }
     session.print(&standing, |standing| {

@@ -1,9 +1,13 @@
 //! `gristmill index`: built, rebuilt and dropped beside readers and writers.
 
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use insta::assert_snapshot;
+use sqlx::{Executor as _, PgConnection};
 
 use crate::applications::application;
-use crate::cli::gristmill;
+use crate::cli::{Ran, command, gristmill};
 use crate::schema::make_role;
 use crate::world::World;
 
@@ -130,4 +134,104 @@ async fn who_does_not_own_the_table_is_given_the_owners_statement() {
         grant all on app.pieces to gristmill_test_builder").await;
     let ran = gristmill(&world, &["index", "build", "notes"]).await;
     assert!(ran.err.contains("\"app\".\"pieces\" is partitioned"), "{}", ran.err);
+}
+
+const BUILDS: &str = "select count(*) from pg_stat_progress_create_index where datname = current_database()";
+
+/// A rebuild that waits for a writer, until that one is gone.
+async fn rebuild_under_way(world: &World) -> (PgConnection, std::process::Child) {
+    let mut writer = world.database.connect().await;
+    writer
+        .execute("begin; lock table public.document_chunks in row exclusive mode")
+        .await
+        .expect("nobody else is there");
+    let mut rebuild = command(&["index", "build", "documents", "--rebuild", "--config"]);
+    rebuild.arg(world.config_file()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let rebuild = rebuild.spawn().expect("the binary runs");
+    world.wait_for(&format!("select ({BUILDS}) = 1")).await;
+    (writer, rebuild)
+}
+
+async fn end_of(child: std::process::Child) -> Ran {
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().expect("it ends"));
+    ended.await.expect("the thread ends well").into()
+}
+
+#[tokio::test]
+async fn a_second_build_and_a_drop_are_refused_while_a_build_goes_on() {
+    let world = World::new().await;
+    let there = definitions(&world).await;
+    let (mut writer, first) = rebuild_under_way(&world).await;
+    for what in
+        [&["build", "documents", "--rebuild"][..], &["build", "documents", "--distance", "l2"], &["drop", "documents"]]
+    {
+        let arguments = [&["index"], what].concat();
+        let second = tokio::time::timeout(Duration::from_secs(20), gristmill(&world, &arguments));
+        let second = second.await.expect("it does not wait for the first");
+        let said = "a build of document_chunks_embedding is under way; `gristmill index status` shows it";
+        assert!(second.code == 1 && second.err.contains(said), "{what:?}: {} {}", second.code, second.err);
+    }
+    let planned = gristmill(&world, &["index", "plan", "documents", "--json"]).await.ok().json();
+    assert_eq!(planned[0]["leftovers"], serde_json::json!([]), "what is being built is none");
+    writer.execute("rollback").await.expect("it is there");
+    end_of(first).await.ok();
+    assert_eq!(definitions(&world).await, there);
+    gristmill(&world, &["index", "drop", "documents"]).await.ok();
+}
+
+#[tokio::test]
+async fn what_an_interrupted_rebuild_left_is_named_and_removed() {
+    let world = World::new().await;
+    let there = definitions(&world).await;
+    let leave = async |name: &str| {
+        let sql = format!(
+            "create index {name} on public.document_chunks using hnsw (embedding vector_l2_ops); \
+             update pg_index set indisvalid = false where indexrelid = 'public.{name}'::regclass"
+        );
+        world.sql(&sql).await;
+    };
+    let removed = "removed public.document_chunks_embedding_ccnew1, which an interrupted build had left\n";
+    leave("document_chunks_embedding_ccnew1").await;
+    let plan = gristmill(&world, &["index", "plan", "documents"]).await.ok().out;
+    let named = "public.document_chunks_embedding_ccnew1 is left of an interrupted build, and every write keeps it up; \
+                 `gristmill index build documents` removes it";
+    assert!(plan.contains(named), "{plan}");
+    let built = gristmill(&world, &["index", "build", "documents"]).await.ok().out;
+    assert_eq!(
+        built.trim(),
+        format!("{removed}public.document_chunks_embedding is there already; --rebuild builds it anew")
+    );
+    assert_eq!(definitions(&world).await, there);
+
+    leave("document_chunks_embedding_ccold").await;
+    let built = gristmill(&world, &["index", "build", "documents", "--rebuild"]).await.ok().out;
+    assert!(built.starts_with("removed public.document_chunks_embedding_ccold, "), "{built}");
+    assert_eq!(definitions(&world).await, there);
+
+    // Somebody else's may not be what it looks like.
+    leave("theirs_ccnew").await;
+    gristmill(&world, &["index", "build", "documents", "--rebuild"]).await.ok();
+    assert!(definitions(&world).await.contains("theirs_ccnew"));
+    world.sql("drop index public.theirs_ccnew").await;
+
+    leave("document_chunks_embedding_ccnew1").await;
+    let dropped = gristmill(&world, &["index", "drop", "documents"]).await.ok().out;
+    assert!(dropped.starts_with(removed), "{dropped}");
+    let restored = dropped.split_once("brings them back:\n").expect("it says so").1;
+    assert!(!restored.contains("_ccnew1"), "{dropped}");
+    assert_eq!(definitions(&world).await, "none");
+}
+
+#[tokio::test]
+async fn an_interrupted_build_ends_on_the_server_too() {
+    let world = World::new().await;
+    let there = definitions(&world).await;
+    let (mut writer, rebuild) = rebuild_under_way(&world).await;
+    let interrupt = Command::new("kill").args(["-INT", &rebuild.id().to_string()]).status().expect("there is a kill");
+    assert!(interrupt.success());
+    world.wait_for(&format!("select ({BUILDS}) = 0")).await;
+    writer.execute("rollback").await.expect("it is there");
+    let ended = end_of(rebuild).await;
+    assert_eq!((ended.code, ended.err.trim()), (1, "error: interrupted; nothing is left of the build"));
+    assert_eq!(definitions(&world).await, there);
 }

@@ -60,8 +60,8 @@ pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_
 pub use triggers::{TriggerSet, install, installed, remove, try_out};
 pub use vector::{SparseKind, VectorKind, VectorType};
 pub use vector_index::{
-    Building, Distance, IndexWanted, Indexed, Means as IndexMeans, VectorIndex, building, create as create_index,
-    index_stem, indexed, run_each as run_index,
+    Builder as IndexBuilder, Building, Distance, IndexWanted, Indexed, Means as IndexMeans, VectorIndex, building,
+    cancel as cancel_index, create as create_index, indexed, run_each as run_index, table_of as index_table,
 };
 pub use verify::{Finding, FindingKind, mend, orphans, verify};
 pub use views::{ViewSet, run as run_views, view_name, view_removal, view_set, with_views};

@@ -2,7 +2,7 @@
 //! is built without locking anybody out.
 
 use serde::Serialize;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
 
 use super::plan::{Plan, TargetPlan};
 use super::quote;
@@ -31,6 +31,9 @@ impl Distance {
 #[derive(Debug, Clone, Serialize)]
 pub struct VectorIndex {
     pub name: String,
+    /// Its name without a schema, unquoted.
+    #[serde(skip)]
+    pub relation: String,
     /// `hnsw` or `ivfflat`.
     pub method: String,
     pub definition: String,
@@ -54,6 +57,18 @@ impl VectorIndex {
     pub fn restore(&self) -> String {
         self.definition.replacen("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
     }
+
+    /// Whether a rebuild made it, or put it aside, for as long as it ran.
+    pub fn is_transient(&self) -> bool {
+        rebuilt(&self.relation).is_some()
+    }
+}
+
+/// The index whose rebuild names another so; Postgres cuts it where the whole is too long for a name.
+fn rebuilt(relation: &str) -> Option<&str> {
+    let (base, suffix) = relation.rsplit_once("_cc")?;
+    let number = suffix.strip_prefix("new").or_else(|| suffix.strip_prefix("old"))?;
+    number.bytes().all(|byte| byte.is_ascii_digit()).then_some(base)
 }
 
 /// A target and its vector indexes.
@@ -67,7 +82,30 @@ pub struct Indexed {
     pub indexes: Vec<VectorIndex>,
     /// `maintenance_work_mem` as it is set for this role, in bytes.
     pub memory: i64,
+    /// Builds of its indexes that go on.
+    pub building: Vec<Building>,
 }
+
+impl Indexed {
+    /// What interrupted builds left: invalid, and ours by name or of the rebuild of an index that is here. None while a build goes
+    /// on, whose index looks the same.
+    pub fn leftovers(&self, plan: &Plan) -> Vec<&VectorIndex> {
+        let stem = index_stem(plan);
+        let of_a_rebuild = |left: &VectorIndex| {
+            rebuilt(&left.relation).is_some_and(|base| {
+                // A character that does not fit is cut whole.
+                let cut = left.relation.len() + 4 > LONGEST_NAME;
+                let mut others = self.indexes.iter().filter(|other| other.valid);
+                others.any(|other| other.relation == base || cut && other.relation.starts_with(base))
+            })
+        };
+        let left = self.indexes.iter().filter(|index| !index.valid && self.building.is_empty());
+        left.filter(|index| index.relation.starts_with(&stem) || of_a_rebuild(index)).collect()
+    }
+}
+
+/// Bytes of a name in Postgres.
+const LONGEST_NAME: usize = 63;
 
 /// How far a build of an index is.
 #[derive(Debug, Clone, Serialize)]
@@ -79,7 +117,15 @@ pub struct Building {
     pub total: i64,
 }
 
-fn table_of(plan: &Plan) -> Option<&str> {
+impl Building {
+    /// The index as it is called when nobody builds it.
+    pub fn of(&self) -> &str {
+        rebuilt(&self.index).unwrap_or(&self.index)
+    }
+}
+
+/// The table that holds a pipeline's vectors, quoted.
+pub fn table_of(plan: &Plan) -> Option<&str> {
     match &plan.target {
         TargetPlan::Chunks { table, .. } => Some(table),
         TargetPlan::Row { .. } => Some(&plan.source),
@@ -101,7 +147,7 @@ pub async fn indexed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result
     // By what they depend on: an index on an expression over the column names no column.
     let indexes = sqlx::query_as!(
         VectorIndex,
-        r#"select distinct pg_catalog.format('%I.%I', n.nspname, c.relname) as "name!", m.amname::text as "method!",
+        r#"select distinct pg_catalog.format('%I.%I', n.nspname, c.relname) as "name!", c.relname::text as "relation!", m.amname::text as "method!",
                   pg_catalog.pg_get_indexdef(c.oid) as "definition!", (i.indisvalid and i.indisready) as "valid!",
                   pg_catalog.pg_relation_size(c.oid) as "bytes!"
            from pg_catalog.pg_index i
@@ -124,7 +170,9 @@ pub async fn indexed(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result
         let count = format!("select count(*) from {table}");
         rows = sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *connection).await?;
     }
-    Ok(Some(Indexed { table: table.to_owned(), rows, partitioned: seen.partitioned, indexes, memory: seen.memory }))
+    let building = building(connection, table).await?;
+    let (table, partitioned, memory) = (table.to_owned(), seen.partitioned, seen.memory);
+    Ok(Some(Indexed { table, rows, partitioned, indexes, memory, building }))
 }
 
 /// What index to build.
@@ -138,7 +186,7 @@ pub struct IndexWanted {
 
 /// How the names of a pipeline's indexes of ours begin, unquoted.
 pub fn index_stem(plan: &Plan) -> String {
-    let stem: String = plan.pipeline.name.chars().take(63 - "gristmill__hnsw_cosine".len()).collect();
+    let stem: String = plan.pipeline.name.chars().take(LONGEST_NAME - "gristmill__hnsw_cosine".len()).collect();
     format!("gristmill_{stem}_hnsw_")
 }
 
@@ -208,6 +256,47 @@ pub async fn run_each(connection: &mut PgConnection, means: Means, statements: &
         sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// The connection that builds and drops a table's indexes, alone among ours: its lock goes with it, however the command ends. Of the
+/// table, not of one index: Postgres works on one of them at a time, and two that wait for each other deadlock.
+#[derive(Debug)]
+pub struct Builder {
+    pub connection: PgConnection,
+    /// The server's process, for [`cancel`].
+    pub backend: i32,
+    pub table: String,
+}
+
+impl Builder {
+    /// None where another has the table.
+    ///
+    /// # Errors
+    /// The database is away.
+    pub async fn enter(mut connection: PgConnection, table: &str) -> sqlx::Result<Option<Self>> {
+        let seen = sqlx::query!(
+            r#"select pg_catalog.pg_backend_pid() as "backend!", pg_catalog.pg_try_advisory_lock(
+                      pg_catalog.hashtextextended('gristmill index ' || $1::text::regclass::oid::text, 0)) as "alone!""#,
+            table,
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        Ok(seen.alone.then(|| Self { connection, backend: seen.backend, table: table.to_owned() }))
+    }
+
+    /// Lets the next one in at once: the server notices a closed connection a little later.
+    pub async fn leave(mut self) {
+        sqlx::query!("select pg_catalog.pg_advisory_unlock_all()").execute(&mut self.connection).await.ok();
+        self.connection.close().await.ok();
+    }
+}
+
+/// Ends the statement that a builder runs.
+///
+/// # Errors
+/// The database is away.
+pub async fn cancel(pool: &PgPool, backend: i32) -> sqlx::Result<()> {
+    sqlx::query_scalar!("select pg_catalog.pg_cancel_backend($1)", backend).fetch_one(pool).await.map(|_| ())
 }
 
 /// Builds of indexes that go on in this database, on the pipeline's target.
