@@ -92,10 +92,15 @@ async fn spend<'j>(
     for ((account, one), said) in accounts.into_iter().zip(all).zip(said) {
         let Spending { pipeline, tenant, usd, .. } = one;
         match said.over {
-            None => reserved.0.push(Difference { pipeline, tenant, day: said.day, usd: -usd }),
+            None => reserved.0.push(Difference { pipeline, tenant, day: said.day, reserved: usd, usd: Decimal::ZERO }),
             Some(exceeded) => {
+                let under_way = if exceeded.reserved.is_zero() {
+                    String::new()
+                } else {
+                    format!(", {} reserved for calls under way", exceeded.reserved.normalize())
+                };
                 let text = format!(
-                    "{} of pipeline {pipeline}: {} USD are spent, and {} more would be too much",
+                    "{} of pipeline {pipeline}: {} USD are spent{under_way}, and {} more would be too much",
                     exceeded.ceiling,
                     exceeded.spent.normalize(),
                     usd.normalize()
@@ -129,33 +134,36 @@ pub(super) async fn under(pool: &PgPool, usd: Decimal, batch: Vec<Item>) -> (Vec
 }
 
 impl Reserved {
-    /// Puts the estimate right by what each job's part did cost. Best effort: what is not put right stays as estimated.
-    pub async fn settle<'j>(self, pool: &PgPool, parts: impl Iterator<Item = (&'j OfJob, Decimal)>) {
-        if self.0.is_empty() {
-            return;
+    /// Ends it, with what each job's part did cost.
+    pub async fn settle<'j>(mut self, pool: &PgPool, parts: impl Iterator<Item = (&'j OfJob, Decimal)>) {
+        for difference in &mut self.0 {
+            difference.usd = -difference.reserved;
         }
-        let mut differences = self.0;
         for (job, usd) in parts {
             let Some(of) = &job.ceiling else { continue };
             let same = |one: &&mut Difference| one.pipeline == of.pipeline && one.tenant == job.tenant;
-            if let Some(difference) = differences.iter_mut().find(same) {
+            if let Some(difference) = self.0.iter_mut().find(same) {
                 difference.usd += usd;
             }
         }
-        differences.retain(|one| !one.usd.is_zero());
-        if differences.is_empty() {
-            return;
-        }
-        if let Err(error) = spending::correct(pool, &differences).await {
-            tracing::warn!(
-                error = db::describe(&error),
-                "what a request cost stays as it was estimated under its ceiling"
-            );
-        }
+        self.keep(pool).await;
     }
 
     /// Takes the estimate back: the request was not made.
     pub async fn give_back(self, pool: &PgPool) {
         self.settle(pool, std::iter::empty()).await;
+    }
+
+    /// Ends it and counts the estimate as spent: it may have been paid. Best effort: what is not ended counts as spent after a while.
+    pub async fn keep(self, pool: &PgPool) {
+        if self.0.is_empty() {
+            return;
+        }
+        if let Err(error) = spending::correct(pool, &self.0).await {
+            tracing::warn!(
+                error = db::describe(&error),
+                "what a request cost stays as it was estimated under its ceiling"
+            );
+        }
     }
 }

@@ -336,7 +336,9 @@ impl Lane {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         // What may have been paid stays counted as it was estimated.
-        if result.outcome != "unknown" {
+        if result.outcome == "unknown" {
+            reserved.keep(&self.pool).await;
+        } else {
             let job_of = |id| batch.iter().map(|item| &item.call.job).find(|job| job.id == id);
             let parts = result.parts.iter().filter_map(|part| Some((job_of(part.job)?, part.cost.unwrap_or_default())));
             reserved.settle(&self.pool, parts).await;

@@ -202,7 +202,9 @@ impl Lane {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         // What may have been paid stays counted as it was estimated.
-        if result.outcome != "unknown" {
+        if result.outcome == "unknown" {
+            asked.reserved.keep(&self.pool).await;
+        } else {
             asked.reserved.settle(&self.pool, std::iter::once((of, result.cost.unwrap_or_default()))).await;
         }
         match answer {

@@ -32,11 +32,13 @@ pub struct Over {
     pub ceiling: String,
     /// What is spent of it.
     pub spent: Decimal,
-    /// How long it stands.
+    /// What calls under way may cost beside.
+    pub reserved: Decimal,
+    /// How long it stands: a short time where only what is reserved leaves no room.
     pub left: Duration,
 }
 
-/// Adds each, in the order of pipelines and tenants, or says which ceiling it would exceed. The answers are in the order given.
+/// Reserves each, in the order of pipelines and tenants, or says which ceiling it would exceed. The answers are in the order given.
 pub async fn spend(db: impl PgExecutor<'_>, all: &[Spending]) -> sqlx::Result<Vec<Spent>> {
     let column = |of: fn(&Spending) -> Option<Decimal>| all.iter().map(of).collect::<Vec<_>>();
     let pipelines: Vec<String> = all.iter().map(|one| one.pipeline.clone()).collect();
@@ -52,7 +54,7 @@ pub async fn spend(db: impl PgExecutor<'_>, all: &[Spending]) -> sqlx::Result<Ve
                cross join lateral gristmill.spend(asked.pipeline, asked.tenant, asked.usd, asked.day, asked.month,
                                                   asked.tenant_day, asked.tenant_month) as said
            )
-           select on_day as "day!", ceiling, spent, seconds from said order by nth"#,
+           select on_day as "day!", ceiling, spent, reserved, seconds from said order by nth"#,
         &pipelines,
         &tenants,
         &usd,
@@ -68,44 +70,52 @@ pub async fn spend(db: impl PgExecutor<'_>, all: &[Spending]) -> sqlx::Result<Ve
         over: row.ceiling.map(|ceiling| Over {
             ceiling,
             spent: row.spent.unwrap_or_default(),
+            reserved: row.reserved.unwrap_or_default(),
             left: Duration::try_from_secs_f64(row.seconds.unwrap_or_default()).unwrap_or_default(),
         }),
     });
     Ok(spent.collect())
 }
 
-/// A difference between what was estimated and what was paid.
+/// The end of what was reserved.
 #[derive(Debug, Clone)]
 pub struct Difference {
     pub pipeline: String,
     pub tenant: String,
     pub day: Date,
+    /// What is under way no more.
+    pub reserved: Decimal,
+    /// The difference between that and what counts as spent.
     pub usd: Decimal,
 }
 
-/// Puts estimates right.
+/// Ends reservations, and puts right what they were estimated at.
 pub async fn correct(db: impl PgExecutor<'_>, all: &[Difference]) -> sqlx::Result<()> {
     let pipelines: Vec<String> = all.iter().map(|one| one.pipeline.clone()).collect();
     let tenants: Vec<String> = all.iter().map(|one| one.tenant.clone()).collect();
     let days: Vec<Date> = all.iter().map(|one| one.day).collect();
+    let reserved: Vec<Decimal> = all.iter().map(|one| one.reserved).collect();
     let usd: Vec<Decimal> = all.iter().map(|one| one.usd).collect();
     sqlx::query!(
         r#"with given as (
-               select * from unnest($1::text[], $2::text[], $3::date[], $4::numeric[]) as given (pipeline, tenant, day, usd)
+               select * from unnest($1::text[], $2::text[], $3::date[], $4::numeric[], $5::numeric[])
+                   as given (pipeline, tenant, day, reserved, usd)
            ), scoped as (
-               select pipeline, '' as scope, day, sum(usd) as usd from given group by 1, 3
-               union all select pipeline, 'tenant ' || tenant, day, sum(usd) from given group by 1, 2, 3
+               select pipeline, '' as scope, day, sum(reserved) as reserved, sum(usd) as usd from given group by 1, 3
+               union all select pipeline, 'tenant ' || tenant, day, sum(reserved), sum(usd) from given group by 1, 2, 3
            ), locked as (
                -- As whoever spends does: the whole first, then its tenants.
-               select spent.pipeline, spent.scope, spent.day, scoped.usd
+               select spent.pipeline, spent.scope, spent.day, scoped.reserved, scoped.usd
                from gristmill.spending as spent join scoped using (pipeline, scope, day)
                order by spent.pipeline, spent.scope, spent.day for update of spent
            )
-           update gristmill.spending as spent set usd = greatest(spent.usd + locked.usd, 0)
+           update gristmill.spending as spent set usd = greatest(spent.usd + locked.usd, 0),
+               reserved = greatest(spent.reserved - locked.reserved, 0)
            from locked where spent.pipeline = locked.pipeline and spent.scope = locked.scope and spent.day = locked.day"#,
         &pipelines,
         &tenants,
         &days,
+        &reserved,
         &usd,
     )
     .execute(db)

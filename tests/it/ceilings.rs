@@ -110,6 +110,46 @@ async fn what_was_not_paid_is_given_back_and_what_may_have_been_is_not() {
 }
 
 #[tokio::test]
+async fn what_only_calls_under_way_leave_no_room_for_is_asked_again_soon() {
+    let vendor = vendor();
+    let world = world_of(&vendor, "usd_per_day = 0.0000001", 1).await;
+    world.register().await;
+    // The first is not paid, which nobody knows while the second is refused.
+    vendor.script([Answer::status(400)]);
+    let gate = vendor.hold();
+    grains(&world, 1, 2).await;
+    let worker = world.start().await;
+    world.wait_for("select count(*) = 1 from gristmill.embedding_jobs where state = 'waiting'").await;
+    let reason = "select concat_ws(' | ', reason, run_at < now() + interval '10 seconds') from gristmill.embedding_jobs where state = 'waiting'";
+    assert_snapshot!(world.value::<String>(reason).await, @"a ceiling is reached: usd_per_day of pipeline documents: 0 USD are spent, 0.0000001 reserved for calls under way, and 0.0000001 more would be too much | t");
+    gate.open();
+    worker.idle().await;
+    worker.stop().await;
+    assert_eq!(world.states().await, "1 completed\n1 failed refused");
+    assert_snapshot!(money(&world).await, @"1e-07 of calls 1e-07");
+}
+
+#[tokio::test]
+async fn what_a_dead_worker_has_reserved_is_waited_for_a_while_and_then_counts_as_spent() {
+    let world = world_of(&vendor(), "usd_per_day = 0.0000001", 1).await;
+    let ask = "select concat_ws(' ', spent::float8, reserved::float8, case when abs(seconds - extract(epoch from \
+        date_trunc('day', now() at time zone 'UTC') + interval '1 day' - now() at time zone 'UTC')) < 1 then 'the day' else trunc(seconds::numeric, -1)::text end) \
+        from gristmill.spend('p', 't', 1, 2, null, null, null)";
+    let after = async |minutes: &str| {
+        world.sql(&format!("update gristmill.spending set reserved_at = now() - interval '{minutes}'")).await;
+        world.value::<String>(ask).await
+    };
+    world.sql("select gristmill.spend('p', 't', 1.5, 2, null, null, null)").await;
+    assert_eq!(after("0 minutes").await, "0 1.5 0");
+    assert_eq!(after("30 seconds").await, "0 1.5 30");
+    assert_eq!(after("14 minutes").await, "0 1.5 60");
+    assert_eq!(after("16 minutes").await, "1.5 0 the day");
+    // What is asked for now does not wake it.
+    world.sql("select gristmill.spend('p', 't', 0.1, 2, null, null, null)").await;
+    assert_eq!(world.value::<String>("select concat_ws(' ', usd, reserved) from gristmill.spending").await, "1.6 0.1");
+}
+
+#[tokio::test]
 async fn what_a_text_costs_beyond_every_ceiling_waits_unpaid() {
     let vendor = vendor();
     let world = world_of(&vendor, "usd_per_month = 0.00000001", 8).await;

@@ -250,9 +250,8 @@ async fn a_recording_beyond_the_ceiling_waits_unpaid() {
     let world = world_of(&vendor, "\n[pipelines.transcripts.ceiling]\nusd_per_day = 0.0001\n").await;
     for seconds in [0.5, 2.0] {
         world.dream(Some(("wav", &wav(&[(seconds, true)])))).await;
+        world.work().await;
     }
-
-    world.work().await;
 
     assert_eq!(vendor.paid(), [0.5]);
     let jobs = "select concat_ws(' ', state, error_kind, reason) from gristmill.embedding_jobs order by 1";
