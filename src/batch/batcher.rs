@@ -223,7 +223,7 @@ impl Batcher {
                 let (text, hash, call) = (text.to_owned(), hashes[nth], Arc::clone(&call));
                 bytes += text.len();
                 let item = Item { text, hash, tokens, nth, call, lead: None, told: false };
-                let sent = if job.cached { flights.board(item, sender).is_ok() } else { sender.send(item).is_ok() };
+                let sent = if job.cached { flights.board(item, sender) } else { sender.send(item).is_ok() };
                 if !sent {
                     return Err(EmbedFailure::Database("the lane has stopped".to_owned()));
                 }

@@ -46,26 +46,26 @@ pub(super) struct Lead {
 }
 
 impl Flights {
-    /// Sends a text on its way, or has it wait for its equal. Gives it back where the lane has stopped.
-    pub fn board(self: &Arc<Self>, mut item: Item, lane: &UnboundedSender<Item>) -> Result<(), Item> {
+    /// Sends a text on its way, or has it wait for its equal. False where the lane has stopped.
+    pub fn board(self: &Arc<Self>, mut item: Item, lane: &UnboundedSender<Item>) -> bool {
         let key = (item.call.job.tenant.clone(), item.hash);
         let mut state = self.state();
         match state.flights.get_mut(&key) {
             Some(Flight::OnItsWay(waiting)) => {
                 waiting.push(item);
-                return Ok(());
+                return true;
             }
             Some(Flight::Landed(embedding, at)) if at.elapsed() < KEPT => {
                 let embedding = Arc::clone(embedding);
                 drop(state);
                 settle(item, &embedding);
-                return Ok(());
+                return true;
             }
             _ => state.flights.insert(key.clone(), Flight::OnItsWay(Vec::new())),
         };
         drop(state);
         item.lead = Some(Lead { key, flights: Arc::clone(self), lane: lane.downgrade() });
-        lane.send(item).map_err(|refused| refused.0)
+        lane.send(item).is_ok()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,7 +120,7 @@ impl Drop for Lead {
         let Some(lane) = self.lane.upgrade() else { return };
         for item in self.flights.take(&self.key).into_iter().filter(|item| !item.call.reply.is_closed()) {
             // A lane that has stopped answers nobody.
-            self.flights.board(item, &lane).ok();
+            self.flights.board(item, &lane);
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options};
+use crate::outcomes::eventually;
 use crate::postgres::{TestDatabase, fresh_database};
 use crate::world::{DIMENSIONS, USER, World};
 
@@ -634,6 +635,7 @@ async fn a_worker_whose_schema_was_made_anew_ends_and_says_why() {
     world.register().await;
     let worker = serve(&world);
     wait_for_health(&world, &["--ready"], 0).await;
+    eventually(&world, "exists (select from gristmill.workers)").await;
 
     world.sql("drop schema gristmill cascade").await;
     gristmill(&world, &["migrate"]).await.ok();

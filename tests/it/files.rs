@@ -327,7 +327,7 @@ async fn links_stay_inside_the_folder_and_pipes_are_not_waited_for() {
     let gone = folder(&at("none"));
     let root = at("none").display().to_string();
     let expected =
-        format!("store docs is misconfigured: folder {root} does not exist: create it, or correct the store's `root`");
+        format!("store docs is not available: folder {root} does not exist: create it, or correct the store's `root`");
     assert_eq!(seen(&gone, "a.txt").await, expected);
     assert!(gone.probe("docs").await.is_err());
 }
