@@ -226,8 +226,9 @@ impl Lane {
         if let [item] = batch.as_slice() {
             self.gate.count(std::iter::once(item.call.job.id));
         }
-        // Of a text that came alone no neighbour tells whether it is its fault.
-        let unsure = self.gate.is_suspected() || sending.came_alone && !self.gate.is_proven();
+        // Of a text that came alone no neighbour tells whether it is its fault. Under a ceiling nothing is spent to find out.
+        let may_ask = || batch.iter().all(|item| item.call.job.ceiling.is_none());
+        let unsure = self.gate.is_suspected() || sending.came_alone && !self.gate.is_proven() && may_ask();
         if unsure && self.takes_nothing(&batch).await {
             let failure = self.gate.blame(&text);
             sending.acquit(&failure);
