@@ -1,4 +1,4 @@
-//! Equal texts of one tenant that are on their way at once: one goes, and the others wait for its vector.
+//! Equal texts of one tenant that are on their way at once: one goes, and the others wait for its vector, or come just after it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -85,9 +85,11 @@ impl Flights {
         }
     }
 
-    fn keep(&self, key: &Key, embedding: &Arc<Embedding>) {
+    /// Those that wait for a text that has landed; whoever comes from now on finds its vector.
+    fn land(&self, key: &Key, embedding: &Arc<Embedding>) -> Vec<Item> {
         let mut state = self.state();
-        state.flights.insert(key.clone(), Flight::Landed(Arc::clone(embedding), Instant::now()));
+        let landed = Flight::Landed(Arc::clone(embedding), Instant::now());
+        let before = state.flights.insert(key.clone(), landed);
         state.landed.push_back(key.clone());
         if state.landed.len() > MOST_KEPT
             && let Some(oldest) = state.landed.pop_front()
@@ -95,15 +97,14 @@ impl Flights {
         {
             state.flights.remove(&oldest);
         }
+        if let Some(Flight::OnItsWay(waiting)) = before { waiting } else { Vec::new() }
     }
 }
 
 impl Lead {
     /// Gives a vector that was paid for, or need not be, to those that wait, and to those that come before the cache has it.
     pub fn land(self, embedding: &Arc<Embedding>) {
-        let waiting = self.flights.take(&self.key);
-        self.flights.keep(&self.key, embedding);
-        for item in waiting {
+        for item in self.flights.land(&self.key, embedding) {
             settle(item, embedding);
         }
     }

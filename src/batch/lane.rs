@@ -144,8 +144,7 @@ impl Lane {
                 fail(batch, &failure);
                 continue;
             }
-            let usd = self.settings.price().map_or(Decimal::ZERO, |(_, usd)| usd);
-            let (mut batch, reserved) = ceiling::under(&self.pool, usd, batch).await;
+            let (mut batch, reserved) = ceiling::under(&self.pool, self.usd(), batch).await;
             if batch.is_empty() {
                 continue;
             }
@@ -163,6 +162,11 @@ impl Lane {
             Some(failure) => sending.acquit(&failure),
             None => sending.refuse(),
         }
+    }
+
+    /// The price of a token; what nobody knows counts as nothing.
+    fn usd(&self) -> Decimal {
+        self.settings.price().map_or(Decimal::ZERO, |(_, usd)| usd)
     }
 
     /// What a refused request means for its texts. Its jobs may get theirs by another, so nobody else would tell.
@@ -226,9 +230,8 @@ impl Lane {
         if let [item] = batch.as_slice() {
             self.gate.count(std::iter::once(item.call.job.id));
         }
-        // Of a text that came alone no neighbour tells whether it is its fault. Under a ceiling nothing is spent to find out.
-        let may_ask = || batch.iter().all(|item| item.call.job.ceiling.is_none());
-        let unsure = self.gate.is_suspected() || sending.came_alone && !self.gate.is_proven() && may_ask();
+        // Of a text that came alone no neighbour tells whether it is its fault.
+        let unsure = self.gate.is_suspected() || sending.came_alone && !self.gate.is_proven();
         if unsure && self.takes_nothing(&batch).await {
             let failure = self.gate.blame(&text);
             sending.acquit(&failure);
@@ -253,7 +256,13 @@ impl Lane {
         if self.may_send(&harmless).await.is_err() {
             return false;
         }
-        match self.request(&mut harmless, Reserved::default()).await {
+        let [Item { call, .. }] = &harmless;
+        let cost = self.usd() * Decimal::from(widen(HARMLESS_TOKENS));
+        let Ok(asked) = ceiling::ask(&self.pool, std::iter::once((&call.job, cost))).await else { return false };
+        if asked.refusal(&call.job).is_some() {
+            return false;
+        }
+        match self.request(&mut harmless, asked.reserved).await {
             Ok(Ok(embedded)) if embedded.vectors.iter().any(Result::is_ok) => {
                 self.gate.succeeded();
                 false

@@ -163,3 +163,16 @@ async fn what_a_text_costs_beyond_every_ceiling_waits_unpaid() {
     world.work().await;
     assert_eq!(world.states().await, "1 waiting ceiling");
 }
+
+#[tokio::test]
+async fn what_is_asked_to_tell_a_bad_text_from_a_bad_provider_counts_as_well() {
+    let vendor = vendor();
+    let world = world_of(&vendor, "usd_per_day = 1", 1).await;
+    world.register().await;
+    vendor.script([Answer::status(400)]);
+    grains(&world, 1, 1).await;
+    world.work().await;
+
+    assert_eq!(world.states().await, "1 failed refused");
+    assert_snapshot!(money(&world).await, @"2e-07 of calls 2e-07");
+}
