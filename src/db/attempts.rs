@@ -5,7 +5,9 @@ use std::time::Duration;
 use sqlx::PgExecutor;
 use sqlx::types::time::OffsetDateTime;
 
-use crate::domain::JobId;
+use crate::domain::{JobId, OwnerId};
+
+use super::claims::ALONE;
 
 /// One line of a job's timeline.
 #[derive(Debug, serde::Serialize)]
@@ -30,6 +32,56 @@ pub async fn of(db: impl PgExecutor<'_>, job: JobId) -> sqlx::Result<Vec<Attempt
         job.0,
     )
     .fetch_all(db)
+    .await
+}
+
+/// A job's crashes that were none are taken back so many times in a revision: one that stops its worker for longer than a lease each time would
+/// otherwise go round for ever.
+const MOST_ACQUITTALS: i64 = 10;
+
+/// What became of the crashes that a living worker was said to have died of.
+#[derive(Debug, Clone, Copy)]
+pub struct Acquitted {
+    pub jobs: i64,
+    /// Somebody is writing others.
+    pub is_some_left: bool,
+}
+
+/// Takes back the crashes noted in the last `within` of a worker that is alive: it was stopped, or cut off, for longer than its leases.
+pub async fn acquit(db: impl PgExecutor<'_>, owner: OwnerId, within: Duration) -> sqlx::Result<Acquitted> {
+    sqlx::query_as!(
+        Acquitted,
+        r#"with noted as (
+               select id, job_id, revision from gristmill.job_attempts
+               where worker = $1 and outcome = 'crash' and ended_at > clock_timestamp() - make_interval(secs => $2)
+           ),
+           free as (
+               select id, revision from gristmill.embedding_jobs where id in (select job_id from noted) order by id for update skip locked
+           ),
+           corrected as (
+               update gristmill.job_attempts as attempt
+               set outcome = 'lost', error_kind = null, reason = 'its worker was away for longer than its lease'
+               from noted join free on free.id = noted.job_id where attempt.id = noted.id
+               returning attempt.job_id, attempt.revision
+           ),
+           acquitted as (
+               update gristmill.embedding_jobs as job
+               set crashes = greatest(job.crashes - 1, 0),
+                   crashes_alone = greatest(job.crashes_alone - (job.crashes > $3)::int, 0)
+               from free join (select distinct job_id, revision from corrected) as wrong on wrong.job_id = free.id and wrong.revision = free.revision
+               where job.id = free.id and job.crashes > 0 and job.state in ('pending', 'waiting', 'processing')
+                 and (select count(*) from gristmill.job_attempts as lost
+                      where lost.job_id = job.id and lost.revision = job.revision and lost.outcome = 'lost') < $4
+               returning job.id
+           )
+           select (select count(*) from acquitted) as "jobs!",
+                  exists (select from noted where job_id not in (select id from free)) as "is_some_left!""#,
+        owner.0,
+        within.as_secs_f64(),
+        ALONE,
+        MOST_ACQUITTALS,
+    )
+    .fetch_one(db)
     .await
 }
 

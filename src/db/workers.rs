@@ -20,26 +20,29 @@ pub struct PausedLane {
     pub seconds: u64,
 }
 
-/// Signs a worker in, or says that it is still there, and which of its lanes are paused.
+/// Signs a worker in, or says that it is still there, and which of its lanes are paused. How long it has said nothing, by the
+/// server's clock: time in which it was stopped is in it.
 pub async fn seen(
     db: impl PgExecutor<'_>,
     owner: OwnerId,
     name: &str,
     slots: i32,
     paused: &[PausedLane],
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"insert into gristmill.workers (id, name, version, slots, paused_lanes) values ($1, $2, $3, $4, $5)
-           on conflict (id) do update set seen_at = clock_timestamp(), paused_lanes = excluded.paused_lanes"#,
+) -> sqlx::Result<Duration> {
+    let silent = sqlx::query_scalar!(
+        r#"with before as (select seen_at from gristmill.workers where id = $1)
+           insert into gristmill.workers (id, name, version, slots, paused_lanes) values ($1, $2, $3, $4, $5)
+           on conflict (id) do update set seen_at = clock_timestamp(), paused_lanes = excluded.paused_lanes
+           returning coalesce((select extract(epoch from clock_timestamp() - seen_at) from before), 0)::float8 as "silent!""#,
         owner.0,
         name,
         env!("CARGO_PKG_VERSION"),
         slots,
         Json(paused) as Json<&[PausedLane]>,
     )
-    .execute(db)
+    .fetch_one(db)
     .await?;
-    Ok(())
+    Ok(Duration::try_from_secs_f64(silent).unwrap_or_default())
 }
 
 /// Signs a worker out.

@@ -65,6 +65,8 @@ struct Line {
     silent: Option<Backend>,
     /// That one was at work.
     slow: bool,
+    /// Leases were lost, perhaps as those of a dead worker.
+    was_away: bool,
 }
 
 impl Line {
@@ -94,6 +96,7 @@ impl Line {
         if !held.is_empty() {
             let lost = db::jobs::heartbeat(&mut *connection, &held, engine.settings.lease).await?;
             let lost: Vec<_> = held.into_iter().filter(|(job, _)| lost.contains(job)).collect();
+            self.was_away |= !lost.is_empty();
             engine.hands.tell_lost(&lost);
         }
         let names: Vec<String> = engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
@@ -101,8 +104,24 @@ impl Line {
             // Nothing would ever be claimed for it, and nobody would know why.
             engine.vital.end(Broken::Unregistered(name));
         }
-        engine.seen(&mut *connection).await
+        let silent = engine.seen(&mut *connection).await?;
+        if self.was_away || silent > engine.settings.lease {
+            self.was_away = acquit(engine, &mut *connection, silent).await?;
+        }
+        Ok(())
     }
+}
+
+/// Whoever took our jobs for lost counted each as a crash, and we live. Whether some are left that somebody is writing just now.
+async fn acquit(engine: &Engine, connection: &mut PgConnection, silent: Duration) -> sqlx::Result<bool> {
+    let acquitted = db::attempts::acquit(connection, engine.owner, silent + engine.settings.lease).await?;
+    if acquitted.jobs > 0 {
+        tracing::info!(
+            jobs = acquitted.jobs,
+            "this worker was away for longer than its leases: others have its jobs, and it counts as no crash of theirs"
+        );
+    }
+    Ok(acquitted.is_some_left)
 }
 
 /// The server has answered, or never heard the question, and we hear nothing: something on the way has forgotten this connection, and the

@@ -141,8 +141,8 @@ impl Engine {
         self.vital.broken().map_or(outcome, |broken| Err(EngineError::Broken(broken.clone())))
     }
 
-    /// Says that this worker is there, and which of its lanes are paused.
-    async fn seen(&self, db: impl PgExecutor<'_>) -> sqlx::Result<()> {
+    /// Says that this worker is there, and which of its lanes are paused; for how long it had not.
+    async fn seen(&self, db: impl PgExecutor<'_>) -> sqlx::Result<Duration> {
         let paused = |lane: LaneStatus| {
             let (why, seconds) = lane.paused?;
             Some(PausedLane { provider: lane.provider, model: lane.model, tenants: lane.tenants, why, seconds })

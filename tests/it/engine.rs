@@ -490,7 +490,11 @@ impl Process {
     }
 
     fn terminate(&mut self) {
-        let done = Command::new("kill").arg(self.0.id().to_string()).status().expect("there is a kill");
+        self.signal("TERM");
+    }
+
+    fn signal(&self, name: &str) {
+        let done = Command::new("kill").args(["-s", name, &self.0.id().to_string()]).status().expect("there is a kill");
         assert!(done.success());
     }
 
@@ -564,6 +568,33 @@ async fn jobs_of_a_process_killed_between_reply_and_commit_are_done_by_another()
     assert_snapshot!(summary(&world).await, @"240 completed starts=2 attempt=1 crashes=1 chunks=1 usage=1 crash,done");
     second.terminate();
     assert_eq!(second.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_process_that_was_only_stopped_is_no_crash_of_its_jobs() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"3s\"");
+    world.register().await;
+    enqueued(&world, "suspect", "One.").await;
+    // Twice more, and it would be failed.
+    world.sql("update gristmill.embedding_jobs set crashes = 3").await;
+    let gate = vendor.hold();
+    let first = Process::start(&world, &[]);
+    vendor.arrived(1).await;
+    let second = Process::start(&world, &[]);
+
+    for (nth, stopped) in [(2, &first), (3, &second), (4, &first)] {
+        stopped.signal("STOP");
+        vendor.arrived(nth).await;
+        let told = "select concat_ws(' ', state, crashes, crashes_alone) from gristmill.embedding_jobs";
+        assert_eq!(world.value::<String>(told).await, "processing 4 1");
+        stopped.signal("CONT");
+        eventually(&world, "(select (crashes, crashes_alone) = (3, 0) from gristmill.embedding_jobs)").await;
+    }
+    gate.open();
+    all_are(&world, "completed").await;
+
+    assert_snapshot!(summary(&world).await, @"1 completed starts=4 attempt=1 crashes=3 chunks=1 usage=1 lost,lost,lost,done");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@
 //! | `Commit`, `Burn`, `GiveUp` | `batch::transaction`, `db::jobs::lock`, `release`: fenced by lease and time, then revision and content |
 //! | `PutBack` | `db::jobs::release` of a job that waits for its provider, or whose worker stops |
 //! | `Beat`, `Expire`, `Rescue` | `db::jobs::heartbeat`, the database's clock, `db::jobs::rescue` |
+//! | `Acquit` | `db::attempts::acquit`: a worker that was only stopped takes the crashes back |
 //! | `Change` | the application's update, its trigger in the same transaction |
 //! | `Cancel` | `gristmill.cancel`: a person's word |
 //!
@@ -32,6 +33,8 @@ struct Rules {
     gives_up: bool,
     /// Only crashes with nothing else in hand count against a job.
     blames_alone: bool,
+    /// Whoever was only stopped counts as no crash, once it is back.
+    acquits: bool,
     /// The intent is written before the call.
     intent_first: bool,
     /// Jobs whose workers died are made claimable.
@@ -55,6 +58,7 @@ const ALL: Rules = Rules {
     revision: true,
     gives_up: true,
     blames_alone: true,
+    acquits: true,
     intent_first: true,
     rescues: true,
 };
@@ -82,6 +86,10 @@ struct State {
     jobs: Vec<Job>,
     /// None: the worker is dead.
     workers: Vec<Option<Vec<Hand>>>,
+    /// Who claimed each job last, if it lives.
+    holders: Vec<Option<usize>>,
+    /// Living workers that were taken for dead, and their jobs.
+    away: Vec<(usize, usize)>,
     /// Faults that are still to come.
     faults: Faults,
     /// Paid calls, and lines of them in the books.
@@ -146,6 +154,10 @@ enum Action {
     Rescue {
         job: usize,
     },
+    Acquit {
+        worker: usize,
+        job: usize,
+    },
     Kill {
         worker: usize,
     },
@@ -205,7 +217,14 @@ impl Scene {
         job.claim(LIMITS)?;
         let Job { leases: lease, attempt, revision, content, .. } = *job;
         hands.push(Hand { job: nth, lease, attempt, revision, content, step: Step::Loaded });
+        state.holders[nth] = Some(worker);
         Some(())
+    }
+
+    fn die(state: &mut State, worker: usize) -> Option<()> {
+        state.holders.iter_mut().filter(|holder| **holder == Some(worker)).for_each(|holder| *holder = None);
+        state.away.retain(|(away, _)| *away != worker);
+        state.workers[worker].take().map(|_| ())
     }
 
     /// Whether the attempt fails its job before it does anything.
@@ -232,8 +251,7 @@ impl Scene {
         }
         if self.poison && hand.job == 0 {
             state.deaths += 1;
-            state.workers[worker] = None;
-            return Some(());
+            return Self::die(state, worker);
         }
         state.calls += 1;
         let step = if self.rules.intent_first { Step::Paid } else { Step::Intended };
@@ -293,19 +311,31 @@ impl Scene {
                 if state.workers.iter().flatten().any(held) {
                     state.faults.pauses = state.faults.pauses.checked_sub(1)?;
                 }
+                // Between two pauses it has come back.
+                if self.rules.acquits && state.away.iter().any(|(worker, _)| state.holders[job] == Some(*worker)) {
+                    return None;
+                }
                 let job = &mut state.jobs[job];
                 (job.phase == Phase::Processing).then(|| job.is_good = false)
             }
             Action::Rescue { job } => {
-                if self.rules.rescues {
-                    state.jobs[job].rescue()
-                } else {
-                    None
-                }
+                self.rules.rescues.then_some(())?;
+                state.away.extend(state.holders[job].take().map(|worker| (worker, job)));
+                state.away.sort_unstable();
+                state.away.dedup();
+                state.jobs[job].rescue()
+            }
+            Action::Acquit { worker, job } => {
+                self.rules.acquits.then_some(())?;
+                let nth = state.away.iter().position(|away| *away == (worker, job))?;
+                state.away.remove(nth);
+                // A job that was opened again, or has ended, is not blamed any more.
+                state.jobs[job].acquit(LIMITS);
+                Some(())
             }
             Action::Kill { worker } => {
                 state.faults.kills = state.faults.kills.checked_sub(1)?;
-                state.workers[worker].take().map(|_| ())
+                Self::die(state, worker)
             }
             Action::Start { worker } => {
                 let dead = state.workers[worker].is_none();
@@ -314,6 +344,7 @@ impl Scene {
             Action::Change { job } => {
                 state.faults.changes = state.faults.changes.checked_sub(1)?;
                 state.jobs[job].change();
+                state.away.retain(|(_, away)| *away != job);
                 Some(())
             }
             Action::Cancel { job } => {
@@ -332,6 +363,8 @@ impl Model for Scene {
         vec![State {
             jobs: vec![Job::new(); self.jobs],
             workers: vec![Some(Vec::new()); self.workers],
+            holders: vec![None; self.jobs],
+            away: Vec::new(),
             faults: self.faults,
             calls: 0,
             intents: 0,
@@ -348,6 +381,7 @@ impl Model for Scene {
             };
             actions.push(Action::Kill { worker });
             actions.extend((0..self.jobs).map(|job| Action::Claim { worker, job }));
+            actions.extend((0..self.jobs).map(|job| Action::Acquit { worker, job }));
             for hand in 0..hands.len() {
                 actions.extend([
                     Action::Intend { worker, hand },
@@ -419,6 +453,11 @@ fn poison(rules: Rules) -> Scene {
     Scene { rules, jobs: 2, workers: 1, faults: faults(0, 0, 0, 0), poison: true }
 }
 
+/// A worker that is stopped again and again.
+fn stops(rules: Rules) -> Scene {
+    Scene { rules, jobs: 1, workers: 1, faults: faults(0, 4, 0, 0), poison: false }
+}
+
 /// The properties that do not hold, in the order in which they are written.
 fn broken(scene: Scene) -> Vec<&'static str> {
     let order: Vec<&'static str> = scene.properties().iter().map(|property| property.name).collect();
@@ -434,6 +473,7 @@ fn with_every_rule_every_promise_holds() {
     assert_eq!(broken(poison(ALL)), Vec::<&str>::new());
     let spoken = Faults { words: 2, ..faults(1, 1, 1, 0) };
     assert_eq!(broken(Scene { faults: spoken, ..race(ALL) }), Vec::<&str>::new());
+    assert_eq!(broken(stops(ALL)), Vec::<&str>::new());
     let two = Scene { jobs: 2, faults: faults(1, 1, 0, 0), ..race(ALL) };
     assert_eq!(broken(two), Vec::<&str>::new());
 }
@@ -463,5 +503,6 @@ fn each_rule_is_needed() {
         poison(Rules { gives_up: false, ..ALL }),
         ["a job that kills its workers is set aside", "every job is finished"]
     );
+    assert_eq!(broken(stops(Rules { acquits: false, ..ALL })), ["no innocent job is failed"]);
     assert_eq!(poison(Rules { blames_alone: false, ..ALL }), ["no innocent job is failed"]);
 }

@@ -18,7 +18,7 @@ const OURS: &[(&str, &str)] = &[
     ("budgets", "select, insert, update, delete"),
     ("embedding_jobs", "select, insert, update"),
     ("installation", "select, insert, update"),
-    ("job_attempts", "select, insert, delete"),
+    ("job_attempts", "select, insert, update, delete"),
     ("outbox", "select, update, delete"),
     ("pipelines", "select, insert, update"),
     ("prices", "select, insert, update"),

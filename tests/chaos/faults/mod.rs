@@ -73,6 +73,7 @@ pub const FAULTS: &[Fault] = faults! {
     "worker: out of memory" false worker::out_of_memory;
     "worker: SIGSTOP beyond the lease, CONT" false worker::stopped;
     "worker: SIGSTOP at the commit, CONT" true worker::stopped_at_commit;
+    "worker: SIGSTOP, CONT, six times on the same job" false worker::stopped_often;
     "worker: SIGTERM under load" false worker::terminated, 1;
     "worker: SIGTERM twice under load" false worker::terminated, 2;
     "database: pg_terminate_backend storm" true database::terminated;

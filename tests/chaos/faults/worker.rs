@@ -168,6 +168,25 @@ pub async fn stopped(arena: &mut Arena) -> Outcome {
     Ok(())
 }
 
+/// Whoever has the job is stopped beyond its lease, comes back, and finds it with the other: no job's fault.
+pub async fn stopped_often(arena: &mut Arena) -> Outcome {
+    let gate = arena.vendor.hold();
+    let mut holder = arena.worker();
+    arena.insert(1).await;
+    arena.vendor.arrived(1).await;
+    let mut other = arena.worker();
+    for nth in 2..8 {
+        arena.signal(holder, "STOP");
+        arena.vendor.arrived(nth).await;
+        arena.signal(holder, "CONT");
+        arena.until("select crashes = 0 from gristmill.embedding_jobs").await?;
+        (holder, other) = (other, holder);
+    }
+    gate.open();
+    arena.healed();
+    Ok(())
+}
+
 /// A worker that sleeps with its commits at the door: only the lease tells that they are not its own any more.
 pub async fn stopped_at_commit(arena: &mut Arena) -> Outcome {
     arena.insert(30).await;

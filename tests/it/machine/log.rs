@@ -153,6 +153,9 @@ fn step(known: &Known, line: &Line) -> Option<(&'static str, Known)> {
         let may = (!beaten || *who == known.holder || who == "none") && (!promoted || old.run_at <= *at);
         return may.then(|| (if beaten { "beat" } else { "nothing" }, same(job)));
     }
+    if same_lease && let Some(job) = with(&|job| job.acquit(LIMITS)) {
+        return Some(("acquit", same(job)));
+    }
     if same_lease && let Some(job) = by(&Job::change) {
         return Some(("change", same(job)));
     }

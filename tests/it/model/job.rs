@@ -124,6 +124,16 @@ impl Job {
         Some(())
     }
 
+    /// Its worker was stopped, and lives: that was no crash.
+    pub fn acquit(&mut self, limits: Limits) -> Option<()> {
+        if !matches!(self.phase, Phase::Pending | Phase::Processing) || self.crashes == 0 {
+            return None;
+        }
+        self.crashes_alone = self.crashes_alone.saturating_sub(u8::from(self.crashes > limits.alone));
+        self.crashes -= 1;
+        Some(())
+    }
+
     /// Opened again: the row changed, or somebody asked.
     pub fn change(&mut self) {
         self.content += 1;
