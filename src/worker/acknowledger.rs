@@ -9,14 +9,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::StatusWords;
 use crate::db;
-use crate::db::app::{Plan, QueuePlan, WorkedOn};
+use crate::db::app::WorkedOn;
 use crate::db::jobs::{Release, ReleaseKind};
 use crate::domain::{ClaimedJob, SourceKey};
 use crate::jobs::Deps;
 
-use super::{Engine, words};
+use super::Engine;
+use super::words::{self, Rows};
 
 /// Jobs on their way back.
 pub struct Releases {
@@ -165,8 +165,10 @@ async fn mirror_pending(engine: &Engine, batch: &[Entry]) {
     }
     for (pipeline, rows) in by_pipeline {
         if let Some(deps) = engine.deps(pipeline) {
-            let pending = |words: &StatusWords| words.pending.clone();
-            words::say(engine, &deps.fit.plan(), &rows.iter().collect::<Vec<_>>(), pending).await;
+            if let Some(status) = &deps.plan.pipeline.status {
+                let rows: Vec<&WorkedOn> = rows.iter().collect();
+                words::say(engine, &deps.fit.plan(), Rows::InHand(&rows), &status.words.pending).await;
+            }
             mirror(engine, deps, &rows.iter().map(|row| &row.key).collect::<Vec<_>>(), Mirrored::Released).await;
         }
     }
@@ -186,12 +188,14 @@ pub(super) async fn mirror(engine: &Engine, deps: &Deps, keys: &[&SourceKey], wh
     let plan = deps.fit.plan();
     if let Some(queue) = &plan.queue {
         let (words, cancelled) = (&queue.words, queue.word_of("cancelled"));
-        write_word(engine, &plan, Some(queue), keys, what.words(&words.processing, &words.pending, cancelled)).await;
+        let (word, instead_of) = what.words(&words.processing, &words.pending, cancelled);
+        words::say(engine, &plan, Rows::Asking(queue, &instead_of, keys), word).await;
     }
     if let Some(status) = &plan.pipeline.status {
         let words = &status.words;
         let cancelled = words.cancelled.as_ref().unwrap_or(&words.pending);
-        write_word(engine, &plan, None, keys, what.words(&words.processing, &words.pending, cancelled)).await;
+        let (word, instead_of) = what.words(&words.processing, &words.pending, cancelled);
+        words::say(engine, &plan, Rows::With(&instead_of, keys), word).await;
     }
 }
 
@@ -202,38 +206,5 @@ impl Mirrored {
             Self::Released => (pending, vec![processing]),
             Self::Cancelled => (cancelled, vec![processing, pending]),
         }
-    }
-}
-
-async fn write_word(
-    engine: &Engine,
-    plan: &Plan,
-    queue: Option<&QueuePlan>,
-    keys: &[&SourceKey],
-    (word, instead_of): (&str, Vec<&str>),
-) {
-    let written = async {
-        let mut connection = engine.pool.acquire().await?;
-        let mut stack = vec![keys];
-        // A key that does not fit its column, or a row that may not be written, is nobody else's trouble: what is refused is halved.
-        while let Some(keys) = stack.pop() {
-            let done = match queue {
-                Some(queue) => db::app::mirror_asking(&mut connection, plan, queue, keys, word, &instead_of).await,
-                None => db::app::mirror(&mut connection, plan, keys, word, &instead_of).await,
-            };
-            match done {
-                Err(error) if db::is_passing(&error) => return Err(error),
-                Err(_) if keys.len() > 1 => stack.extend(<[_; 2]>::from(keys.split_at(keys.len() / 2))),
-                Err(error) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
-                Ok(()) => {}
-            }
-        }
-        Ok(())
-    };
-    // A pool that is drained must not hold claims up.
-    match tokio::time::timeout(Duration::from_secs(5), written).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(error = db::describe(&error), word, "the status could not be mirrored"),
-        Err(_) => tracing::debug!(word, "the status could not be mirrored in time"),
     }
 }

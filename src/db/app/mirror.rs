@@ -41,7 +41,7 @@ pub async fn mirror_in_hand(
              where {when} and source.{column}::text is distinct from ${new} \
              order by {key} for no key update of source skip locked), \
          held as (select free.* from free join gristmill.embedding_jobs as job on job.id = free.gm_job and job.lease_id = free.gm_lease \
-             for share of job skip locked) \
+             where job.lease_until > clock_timestamp() for share of job skip locked) \
          update {table} as source set {column} = (${new}::text)::{type_sql} from held where {same}",
         key = plan.key_list("source"),
         arrays = arrays.join(", "),
