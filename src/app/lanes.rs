@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rust_decimal::Decimal;
 use sqlx::PgPool;
 
-use crate::batch::{Batcher, Keyed, LaneSettings, SpeechLane, SpeechSettings, Vital};
+use crate::batch::{Batcher, Keyed, LaneSettings, SpeechLane, SpeechSettings, Vital, most_in_memory};
 use crate::chunk::{Rules, Tokenizer};
 use crate::config::{Config, Meter, Model, Provider, Secret};
 use crate::db;
@@ -101,6 +101,7 @@ impl<'a> Lanes<'a> {
             allowance: provider.allowance,
             pack_across_tenants: provider.pack_across_tenants,
             linger: self.config.worker.linger,
+            vectors_in_memory: most_in_memory(self.config.worker.memory),
             prices: self.prices(model, Meter::Tokens),
         };
         alarm(model, settings.price().is_none());

@@ -23,6 +23,7 @@ use super::gate::{BREAKER_FIRST, LaneStatus};
 use super::item::{Item, JobCall};
 use super::keyed::{ByTenant, Keyed};
 use super::lane::Lane;
+use super::spill::{Held, Place, Spilling};
 use super::vital::Vital;
 
 /// A text to embed and its tokens.
@@ -49,7 +50,7 @@ pub struct OfJob {
 }
 
 /// Vectors in the order of the texts, and what each cost.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Paid {
     pub vectors: Vec<Bought>,
     /// What the cache knows the texts by.
@@ -59,7 +60,13 @@ pub struct Paid {
 }
 
 /// A vector, and the tokens that were paid for it: none where it was there for an equal text.
-pub type Bought = (Arc<Embedding>, Option<u64>);
+pub type Bought = (Held, Option<u64>);
+
+/// One on its way to [`Bought`].
+pub(super) type Landed = (Arc<Embedding>, Option<u64>);
+
+/// One whose place is known, or none yet.
+type Placed = Option<(Place, Option<u64>)>;
 
 /// Bytes of one job's texts that are on their way at once, enough for many full requests: the rest follows as answers come, so that a
 /// long document is not in memory twice.
@@ -112,6 +119,8 @@ pub struct LaneSettings {
     pub pack_across_tenants: bool,
     /// How long a request that is not full waits for texts of attempts that may still bring some.
     pub linger: Duration,
+    /// Bytes of one job's vectors that may be in memory at once.
+    pub vectors_in_memory: u64,
     /// The prices of a token, oldest date first; none that holds is an alarm.
     pub prices: Vec<Dated>,
 }
@@ -197,9 +206,11 @@ impl Batcher {
                 tokio::task::yield_now().await;
             }
         }
-        let mut vectors: Vec<Option<Bought>> = vec![None; texts.len()];
+        let LaneSettings { dimensions, sparse, vectors_in_memory, .. } = *self.settings;
+        let mut spilling = Spilling::new(texts.len(), dimensions, sparse, vectors_in_memory);
+        let mut vectors: Vec<Placed> = vec![None; texts.len()];
         if job.tried {
-            self.find_parked(job, texts, &hashes, &mut vectors).await?;
+            self.find_parked(job, texts, &hashes, (&mut vectors, &mut spilling)).await?;
         }
         let (reply, mut answers) = mpsc::unbounded_channel();
         let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
@@ -232,9 +243,15 @@ impl Batcher {
             let Some((nth, answer)) = answers.recv().await else { break };
             bytes -= texts[nth].text.len();
             unanswered -= 1;
-            vectors[nth] = Some(answer?);
+            let (embedding, tokens) = answer?;
+            vectors[nth] = Some((spilling.keep(embedding).await, tokens));
         }
-        let vectors: Option<Vec<Bought>> = vectors.into_iter().collect();
+        let spilled = spilling.end().await;
+        let held = |placed: Placed| {
+            let (place, tokens) = placed?;
+            Some((spilled.held(place)?, tokens))
+        };
+        let vectors: Option<Vec<Bought>> = vectors.into_iter().map(held).collect();
         let parked = parked.load(Ordering::Acquire);
         vectors
             .map(|vectors| Paid { vectors, texts: hashes, parked })
@@ -247,7 +264,7 @@ impl Batcher {
         job: &OfJob,
         texts: &[Text<'_>],
         hashes: &[cache::TextHash],
-        vectors: &mut [Option<Bought>],
+        (vectors, spilling): (&mut [Placed], &mut Spilling),
     ) -> Result<(), EmbedFailure> {
         let name = self.settings.cache_name();
         let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
@@ -258,7 +275,7 @@ impl Batcher {
                 if let Some(found) = parked.get(hash).filter(fits) {
                     let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
                     let tokens = (!found.reusable).then(|| found.tokens.unwrap_or_else(ours));
-                    *vector = Some((Arc::clone(&found.embedding), tokens));
+                    *vector = Some((spilling.keep(Arc::clone(&found.embedding)).await, tokens));
                 }
             }
         }
@@ -299,9 +316,9 @@ impl Batcher {
 
 /// What was paid for, without what was there for equal texts.
 fn paid_for(tenant: &str, texts: &[(cache::TextHash, Bought)]) -> Vec<cache::Parked> {
-    let parked = texts.iter().filter_map(|(text, (embedding, tokens))| {
-        let (tenant, text, embedding) = (tenant.to_owned(), *text, Arc::clone(embedding));
-        Some(cache::Parked { tenant, text, embedding, tokens: (*tokens)? })
+    let parked = texts.iter().filter_map(|(text, (held, tokens))| {
+        let (tenant, text, tokens) = (tenant.to_owned(), *text, (*tokens)?);
+        Some(cache::Parked { tenant, text, embedding: held.get().ok()?, tokens })
     });
     parked.collect()
 }

@@ -11,12 +11,13 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::config::Meter;
 use crate::db;
 use crate::db::app::LoadedRow;
-use crate::domain::{Chunk, ClaimedJob, Embedding, ErrorKind, Reason};
+use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
 
 use super::blame;
 use super::ending;
 use super::facts::JobFacts;
 use super::fit::Fit;
+use super::spill::Held;
 use super::transaction;
 use super::vital::{Vital, guarded, is_panic};
 
@@ -74,7 +75,7 @@ pub struct DoneWork {
     pub row: Arc<LoadedRow>,
     pub chunks: Vec<Chunk>,
     /// A new vector for each chunk, or none where the one in the target is kept.
-    pub vectors: Vec<Option<Arc<Embedding>>>,
+    pub vectors: Vec<Option<Held>>,
     /// What was paid for in this revision; none: nothing was.
     pub charge: Option<Charge>,
     /// Vectors that were there for equal texts.

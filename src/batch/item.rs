@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 
 use crate::db::cache::TextHash;
 
-use super::batcher::{Bought, EmbedFailure, OfJob};
+use super::batcher::{EmbedFailure, Landed, OfJob};
 use super::flights::Lead;
 use super::gate::BREAKER_FIRST;
 
 /// A vector, or why there is none.
-pub(super) type Answer = Result<Bought, EmbedFailure>;
+pub(super) type Answer = Result<Landed, EmbedFailure>;
 
 /// A job's texts on their way through the lane.
 pub(super) struct JobCall {

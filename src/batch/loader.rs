@@ -10,7 +10,7 @@ use crate::db::app::{Existing, Found, LoadedRow, Plan};
 use crate::domain::SourceKey;
 
 use super::fit::Fit;
-use super::memory::{Memory, Weight, rounded, weight_of_text};
+use super::memory::{Memory, Weight, rounded};
 use super::vital::{Vital, guarded, is_panic};
 
 /// Most jobs of one read.
@@ -124,7 +124,7 @@ impl Shared {
     /// Hands out what was small enough to come at once, and loads what has to be weighed first.
     async fn sort_out(&self, plan: &Plan, batch: Vec<Request>, found: Vec<(Found, Vec<Existing>)>, open: &mut Open) {
         let (mut here, mut large) = (Vec::new(), Vec::new());
-        let weight = |bytes| rounded(weight_of_text(plan, bytes));
+        let weight = |bytes| rounded(self.memory.weight_of_text(plan, bytes));
         for (request, (found, chunks)) in batch.into_iter().zip(found) {
             match found {
                 Found::Gone => here.push(((request, None, chunks), weight(0))),

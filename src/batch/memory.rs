@@ -5,6 +5,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::config::ChunkSize;
 use crate::db::app::Plan;
 
+use super::spill;
+
 /// What is weighed, is weighed in these many bytes.
 const UNIT: u64 = 1024;
 /// A text is in memory so often at once: in its row, as a document, in its chunks. What is on its way to the provider or the database is
@@ -54,6 +56,24 @@ impl Memory {
         true
     }
 
+    /// What a text of so many bytes weighs from its row to its commit: itself, and those of the vectors it becomes that stay in memory.
+    pub fn weight_of_text(&self, plan: &Plan, bytes: u64) -> u64 {
+        let chunks = &plan.pipeline.chunks;
+        let step = match chunks.size {
+            ChunkSize::Tokens(size) => wide(size.saturating_sub(chunks.overlap)) * TOKEN_BYTES,
+            ChunkSize::Characters(size) => wide(size.saturating_sub(chunks.overlap)),
+        };
+        let count = if chunks.whole { 1 } else { 1 + bytes / step.max(1) };
+        let vectors = count.saturating_mul(wide(plan.model.dimensions) * 4);
+        let embeddings = if plan.model.sparse {
+            // A token of a text has a weight at most, and such vectors stay.
+            vectors.saturating_add(bytes / TOKEN_BYTES * WEIGHT_BYTES)
+        } else {
+            vectors.min(spill::most_in_memory(self.all()))
+        };
+        bytes.saturating_mul(COPIES).saturating_add(embeddings)
+    }
+
     /// All there is, in bytes.
     pub(super) fn all(&self) -> u64 {
         u64::from(self.all) * UNIT
@@ -92,21 +112,6 @@ fn units(bytes: u64) -> u32 {
 /// Whole units: what a sum of several must count.
 pub(super) fn rounded(bytes: u64) -> u64 {
     u64::from(units(bytes)) * UNIT
-}
-
-/// What a text of so many bytes weighs from its row to its commit: itself, and the vectors it becomes.
-pub fn weight_of_text(plan: &Plan, bytes: u64) -> u64 {
-    let chunks = &plan.pipeline.chunks;
-    let step = match chunks.size {
-        ChunkSize::Tokens(size) => wide(size.saturating_sub(chunks.overlap)) * TOKEN_BYTES,
-        ChunkSize::Characters(size) => wide(size.saturating_sub(chunks.overlap)),
-    };
-    let vectors = if chunks.whole { 1 } else { 1 + bytes / step.max(1) };
-    let vector = wide(plan.model.dimensions) * 4;
-    // A token of a text has a weight at most.
-    let weights = if plan.model.sparse { bytes / TOKEN_BYTES * WEIGHT_BYTES } else { 0 };
-    let embeddings = vectors.saturating_mul(vector).saturating_add(weights);
-    bytes.saturating_mul(COPIES).saturating_add(embeddings)
 }
 
 fn wide(count: usize) -> u64 {

@@ -27,6 +27,7 @@ mod reuse;
 mod sending;
 mod slots;
 mod speech;
+mod spill;
 mod transaction;
 mod vital;
 
@@ -39,8 +40,9 @@ pub use fit::Fit;
 pub use gate::LaneStatus;
 pub use keyed::Keyed;
 pub use loader::{LoadError, Loaded, Loader};
-pub use memory::{Memory, Weight, weight_of_text};
+pub use memory::{Memory, Weight};
 pub use repeat::{Repeated, repeat};
 pub use reuse::keep;
 pub use speech::{Piece, SpeechLane, SpeechSettings, minutes};
+pub use spill::{Held, Spilled, most_in_memory};
 pub use vital::{Broken, Vital};

@@ -23,6 +23,7 @@ use super::facts::{JobFacts, Names};
 use super::leave;
 use super::parents;
 use super::reuse;
+use super::spill::Held;
 
 /// Why a transaction wrote nothing: the database's word, and the effect it is about.
 #[derive(Debug)]
@@ -299,7 +300,7 @@ fn chunk_rows<'a>(
     going: &'a [(Going<'a>, Vec<&'a Existing>)],
     columns: &'a [ColumnWrite],
     kept: bool,
-) -> impl Iterator<Item = ChunkRow<'a>> + Send {
+) -> impl Iterator<Item = sqlx::Result<ChunkRow>> + Send {
     let done = going.iter().filter_map(|(ready, _)| match &ready.work.end {
         End::Done(done) => Some((ready, &**done)),
         _ => None,
@@ -308,11 +309,14 @@ fn chunk_rows<'a>(
         let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
         let parent = plan.parent_of(&ready.work.job.key);
         let chunks = done.chunks.iter().zip(&done.vectors).zip(&ready.kept);
-        chunks.filter(move |(_, place)| place.is_some() == kept).map(move |((chunk, embedding), place)| ChunkRow {
-            parent: parent.clone(),
-            values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_deref())).collect(),
-            vector: embedding.as_ref().map(|embedding| embedding.vector.as_slice()),
-            place: place.map(|kept| kept.place.clone()),
+        chunks.filter(move |(_, place)| place.is_some() == kept).map(move |((chunk, held), place)| {
+            let embedding = held.as_ref().map(Held::get).transpose()?;
+            Ok(ChunkRow {
+                parent: parent.clone(),
+                values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding.as_deref())).collect(),
+                embedding,
+                place: place.map(|kept| kept.place.clone()),
+            })
         })
     })
 }
@@ -331,11 +335,14 @@ async fn write_rows(
             End::Done(done) => {
                 let names = Names { plan, job: &ready.work.job, row: Some(&done.row), facts: &ready.facts };
                 let Some(chunk) = done.chunks.first() else { continue };
-                let embedding = done.vectors.first().and_then(Option::as_deref);
+                let embedding = done.vectors.first().and_then(Option::as_ref).map(Held::get).transpose()?;
                 updates.push(SourceUpdate {
                     key: &ready.work.job.key,
-                    values: columns.iter().map(|write| names.chunk_column(write, chunk, embedding)).collect(),
-                    vector: embedding.map(|embedding| embedding.vector.as_slice()),
+                    values: columns
+                        .iter()
+                        .map(|write| names.chunk_column(write, chunk, embedding.as_deref()))
+                        .collect(),
+                    embedding,
                 });
             }
             End::Skip { .. } => cleared.push(&ready.work.job.key),
@@ -377,7 +384,7 @@ pub(super) async fn write_sources(connection: &mut PgConnection, plan: &Plan, go
             .iter()
             .map(|write| if is_status(write) { word.clone() } else { names.column(write, None) })
             .collect();
-        list.push(SourceUpdate { key: &ready.work.job.key, values, vector: None });
+        list.push(SourceUpdate { key: &ready.work.job.key, values, embedding: None });
     }
     app::update_sources(connection, plan, &done, &with_results).await?;
     app::update_sources(connection, plan, &status_only, &with_status).await

@@ -1,6 +1,6 @@
 //! From a loaded row to its document: the text of its columns, or its file.
 
-use crate::batch::{Weight, weight_of_text};
+use crate::batch::Weight;
 use crate::config::{FileRule, Name, Piece, Template, TextRule};
 use crate::db::app::{LoadedRow, Plan};
 use crate::domain::Document;
@@ -49,12 +49,13 @@ async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<(Doc
         failpoint::reach(Point::Fetched);
         // What it will be as a text is guessed until that is known. Where that is more than there is now, it is fetched again when
         // there is room: who waits for memory holds none.
-        known = known.max(weight_of_text(&deps.plan, file.size));
+        known = known.max(deps.memory.weight_of_text(&deps.plan, file.size));
         if !deps.memory.fit(&mut weight, known) {
             continue;
         }
         let document = deps.extractor.extract(input_of(rule, row, file)).await?;
-        let text = weight_of_text(&deps.plan, u64::try_from(document.text.len()).unwrap_or(u64::MAX));
+        let text = u64::try_from(document.text.len()).unwrap_or(u64::MAX);
+        let text = deps.memory.weight_of_text(&deps.plan, text);
         if deps.memory.fit(&mut weight, text) {
             return Ok((document, weight));
         }

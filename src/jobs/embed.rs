@@ -1,11 +1,13 @@
 //! The story of an embedding job.
 
+use std::io;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use rust_decimal::Decimal;
 use tokio::sync::Semaphore;
 
-use crate::batch::{Approaching, Charge, DoneWork, End, JobFacts, OfJob, Paid, Text, keep};
+use crate::batch::{Approaching, Charge, DoneWork, EmbedFailure, End, Held, JobFacts, OfJob, Paid, Text, keep};
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan, Spending};
@@ -14,6 +16,9 @@ use crate::failpoint::{self, Point};
 
 use super::start::{InWork, Texts};
 use super::{Deps, JobError, Vectors, content, limit, start};
+
+/// What is to be done anew waits so long.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// From the row to the commit.
 pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &mut InWork) -> Result<(), JobError> {
@@ -202,7 +207,7 @@ async fn embed(
     plan: &ChunkPlan,
     kept: &[bool],
     approaching: Approaching,
-) -> Result<(Vec<Option<Arc<Embedding>>>, Texts, bool), JobError> {
+) -> Result<(Vec<Option<Held>>, Texts, bool), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
     for (nth, chunk) in plan.chunks.iter().enumerate().filter(|(nth, _)| !kept[*nth]) {
@@ -212,7 +217,7 @@ async fn embed(
             owners.push((nth, part.tokens));
         }
     }
-    let mut vectors: Vec<Option<Arc<Embedding>>> = vec![None; plan.chunks.len()];
+    let mut vectors: Vec<Option<Held>> = vec![None; plan.chunks.len()];
     if texts.is_empty() {
         return Ok((vectors, Vec::new(), false));
     }
@@ -227,31 +232,35 @@ async fn embed(
         ceiling: deps.ceiling.clone(),
     };
     let Paid { vectors: paid, texts: hashes, parked } = Box::pin(means.batcher.embed(&of, &texts, approaching)).await?;
-    let mut parts: Vec<Vec<(Arc<Embedding>, usize)>> = vec![Vec::new(); plan.chunks.len()];
+    let mut parts: Vec<Vec<(Held, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
-    for (((nth, tokens_of_part), (embedding, tokens)), hash) in owners.into_iter().zip(paid).zip(hashes) {
-        parts[nth].push((Arc::clone(&embedding), tokens_of_part));
-        bought.push((hash, (embedding, tokens)));
+    for (((nth, tokens_of_part), (held, tokens)), hash) in owners.into_iter().zip(paid).zip(hashes) {
+        parts[nth].push((held.clone(), tokens_of_part));
+        bought.push((hash, (held, tokens)));
     }
     for (vector, parts) in vectors.iter_mut().zip(parts) {
-        *vector = mean(parts);
+        *vector = mean(parts).map_err(|error| unreadable(&error))?;
     }
     let wants_sparse = deps.plan.target.sparse().is_some();
-    for embedding in vectors.iter().flatten() {
+    for held in vectors.iter().flatten() {
+        // What lies in a file was looked at before.
+        let Held::Here(embedding) = held else { continue };
         let checked = check_vector(&embedding.vector, deps.plan.model.dimensions);
         let checked =
             if wants_sparse && embedding.sparse.is_none() { checked.and(Err(BadVector::NoWeights)) } else { checked };
-        checked.map_err(|error| crate::batch::EmbedFailure::Garbled(format!("a vector {error}")))?;
+        checked.map_err(|error| EmbedFailure::Garbled(format!("a vector {error}")))?;
     }
     Ok((vectors, bought, parked))
 }
 
 /// The mean of vectors weighted by tokens and brought to length 1, with the largest weights of their tokens; a single one stays
 /// as it is.
-fn mean(mut parts: Vec<(Arc<Embedding>, usize)>) -> Option<Arc<Embedding>> {
+fn mean(mut parts: Vec<(Held, usize)>) -> io::Result<Option<Held>> {
     if parts.len() <= 1 {
-        return parts.pop().map(|(embedding, _)| embedding);
+        return Ok(parts.pop().map(|(held, _)| held));
     }
+    let parts: Vec<(Arc<Embedding>, usize)> =
+        parts.into_iter().map(|(held, tokens)| Ok((held.get()?, tokens))).collect::<io::Result<_>>()?;
     let mut sum = vec![0.0_f64; parts[0].0.vector.len()];
     for (part, tokens) in &parts {
         let weight = f64::from(u32::try_from(*tokens).unwrap_or(u32::MAX));
@@ -267,7 +276,13 @@ fn mean(mut parts: Vec<(Arc<Embedding>, usize)>) -> Option<Arc<Embedding>> {
         whole.merge(&part);
         Some(whole)
     });
-    Some(Arc::new(Embedding { vector, sparse: weights.flatten() }))
+    Ok(Some(Held::Here(Arc::new(Embedding { vector, sparse: weights.flatten() }))))
+}
+
+/// What was parked is there for the next attempt.
+fn unreadable(error: &io::Error) -> EmbedFailure {
+    tracing::warn!(%error, "vectors of a large document could not be read back from their file");
+    EmbedFailure::Lost { after: AGAIN }
 }
 
 /// What the document says, which nobody needs any more: its text is in its chunks.

@@ -200,6 +200,7 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
         allowance: Allowance::default(),
         pack_across_tenants: true,
         linger: Duration::from_millis(20),
+        vectors_in_memory: u64::MAX,
         prices: Vec::new(),
     };
     let driver: Arc<dyn Embedder> = Arc::new(Clumsy);

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::join_all;
 use gristmill::app;
-use gristmill::batch::{Fit, Loader, Memory, Vital, weight_of_text};
+use gristmill::batch::{Fit, Loader, Memory, Vital};
 use gristmill::config::Name;
 use gristmill::domain::SourceKey;
 use insta::assert_snapshot;
 
 use crate::applications::{NOTES, application};
-use crate::world::World;
+use crate::fake_openai::vector_of;
+use crate::outcomes::vendor;
+use crate::world::{DIMENSIONS, World};
 
 const KIB: u64 = 1024;
 
@@ -62,7 +64,7 @@ async fn rows_are_loaded_when_they_fit_into_memory_and_a_larger_one_alone() {
         ))
         .await;
     let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
-    let five = 5 * weight_of_text(&resolved.plans[0], usual + KIB);
+    let five = 5 * Memory::new(u64::MAX).weight_of_text(&resolved.plans[0], usual + KIB);
 
     let most = most_beside(&world, five).await;
 
@@ -86,6 +88,30 @@ async fn texts_and_files_larger_than_all_memory_are_done_one_by_one() {
     world.work().await;
 
     assert_snapshot!(world.states().await, @"12 completed");
+}
+
+#[tokio::test]
+async fn vectors_that_were_put_in_a_file_come_back_to_their_own_chunks() {
+    // An eighth of it is five vectors.
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("listen = \"off\"", "memory = \"64 KiB\"\nlisten = \"off\"");
+    world.register().await;
+    let text: String = (0..6_000).map(|nth| format!("Sentence {nth} of the mill. ")).collect();
+    world.insert("large", &text).await;
+
+    world.work().await;
+
+    assert_snapshot!(world.states().await, @"1 completed");
+    let chunks: Vec<(String, Vec<f32>)> =
+        sqlx::query_as("select content, embedding::float4[] from public.document_chunks order by chunk_index")
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+    assert!(chunks.len() > 60, "{} chunks", chunks.len());
+    for (text, vector) in &chunks {
+        let wanted = vector_of(text, DIMENSIONS);
+        assert!(vector.iter().zip(&wanted).all(|(a, b)| (a - b).abs() < 1e-5), "{text}");
+    }
 }
 
 #[tokio::test]

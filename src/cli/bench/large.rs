@@ -37,7 +37,7 @@ pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
         ("large.pdf", format!("a PDF of {pages} pages"), OF_PAGES),
     ] {
         let setup = Setup {
-            dimensions: 256,
+            dimensions: 1_536,
             files: Some(folder.path().to_owned()),
             limits: Some(limits),
             ..Setup::of(bed.slots)

@@ -15,11 +15,11 @@ use super::write::{ChunkRow, IN_PLACE, columns_but, new_value, slice, text_array
 ///
 /// # Errors
 /// A constraint or a type refuses a row.
-pub async fn update_chunks<'a>(
+pub async fn update_chunks(
     connection: &mut PgConnection,
     plan: &Plan,
     moved: &[String],
-    mut rows: impl Iterator<Item = ChunkRow<'a>> + Send,
+    mut rows: impl Iterator<Item = sqlx::Result<ChunkRow>> + Send,
 ) -> sqlx::Result<()> {
     let TargetPlan::Chunks { table, index, index_is_unique, .. } = &plan.target else { return Ok(()) };
     let mut places = HashMap::new();
@@ -27,7 +27,7 @@ pub async fn update_chunks<'a>(
         places = make_way(connection, table, index, moved).await?;
     }
     loop {
-        let mut slice = slice(&mut rows);
+        let mut slice = slice(&mut rows)?;
         if slice.is_empty() {
             return Ok(());
         }
@@ -40,7 +40,7 @@ pub async fn update_chunks<'a>(
     }
 }
 
-async fn update_slice(connection: &mut PgConnection, plan: &Plan, mut rows: Vec<ChunkRow<'_>>) -> sqlx::Result<()> {
+async fn update_slice(connection: &mut PgConnection, plan: &Plan, mut rows: Vec<ChunkRow>) -> sqlx::Result<()> {
     let TargetPlan::Chunks { table, columns, .. } = &plan.target else { return Ok(()) };
     let plain = columns_but(columns, |kind| matches!(kind, WriteKind::Vector | WriteKind::Sparse(_)));
     let sets: Vec<String> = plain

@@ -1,10 +1,11 @@
 //! What a commit does to the application's tables. Every function is one statement over many jobs, inside the caller's transaction.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
-use crate::domain::SourceKey;
+use crate::domain::{Embedding, SourceKey};
 
 use super::assign::{ColumnWrite, WriteKind};
 use super::effects;
@@ -165,45 +166,52 @@ const SLICE_BYTES: usize = 512 << 10;
 /// A chunk to write: values for the parent columns, then for the target's columns (none for its vector), in the plan's order. Where
 /// the row is kept, its vector and its weights of tokens are.
 #[derive(Debug, Clone)]
-pub struct ChunkRow<'a> {
+pub struct ChunkRow {
     pub parent: Vec<String>,
     pub values: Vec<Option<String>>,
-    pub vector: Option<&'a [f32]>,
+    pub embedding: Option<Arc<Embedding>>,
     /// Its place in the table, where the row is kept.
     pub place: Option<String>,
 }
 
-impl ChunkRow<'_> {
+impl ChunkRow {
     fn bytes(&self) -> usize {
         let values = self.values.iter().flatten().map(String::len).sum::<usize>();
-        values + self.parent.iter().map(String::len).sum::<usize>() + self.vector.map_or(0, size_of_val)
+        values
+            + self.parent.iter().map(String::len).sum::<usize>()
+            + vector_of(self.embedding.as_ref()).map_or(0, size_of_val)
     }
 }
 
+fn vector_of(embedding: Option<&Arc<Embedding>>) -> Option<&[f32]> {
+    embedding.map(|embedding| embedding.vector.as_slice())
+}
+
 /// The next rows of one statement.
-pub(super) fn slice<'a>(rows: &mut impl Iterator<Item = ChunkRow<'a>>) -> Vec<ChunkRow<'a>> {
+pub(super) fn slice(rows: &mut impl Iterator<Item = sqlx::Result<ChunkRow>>) -> sqlx::Result<Vec<ChunkRow>> {
     let mut slice = Vec::new();
     let mut bytes = 0;
     while bytes < SLICE_BYTES
         && let Some(row) = rows.next()
     {
+        let row = row?;
         bytes += row.bytes();
         slice.push(row);
     }
-    slice
+    Ok(slice)
 }
 
 /// Inserts chunks with their vectors, a slice after the other, each made when it is its turn.
 ///
 /// # Errors
 /// A constraint or a type refuses a row.
-pub async fn insert_chunks<'a>(
+pub async fn insert_chunks(
     connection: &mut PgConnection,
     plan: &Plan,
-    mut rows: impl Iterator<Item = ChunkRow<'a>> + Send,
+    mut rows: impl Iterator<Item = sqlx::Result<ChunkRow>> + Send,
 ) -> sqlx::Result<()> {
     loop {
-        let slice = slice(&mut rows);
+        let slice = slice(&mut rows)?;
         if slice.is_empty() {
             return Ok(());
         }
@@ -211,7 +219,7 @@ pub async fn insert_chunks<'a>(
     }
 }
 
-async fn insert_slice(connection: &mut PgConnection, plan: &Plan, mut rows: Vec<ChunkRow<'_>>) -> sqlx::Result<()> {
+async fn insert_slice(connection: &mut PgConnection, plan: &Plan, mut rows: Vec<ChunkRow>) -> sqlx::Result<()> {
     let TargetPlan::Chunks { table, parent, version, columns, .. } = &plan.target else { return Ok(()) };
     let plain = columns_but(columns, |kind| *kind == WriteKind::Vector);
     let mut names: Vec<String> = parent.iter().map(|write| write.column.sql()).collect();
@@ -251,13 +259,14 @@ async fn insert_slice(connection: &mut PgConnection, plan: &Plan, mut rows: Vec<
     for array in arrays {
         query = query.bind(array);
     }
-    let vectors = Vectors { of: &plan.vector, rows: rows.iter().map(|row| row.vector).collect() };
+    let vectors =
+        Vectors { of: &plan.vector, rows: rows.iter().map(|row| vector_of(row.embedding.as_ref())).collect() };
     query.bind(vectors).execute(connection).await?;
     Ok(())
 }
 
 /// The values of one column, taken out of their rows.
-pub(super) fn values_of(rows: &mut [ChunkRow<'_>], nth: usize) -> Vec<Option<String>> {
+pub(super) fn values_of(rows: &mut [ChunkRow], nth: usize) -> Vec<Option<String>> {
     rows.iter_mut().map(|row| row.values[nth].take()).collect()
 }
 
@@ -267,7 +276,7 @@ pub struct SourceUpdate<'a> {
     /// One for each column, in their order.
     pub values: Vec<Option<String>>,
     /// A vector to set; none keeps the one that is there, with its weights of tokens.
-    pub vector: Option<&'a [f32]>,
+    pub embedding: Option<Arc<Embedding>>,
 }
 
 /// Sets columns of source rows: the same columns for all. Rows that are as they should be are not written.
@@ -325,7 +334,10 @@ pub async fn update_sources(
         query = query.bind(array);
     }
     if vectors {
-        query = query.bind(Vectors { of: &plan.vector, rows: updates.iter().map(|update| update.vector).collect() });
+        query = query.bind(Vectors {
+            of: &plan.vector,
+            rows: updates.iter().map(|update| vector_of(update.embedding.as_ref())).collect(),
+        });
     }
     query.execute(connection).await?;
     Ok(())
