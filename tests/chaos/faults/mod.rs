@@ -4,6 +4,7 @@ mod application;
 mod data;
 mod database;
 mod files;
+mod mixed;
 mod operators;
 mod pooler;
 mod provider;
@@ -76,6 +77,7 @@ pub const FAULTS: &[Fault] = faults! {
     "worker: SIGSTOP, CONT, six times on the same job" false worker::stopped_often;
     "worker: SIGTERM under load" false worker::terminated, 1;
     "worker: SIGTERM twice under load" false worker::terminated, 2;
+    "everything at once, 100 steps" false mixed::everything, 100;
     "database: pg_terminate_backend storm" true database::terminated;
     "database: immediate stop and start" true database::crashed;
     "database: acknowledgement of COMMIT lost" true database::unacknowledged;
