@@ -562,9 +562,35 @@ async fn triggers_are_installed_printed_and_removed() {
     gristmill(&world, &["triggers", "install"]).await.ok();
     assert_eq!(world.value::<i64>(count).await, 3);
     world.insert("note", "Announced at once.").await;
+    // What would be paid for, now or once it is confirmed.
+    gristmill(&world, &["pause", "documents"]).await.ok();
+    let key = world.insert("note", "Grain in, flour out.").await.to_string();
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    gristmill(&world, &["jobs", "cancel", "--state", "pending"]).await.ok();
+    for arguments in [
+        &["search", "flour"][..],
+        &["enqueue", "documents", &key],
+        &["jobs", "retry", "--state", "cancelled"],
+        &["resume", "documents"],
+        &["accept", "documents", "--yes"],
+        &["backfill", "documents", "--yes"],
+        &["verify", "--fix"],
+    ] {
+        let refused = gristmill(&world, arguments).await;
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""), "{arguments:?}: {}", refused.err);
+        assert!(refused.err.contains("accept --database"), "{arguments:?}: {}", refused.err);
+    }
+    gristmill(&world, &["jobs", "retry", "--state", "cancelled", "--dry-run"]).await.ok();
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.provider_calls").await, 0);
+    let still = "select concat_ws(' ', state, revision, (select paused_at is not null from gristmill.pipelines)) from gristmill.embedding_jobs";
+    assert_eq!(world.list(still).await, ["cancelled 1 t"]);
     assert_eq!(world.value::<i64>("select count(*) from gristmill.embedding_jobs").await, 1);
 
+    gristmill(&world, &["resume", "documents"]).await.ok();
+    gristmill(&world, &["jobs", "retry", "--state", "cancelled"]).await.ok();
     let script = gristmill(&world, &["triggers", "sql", "--remove"]).await.ok().out;
+    assert_eq!(world.states().await, "1 completed");
+    gristmill(&world, &["search", "flour"]).await.ok();
     world.sql(&script).await;
     assert_eq!(world.value::<i64>(count).await, 0);
     gristmill(&world, &["triggers", "install", "documents"]).await.ok();
