@@ -641,14 +641,14 @@ async fn wait_for_health(world: &World, arguments: &[&str], code: i32) -> Ran {
 }
 
 /// A worker of its own process that answers at this address.
-fn serve(world: &World) -> tokio::process::Child {
+pub fn serve(world: &World) -> tokio::process::Child {
     let mut worker = command(&["run"]);
     worker.arg("--config").arg(world.config_file());
     worker.stderr(std::process::Stdio::piped());
     tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs")
 }
 
-async fn terminate(worker: tokio::process::Child) -> Ran {
+pub async fn terminate(worker: tokio::process::Child) -> Ran {
     let pid = worker.id().expect("it still runs").to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
     worker.wait_with_output().await.expect("it ends").into()
