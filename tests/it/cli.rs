@@ -740,7 +740,11 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
 
     // A second process cannot listen there, and says so at once.
     let second = gristmill(&world, &["run"]).await;
-    assert!(second.code == 1 && second.err.contains(&address), "{}", second.err);
+    assert!(second.code == 1 && second.err.contains(&format!("worker.listen {address}: ")), "{}", second.err);
+    assert!(second.err.contains("GRISTMILL__WORKER__LISTEN=off"), "{}", second.err);
+    let mut deaf = command(&["run", "--once", "--config"]);
+    deaf.arg(world.config_file()).env("GRISTMILL__WORKER__LISTEN", "off");
+    run(deaf).await.ok();
     gristmill(&world, &["pause", "documents", "--reason", "flood"]).await.ok();
     let unready = wait_for_health(&world, &["--ready"], 1).await;
     assert!(unready.out.contains("paused: flood"), "{}", unready.out);
