@@ -5,9 +5,9 @@ mod keyless;
 mod lanes;
 mod late;
 mod models;
+mod question;
 mod rivals;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sqlx::PgPool;
@@ -26,7 +26,6 @@ use crate::extract::Extractor;
 use crate::files::{Files, FilesError};
 use crate::jobs::Deps;
 use crate::net;
-use crate::providers::Embedder;
 use crate::telemetry::Metrics;
 use crate::worker::{Deliverer, Engine, Parts};
 
@@ -34,7 +33,8 @@ pub use bill::{Estimate, estimate, estimate_of, thinned};
 pub use keyless::keyless_rows;
 use lanes::Lanes;
 pub use late::late_words;
-pub use models::{Asked, ask, check_folder, open_model, unit_price};
+pub use models::{Asked, ask, check_folder, unit_price};
+pub use question::{Question, means};
 
 /// Why nothing can start.
 #[derive(Debug, thiserror::Error)]
@@ -274,8 +274,6 @@ pub struct Running {
     pub lanes: Vec<Batcher>,
     /// The lanes of models that transcribe.
     pub speech: Vec<SpeechLane>,
-    /// What makes the vectors, by the model's label: a search asks the same model.
-    pub embedders: BTreeMap<String, Arc<dyn Embedder>>,
     pub refused: Vec<(String, String)>,
 }
 
@@ -408,24 +406,25 @@ async fn wire(
             files: Arc::clone(&files),
             extractor: extractor.clone(),
             memory: memory.clone(),
-            ceiling: plan
-                .pipeline
-                .ceiling
-                .clone()
-                .map(|ceiling| Arc::new(CeilingOf { pipeline: plan.pipeline.name.clone(), ceiling })),
+            ceiling: ceiling_of(&plan),
             fit,
             plan,
         });
     }
     let (batchers, speech) = (lanes.batchers(), lanes.speech());
-    let embedders = lanes.embedders;
     let lanes = {
         let (batchers, speech) = (batchers.clone(), speech.clone());
         Box::new(move || status(&batchers, &speech))
     };
     let parts = Parts { pipelines, deliverers, lanes };
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), parts, vital, stop);
-    Ok(Running { engine, lanes: batchers, speech, embedders, refused })
+    Ok(Running { engine, lanes: batchers, speech, refused })
+}
+
+/// The ceiling of money of a pipeline, where it has one.
+fn ceiling_of(plan: &Plan) -> Option<Arc<CeilingOf>> {
+    let ceiling = plan.pipeline.ceiling.clone()?;
+    Some(Arc::new(CeilingOf { pipeline: plan.pipeline.name.clone(), ceiling }))
 }
 
 /// The parser's settings with libpdfium found: configured, cached, or none (then unpdf reads PDF).

@@ -15,7 +15,6 @@ use crate::db::prices::Dated;
 use crate::domain::OwnerId;
 use crate::extract::PartLimits;
 use crate::jobs::{Means, Speech, Vectors};
-use crate::providers::Embedder;
 
 use super::StartError;
 use super::models::{embedder, transcriber};
@@ -32,15 +31,12 @@ pub(super) struct Lanes<'a> {
     prices: Prices,
     vectors: BTreeMap<String, (Batcher, Tokenizer)>,
     speech: BTreeMap<String, SpeechLane>,
-    /// What makes the vectors, by the model's label.
-    pub embedders: BTreeMap<String, Arc<dyn Embedder>>,
 }
 
 impl<'a> Lanes<'a> {
     pub async fn open(config: &'a Config, pool: &'a PgPool, owner: OwnerId, vital: &'a Vital) -> sqlx::Result<Self> {
         let prices = set_prices(config, pool).await?;
-        let (vectors, speech, embedders) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Ok(Self { config, pool, owner, vital, prices, vectors, speech, embedders })
+        Ok(Self { config, pool, owner, vital, prices, vectors: BTreeMap::new(), speech: BTreeMap::new() })
     }
 
     /// What a pipeline works with; opens the lane of its model where nobody has.
@@ -105,7 +101,6 @@ impl<'a> Lanes<'a> {
             prices: self.prices(model, Meter::Tokens),
         };
         alarm(model, settings.price().is_none());
-        self.embedders.insert(model.label.clone(), Arc::clone(&driver));
         let others = Keyed { credential: fingerprint(provider), tenants: Vec::new(), driver };
         let batcher = Batcher::start(self.pool.clone(), self.owner, settings, others, own, self.vital);
         self.vectors.insert(model.label.clone(), (batcher.clone(), tokenizer.clone()));

@@ -16,22 +16,9 @@ use crate::providers::{
     ElevenLabs, Embedder, Hash, Local, LocalModel, OpenAi, OpenAiEndpoint, OpenAiModel, OpenAiSpeech, Transcriber,
 };
 
-use super::StartError;
-
 /// How long a request may take where the configuration does not say: one of texts, and one of a recording, which is heard.
 const TEXTS: Duration = Duration::from_mins(1);
 const SOUND: Duration = Duration::from_mins(10);
-
-/// What makes vectors of a model, without its lane: for a search, or to see whether it loads.
-///
-/// # Errors
-/// [`StartError::Model`]
-pub async fn open_model(config: &Config, model: &Model) -> Result<Arc<dyn Embedder>, StartError> {
-    let refuse = |reason: String| StartError::Model { model: model.label.clone(), reason };
-    let provider =
-        config.providers.get(&model.provider).ok_or_else(|| refuse("its provider is not configured".to_owned()))?;
-    embedder(provider, model).await.map(|(embedder, _)| embedder).map_err(refuse)
-}
 
 /// The price of one token of a model, as configured for `now`, or of one minute of what it hears. What runs here costs nothing;
 /// none: nobody knows.

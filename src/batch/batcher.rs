@@ -258,7 +258,8 @@ impl Batcher {
             .ok_or(EmbedFailure::Lost { after: BREAKER_FIRST })
     }
 
-    /// Fills in vectors that an earlier attempt paid for, or that are there for equal texts.
+    /// Fills in vectors that an earlier attempt paid for, or that are there for equal texts. Of those that an open job has bought, that
+    /// one is charged.
     async fn find_parked(
         &self,
         job: &OfJob,
@@ -269,12 +270,12 @@ impl Batcher {
         let name = self.settings.cache_name();
         let fits = |found: &&cache::Kept| found.embedding.vector.len() == self.settings.dimensions;
         for (nth, some) in hashes.chunks(AT_ONCE).enumerate() {
-            let find = || cache::find(&self.pool, &job.tenant, &name, some, job.parked_since, job.cached);
+            let find = || cache::find(&self.pool, job.id, &job.tenant, &name, some, job.parked_since, job.cached);
             let parked = db::patiently(find).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
             for ((hash, text), vector) in some.iter().zip(&texts[nth * AT_ONCE..]).zip(&mut vectors[nth * AT_ONCE..]) {
                 if let Some(found) = parked.get(hash).filter(fits) {
                     let ours = || u64::try_from(text.tokens).unwrap_or(u64::MAX);
-                    let tokens = (!found.reusable).then(|| found.tokens.unwrap_or_else(ours));
+                    let tokens = (!found.free).then(|| found.tokens.unwrap_or_else(ours));
                     *vector = Some((spilling.keep(Arc::clone(&found.embedding)).await, tokens));
                 }
             }
@@ -283,27 +284,27 @@ impl Batcher {
     }
 
     /// Drops parked vectors that are written now. Best effort: what stays is pruned by age.
-    pub async fn forget(&self, tenant: &str, texts: &[cache::TextHash]) {
+    pub async fn forget(&self, job: JobId, tenant: &str, texts: &[cache::TextHash]) {
         if texts.is_empty() {
             return;
         }
         let model = self.settings.cache_name();
-        if let Err(error) = cache::forget(&self.pool, tenant, &model, texts).await {
+        if let Err(error) = cache::forget(&self.pool, job, tenant, &model, texts).await {
             tracing::warn!(vectors = texts.len(), error = db::describe(&error), "parked vectors stay behind");
         }
     }
 
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
-    pub async fn park(&self, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
+    pub async fn park(&self, job: JobId, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
         for some in texts.chunks(AT_ONCE) {
-            self.lanes.of(tenant).lane.park(&paid_for(tenant, some)).await;
+            self.lanes.of(tenant).lane.park(&paid_for(job, tenant, some)).await;
         }
     }
 
     /// Keeps vectors that are written and charged for, so that equal texts of the tenant need not be paid. Best effort.
-    pub async fn share(&self, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
+    pub async fn share(&self, job: JobId, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
         for some in texts.chunks(AT_ONCE) {
-            let paid = paid_for(tenant, some);
+            let paid = paid_for(job, tenant, some);
             if paid.is_empty() {
                 continue;
             }
@@ -315,10 +316,10 @@ impl Batcher {
 }
 
 /// What was paid for, without what was there for equal texts.
-fn paid_for(tenant: &str, texts: &[(cache::TextHash, Bought)]) -> Vec<cache::Parked> {
+fn paid_for(job: JobId, tenant: &str, texts: &[(cache::TextHash, Bought)]) -> Vec<cache::Parked> {
     let parked = texts.iter().filter_map(|(text, (held, tokens))| {
         let (tenant, text, tokens) = (tenant.to_owned(), *text, (*tokens)?);
-        Some(cache::Parked { tenant, text, embedding: held.get().ok()?, tokens })
+        Some(cache::Parked { tenant, job, text, embedding: held.get().ok()?, tokens })
     });
     parked.collect()
 }

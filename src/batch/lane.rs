@@ -460,8 +460,8 @@ impl Lane {
                 Ok(vector) if item.call.is_through() => item.answer(Ok((vector, Some(tokens)))),
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
-                    let (tenant, text) = (item.call.job.tenant.clone(), item.hash);
-                    parked.push(cache::Parked { tenant, text, embedding: Arc::clone(&vector), tokens });
+                    let (tenant, job, text) = (item.call.job.tenant.clone(), item.call.job.id, item.hash);
+                    parked.push(cache::Parked { tenant, job, text, embedding: Arc::clone(&vector), tokens });
                     later.push((item, Ok((vector, Some(tokens)))));
                 }
                 Err(bad) => later.push((item, Err(EmbedFailure::Garbled(bad_vector(index, texts, bad))))),

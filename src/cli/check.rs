@@ -94,10 +94,7 @@ fn line(finding: &Finding) -> String {
 }
 
 fn said(error: &dyn std::error::Error) -> String {
-    match Failure::of(error) {
-        Failure::Usage(text) | Failure::Failed(text) | Failure::Unfinished(text) => text,
-        Failure::Said => String::new(),
-    }
+    Failure::of(error).text().unwrap_or_default()
 }
 
 fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {

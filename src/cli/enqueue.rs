@@ -9,7 +9,7 @@ use crate::db;
 use crate::domain::SourceKey;
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 use super::{ask, show};
 
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let config = session.config_for_database()?;
     let pool = app::connect(&config).await?;
     ask::registered(&pool, &args.pipeline).await?;
+    session::refuse_copy(&pool).await?;
     refuse_misfits(&config, &pool, args).await?;
     for key in &args.keys {
         db::operate::enqueue(&pool, &args.pipeline, key, args.priority).await?;

@@ -18,21 +18,60 @@ pub(super) enum Failure {
     Unfinished(String),
     /// Exit code 1; the output says everything.
     Said,
+    /// Another, with a way out.
+    Hinted { failure: Box<Self>, hint: String },
 }
 
 impl Failure {
-    /// Says it once and gives its exit code.
-    pub(super) fn report(self) -> ExitCode {
-        let (message, code) = match self {
-            Self::Usage(message) => (Some(message), 2),
-            Self::Failed(message) => (Some(message), 1),
-            Self::Unfinished(message) => (Some(message), 3),
-            Self::Said => (None, 1),
-        };
-        if let Some(message) = message {
-            eprintln!("{}: {message}", if code == 3 { "unfinished" } else { "error" });
+    /// Says it once, on standard error, and gives its exit code. For programs it is one line of JSON, the last there.
+    pub(super) fn report(self, json: bool) -> ExitCode {
+        let (kind, code) = self.kind();
+        if let Some(text) = self.text() {
+            let people = || format!("{}: {text}", if code == 3 { kind } else { "error" });
+            eprintln!("{}", if json { self.json(kind) } else { people() });
         }
         ExitCode::from(code)
+    }
+
+    /// What programs call it, and its exit code.
+    fn kind(&self) -> (&'static str, u8) {
+        match self {
+            Self::Usage(_) => ("usage", 2),
+            Self::Failed(_) | Self::Said => ("failed", 1),
+            Self::Unfinished(_) => ("unfinished", 3),
+            Self::Hinted { failure, .. } => failure.kind(),
+        }
+    }
+
+    /// All that is left to say.
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Usage(message) | Self::Failed(message) | Self::Unfinished(message) => Some(message.clone()),
+            Self::Said => None,
+            Self::Hinted { failure, hint } => failure.text().map(|text| format!("{text}; {hint}")),
+        }
+    }
+
+    fn json(&self, kind: &str) -> String {
+        let (failure, hint) = match self {
+            Self::Hinted { failure, hint } => (&**failure, Some(hint)),
+            failure => (failure, None),
+        };
+        let mut error = serde_json::json!({ "kind": kind, "message": failure.text() });
+        if let Some(hint) = hint {
+            error["hint"] = hint.as_str().into();
+        }
+        serde_json::json!({ "error": error }).to_string()
+    }
+
+    /// What the command line's reader says: what is wrong, then what would be right.
+    pub(super) fn of_command_line(error: &clap::Error) -> Self {
+        let said = error.render().to_string();
+        let said = said.trim().trim_start_matches("error: ");
+        match said.split_once("\n\n") {
+            Some((message, hint)) => Self::Usage(message.to_owned()).and(hint.trim()),
+            None => Self::Usage(said.to_owned()),
+        }
     }
 
     /// Every misfit on a line of its own.
@@ -63,19 +102,17 @@ impl Failure {
 impl Failure {
     /// The same, with a way out.
     pub(super) fn and(self, way_out: &str) -> Self {
-        match self {
-            Self::Usage(text) => Self::Usage(format!("{text}; {way_out}")),
-            Self::Failed(text) => Self::Failed(format!("{text}; {way_out}")),
-            Self::Unfinished(text) => Self::Unfinished(format!("{text}; {way_out}")),
-            Self::Said => Self::Said,
-        }
+        Self::Hinted { failure: Box::new(self), hint: way_out.to_owned() }
     }
 }
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        let hint = db::hint(&error).map(|hint| format!("; {hint}")).unwrap_or_default();
-        Self::Failed(format!("{}{hint}", db::describe(&error)))
+        let failure = Self::Failed(db::describe(&error));
+        match db::hint(&error) {
+            Some(hint) => failure.and(hint),
+            None => failure,
+        }
     }
 }
 

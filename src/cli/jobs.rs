@@ -225,6 +225,7 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
             format!("{}\n{note}\njobs: {jobs}", cost::table(&retried.would_open))
         });
     }
+    session::refuse_copy(&pool).await?;
     let opened = in_slices(&pool, &filter, Wish::Retry, retry.fresh).await?.len();
     if opened == 0 && !retry.which.ids.is_empty() {
         return Err(Failure::Failed("none of these jobs is finished or waiting: there is nothing to retry".to_owned()));

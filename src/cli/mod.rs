@@ -49,6 +49,7 @@ use session::Session;
     propagate_version = true,
     arg_required_else_help = true,
     after_help = "Start with `gristmill demo`. Results go to standard output, logs to standard error.\n\
+                  With --json a failure is the last line of standard error: {\"error\": {\"kind\", \"message\", \"hint\"}}.\n\
                   Exit codes: 0 ok, 1 failed, 2 the command line or the configuration is wrong,\n\
                   3 a run --once left work that waits.\n\
                   GRISTMILL_LOG (or RUST_LOG) filters the log: GRISTMILL_LOG=debug"
@@ -123,21 +124,32 @@ enum Command {
 
 /// Parses the command line and runs its command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and the version are no mistakes, and people are told in colour.
+        Err(error) if !error.use_stderr() || !wants_json() => error.exit(),
+        Err(error) => return Failure::of_command_line(&error).report(true),
+    };
+    let json = cli.json;
     crate::telemetry::init_logs(cli.log.unwrap_or_else(|| cli.command.log_format()), cli.command.log_filter());
     crate::net::init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::Failed(format!("the runtime cannot start: {error}")).report(),
+        Err(error) => return Failure::Failed(format!("the runtime cannot start: {error}")).report(json),
     };
-    let session = Session { config: cli.config, json: cli.json };
+    let session = Session { config: cli.config, json };
     let outcome = runtime.block_on(cli.command.run(&session));
     // What still blocks a thread must not keep a command that is through.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(json),
     }
+}
+
+/// Whether a command line that cannot be read asks for JSON.
+fn wants_json() -> bool {
+    std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
 impl Command {

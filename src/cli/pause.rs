@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::db;
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -39,6 +39,7 @@ pub(super) async fn pause(session: &Session, args: &PauseArgs) -> Result<(), Fai
 
 pub(super) async fn resume(session: &Session, args: &ResumeArgs) -> Result<(), Failure> {
     let pool = session.database().await?;
+    session::refuse_copy(&pool).await?;
     let found = db::pipelines::resume(&pool, &args.pipeline).await?;
     tell(session, &args.pipeline, found, false)
 }

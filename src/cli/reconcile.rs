@@ -53,6 +53,7 @@ struct Difference {
     #[serde(skip_serializing_if = "Option::is_none")]
     quantity: Option<Decimal>,
     unit: &'static str,
+    /// Jobs and their revisions, or searches.
     count: i64,
     /// The first hundred.
     jobs: Vec<i64>,
@@ -88,6 +89,8 @@ fn judge(since: OffsetDateTime, entries: &[Entry], doubts: &[Doubt]) -> Reconcil
         let left: Decimal = of
             .into_iter()
             .flatten()
+            // A question's vector is nobody's.
+            .filter(|other| other.reason != "search")
             .map(|other| other.unknown + if leaves(&other.reason) { other.paid - other.charged } else { Decimal::ZERO })
             .sum();
         let short = entry.charged - entry.paid;
@@ -168,6 +171,7 @@ fn say(reason: &str, fault: bool) -> &'static str {
         ("overtaken", _) => "paid for content that changed before it could be written",
         ("ended", _) => "paid, and the job ended without vectors",
         ("not_written", _) => "paid by an attempt whose answer could not be used or written",
+        ("search", _) => "searches, which nobody is charged for",
         ("forgotten", _) => "the job is forgotten",
         ("pruned", _) => "the calls are pruned by age",
         ("kept", false) => "bought by an earlier try, or with another row of the tenant",
@@ -219,8 +223,9 @@ fn line(difference: &Difference) -> String {
     };
     let shown: Vec<String> = difference.jobs.iter().take(10).map(ToString::to_string).collect();
     let more = if difference.jobs.len() > shown.len() { ", …" } else { "" };
+    let jobs = if shown.is_empty() { String::new() } else { format!(" (jobs {}{more})", shown.join(", ")) };
     let tenant = if difference.tenant.is_empty() { "no tenant" } else { &difference.tenant };
-    format!("{mark} {tenant} {}: {how_much}{} (jobs {}{more})", difference.model, difference.reason, shown.join(", "))
+    format!("{mark} {tenant} {}: {how_much}{}{jobs}", difference.model, difference.reason)
 }
 
 #[cfg(test)]
@@ -257,6 +262,9 @@ mod tests {
         let unknown = |tokens: i64| Entry { unknown: tokens.into(), ..entry("a", "unknown_call", 0, 0) };
         assert!(adds_up(&[unknown(7), entry("a", "kept", 9, 2)]));
         assert!(!adds_up(&[unknown(6), entry("a", "kept", 9, 2)]));
+        let search = Entry { unknown: 7.into(), ..entry("a", "search", 0, 7) };
+        assert!(adds_up(std::slice::from_ref(&search)));
+        assert!(!adds_up(&[search, entry("a", "kept", 9, 2)]));
     }
 
     #[test]

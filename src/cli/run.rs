@@ -94,9 +94,11 @@ async fn work(
     // Before anything else: an address in use is a mistake to be told at once.
     let listener = match config.worker.listen {
         Some(address) => Some(
-            crate::console::bind(address)
-                .await
-                .map_err(|error| Failure::Failed(format!("worker.listen {address}: {error}")))?,
+            crate::console::bind(address).await.map_err(|error| {
+                let another = "another program, maybe another worker, may listen there: give this one an address of its own, \
+                               or none with GRISTMILL__WORKER__LISTEN=off";
+                Failure::Failed(format!("worker.listen {address}: {error}")).and(another)
+            })?,
         ),
         None => None,
     };

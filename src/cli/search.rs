@@ -3,18 +3,19 @@
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::app;
-use crate::db;
+use crate::app::{self, Question};
+use crate::batch::EmbedFailure;
 use crate::db::app::{Hit, Plan, search};
-use crate::providers::{Embedded, Embedder};
+use crate::jobs::Vectors;
 
 use super::failure::Failure;
-use super::session::{Session, known};
+use super::session::{self, Session, known};
 use super::show;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example: gristmill search \"how do I report a bug\" --limit 3\nThe text is embedded, and paid, by the pipeline's own model."
+    after_help = "Example: gristmill search \"how do I report a bug\" --limit 3\nThe text is embedded, and paid, by the pipeline's own model: \
+                        `gristmill usage` shows what searches cost, and a ceiling of the pipeline holds for them too."
 )]
 pub(super) struct Args {
     /// What to look for
@@ -22,6 +23,10 @@ pub(super) struct Args {
     /// Which pipeline's vectors; may be left out where there is only one
     #[arg(long, value_name = "NAME")]
     pipeline: Option<String>,
+    /// On whose account: under whose key and ceilings it is paid, and for whom `usage` shows it. The vectors of all tenants are
+    /// looked through
+    #[arg(long)]
+    tenant: Option<String>,
     /// Most chunks to show
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(i64).range(1..=1_000))]
     limit: i64,
@@ -42,33 +47,35 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     };
     known(&config, &name)?;
     let (config, pool, plan) = session.plan(&name).await?;
-    // A copy of a database pays for nothing, be it a question, until a person says so.
-    if !db::pipelines::is_noted_here(&pool).await? {
-        return Err(app::StartError::Copied.into());
+    // Before anything is loaded: a model may take a while.
+    if args.text.trim().is_empty() {
+        return Err(Failure::Usage("there is nothing to look for".to_owned()));
     }
-    if plan.model.speech.is_some() {
+    session::refuse_copy(&pool).await?;
+    let Some(vectors) = app::means(&config, &pool, &plan).await? else {
         return Err(Failure::Usage(format!("pipeline {name} transcribes; name one that makes vectors")));
-    }
-    let model = app::open_model(&config, &plan.model).await?;
-    let hits = nearest(&pool, &plan, model.as_ref(), &args.text, args.limit).await?;
+    };
+    let question = Question { text: &args.text, tenant: args.tenant.as_deref().unwrap_or_default() };
+    let hits = nearest(&pool, &plan, &vectors, question, args.limit).await?;
     session.print(&Found { text: &args.text, hits: &hits }, |found| list(found.hits, &|hit| hit.key.to_string()))
 }
 
-/// The chunks nearest to a text, which the same model embeds.
+/// The chunks nearest to a question.
 pub(super) async fn nearest(
     pool: &PgPool,
     plan: &Plan,
-    model: &dyn Embedder,
-    text: &str,
+    vectors: &Vectors,
+    question: Question<'_>,
     limit: i64,
 ) -> Result<Vec<Hit>, Failure> {
-    if text.trim().is_empty() {
-        return Err(Failure::Usage("there is nothing to look for".to_owned()));
-    }
-    let embedded =
-        model.embed(&[text.to_owned()]).await.and_then(Embedded::all).map_err(|error| Failure::of(&error))?;
-    let vector = embedded.first().map(Vec::as_slice).unwrap_or_default();
-    Ok(search(&mut *pool.acquire().await?, plan, vector, limit).await?)
+    let embedding = question.embed(plan, vectors).await.map_err(|failure| match &failure {
+        EmbedFailure::Ceiling { after, .. } => {
+            let left = show::seconds(after.as_secs_f64());
+            Failure::of(&failure).and(&format!("raise it in workers.toml, or ask again in {left}"))
+        }
+        _ => Failure::of(&failure),
+    })?;
+    Ok(search(&mut *pool.acquire().await?, plan, &embedding.vector, limit).await?)
 }
 
 /// Hits for people, nearest first; `name` says what they call the row.

@@ -10,6 +10,7 @@ use sqlx::PgPool;
 
 use crate::app;
 use crate::config::{self, Config, ConfigError};
+use crate::db;
 use crate::db::app::Plan;
 
 use super::failure::Failure;
@@ -139,6 +140,11 @@ impl Session {
             show::out(&people(result))
         }
     }
+}
+
+/// Refuses what is paid for, now or later, in a copy of a database that nobody has confirmed.
+pub(super) async fn refuse_copy(pool: &PgPool) -> Result<(), Failure> {
+    if db::pipelines::is_noted_here(pool).await? { Ok(()) } else { Err(app::StartError::Copied.into()) }
 }
 
 /// Refuses to open jobs of a pipeline whose new generation nobody has accepted: they would be paid for under it, and be on no bill.

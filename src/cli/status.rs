@@ -58,6 +58,8 @@ struct Worker {
     slots: i32,
     in_hand: i64,
     seen_seconds: f64,
+    /// It did not sign out, and has not been seen for longer than one that lives is silent.
+    gone: bool,
     /// Lanes through which it sends nothing for a while.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     paused_lanes: Vec<PausedLane>,
@@ -117,8 +119,9 @@ async fn registered(pool: &PgPool, counted: &[JobState]) -> Result<Vec<Pipeline>
 }
 
 async fn workers(pool: &PgPool) -> sqlx::Result<Vec<Worker>> {
-    let alive = db::workers::alive(pool).await?.into_iter();
-    let worker = |worker: db::workers::Alive| Worker {
+    let recent = db::workers::recent(pool).await?.into_iter();
+    let worker = |worker: db::workers::Seen| Worker {
+        gone: worker.is_gone(),
         paused_lanes: still_paused(worker.paused_lanes.0, worker.seen_seconds),
         name: worker.name,
         version: worker.version,
@@ -126,7 +129,7 @@ async fn workers(pool: &PgPool) -> sqlx::Result<Vec<Worker>> {
         in_hand: worker.in_hand,
         seen_seconds: worker.seen_seconds,
     };
-    Ok(alive.map(worker).collect())
+    Ok(recent.map(worker).collect())
 }
 
 /// What a worker said of its lanes is as old as its last word.
@@ -205,19 +208,21 @@ fn people(status: &Status, counted: &[JobState]) -> String {
             worker.name.clone(),
             worker.version.clone(),
             format!("{} of {}", worker.in_hand, worker.slots),
-            format!("{} ago", show::seconds(worker.seen_seconds)),
+            seen(worker),
         ]
     });
     text.push('\n');
     for left in status.left.iter().filter(|left| left.why != "pending") {
         text.push_str(&format!("{}\n", show::left(left)));
     }
-    if status.workers.is_empty() {
-        text.push_str("no worker is alive: start one with `gristmill run`");
-    } else {
+    if !status.workers.is_empty() {
         text.push_str(&show::table(&["worker", "version", "in hand", "seen"], &["in hand", "seen"], workers.collect()));
     }
-    for worker in &status.workers {
+    if status.workers.iter().all(|worker| worker.gone) {
+        let line = if status.workers.is_empty() { "" } else { "\n" };
+        text.push_str(&format!("{line}no worker is alive: start one with `gristmill run`"));
+    }
+    for worker in status.workers.iter().filter(|worker| !worker.gone) {
         for lane in &worker.paused_lanes {
             let PausedLane { provider, model, tenants, why, seconds } = lane;
             let of = if tenants.is_empty() { String::new() } else { format!(" of {}", tenants.join(", ")) };
@@ -234,6 +239,11 @@ fn people(status: &Status, counted: &[JobState]) -> String {
         text = format!("{text}\nnote: {note}");
     }
     text
+}
+
+fn seen(worker: &Worker) -> String {
+    let ago = show::seconds(worker.seen_seconds);
+    if worker.gone { format!("gone, last seen {ago} ago") } else { format!("{ago} ago") }
 }
 
 fn undelivered(pipeline: &str, webhooks: &Undelivered) -> String {

@@ -79,7 +79,8 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
         match db::app::install(&mut connection, &set).await {
             Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "installed" }),
             Err(error) if db::is_forbidden(&error) => {
-                return Err(by_owner(name, "install", "the table's owner", &TriggerSet::script(&set.install), &error));
+                let script = TriggerSet::script(&set.install);
+                return Err(by_owner(session, (name, "install", "the table's owner"), &script, &error));
             }
             Err(error) => return Err(error.into()),
         }
@@ -97,7 +98,8 @@ async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
         match db::app::remove(&mut connection, &set).await {
             Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "removed" }),
             Err(error) if db::is_forbidden(&error) => {
-                return Err(by_owner(name, "remove", "the table's owner", &TriggerSet::script(&set.remove), &error));
+                let script = TriggerSet::script(&set.remove);
+                return Err(by_owner(session, (name, "remove", "the table's owner"), &script, &error));
             }
             Err(error) => return Err(error.into()),
         }
@@ -105,13 +107,21 @@ async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
     tell(session, &done)
 }
 
-/// Prints the statements for whoever may run them.
-pub(super) fn by_owner(pipeline: &str, verb: &str, owner: &str, script: &str, error: &sqlx::Error) -> Failure {
+/// Prints the statements for whoever may run them; programs have them with the failure.
+pub(super) fn by_owner(
+    session: &Session,
+    (pipeline, verb, owner): (&str, &str, &str),
+    script: &str,
+    error: &sqlx::Error,
+) -> Failure {
+    let failure = Failure::Failed(format!("{pipeline}: this role may not {verb} them ({})", db::describe(error)));
+    if session.json {
+        return failure.and(&format!("let {owner} run: {script}"));
+    }
     if let Err(failure) = show::out(script) {
         return failure;
     }
-    let said = db::describe(error);
-    Failure::Failed(format!("{pipeline}: this role may not {verb} them ({said}); let {owner} run the statements above"))
+    failure.and(&format!("let {owner} run the statements above"))
 }
 
 async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {

@@ -122,7 +122,7 @@ async fn read(pool: &sqlx::PgPool, since: OffsetDateTime, tenant: Option<&str>, 
     // Usage is kept by days.
     let first_day = since.replace_time(time::Time::MIDNIGHT);
     let totals = usage::totals(pool, first_day, tenant).await?;
-    let calls = if tenant.is_none() { usage::calls(pool, since).await? } else { Vec::new() };
+    let calls = usage::calls(pool, since, tenant).await?;
     Ok(Ledger { usage: add_up(&totals, by), calls })
 }
 
@@ -178,6 +178,7 @@ fn people(ledger: &Ledger, by: &[By]) -> String {
             vec![
                 call.provider.clone(),
                 call.model.clone(),
+                call.purpose.clone(),
                 call.outcome.clone(),
                 call.calls.to_string(),
                 call.inputs.to_string(),
@@ -185,7 +186,7 @@ fn people(ledger: &Ledger, by: &[By]) -> String {
                 if call.outcome == "paid" { show::usd(call.cost) } else { show::maybe(call.cost) },
             ]
         });
-        let header = ["provider", "model", "calls that were", "calls", "texts", "tokens", "cost"];
+        let header = ["provider", "model", "for", "calls that were", "calls", "texts", "tokens", "cost"];
         text = format!("{text}\n{}", show::table(&header, &["calls", "texts", "tokens", "cost"], rows.collect()));
     }
     text

@@ -8,7 +8,6 @@ use crate::db::app::{Plan, TriggerSet, ViewSet};
 
 use super::failure::Failure;
 use super::session::Session;
-use super::show;
 use super::triggers::by_owner;
 
 #[derive(Debug, clap::Args)]
@@ -71,13 +70,12 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
     for plan in plans {
         let name = &plan.pipeline.name;
         let changed = match set_of(&mut connection, &plan).await {
-            Ok(set) => change(&mut connection, name, &set.install, ("install", "installed")).await,
+            Ok(set) => change(session, &mut connection, name, &set.install, ("install", "installed")).await,
             Err(failure) => Err(failure),
         };
         match changed {
             Ok(changed) => done.push(changed),
-            Err(Failure::Failed(why)) => failed.push(why),
-            Err(failure) => return Err(failure),
+            Err(failure) => failed.extend(failure.text()),
         }
     }
     tell(session, &done)?;
@@ -85,6 +83,7 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
 }
 
 async fn change(
+    session: &Session,
     connection: &mut PgConnection,
     pipeline: &str,
     statements: &[String],
@@ -97,7 +96,7 @@ async fn change(
         }
         Err(error) if db::is_forbidden(&error) => {
             let script = TriggerSet::script(statements);
-            Err(by_owner(pipeline, verb, "the owner of schema gristmill", &script, &error))
+            Err(by_owner(session, (pipeline, verb, "the owner of schema gristmill"), &script, &error))
         }
         Err(error) => Err(error.into()),
     }
@@ -110,7 +109,7 @@ async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
     let mut done = Vec::new();
     for name in there(&mut connection, names).await? {
         let statements = db::app::view_removal(&mut connection, &name).await?;
-        done.push(change(&mut connection, &name, &statements, ("remove", "removed")).await?);
+        done.push(change(session, &mut connection, &name, &statements, ("remove", "removed")).await?);
     }
     tell(session, &done)
 }
@@ -148,5 +147,5 @@ async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
             script.push_str(&TriggerSet::script(&set.install));
         }
     }
-    show::out(&script)
+    session.print(&serde_json::json!({ "sql": script }), |_| script.clone())
 }

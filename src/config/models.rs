@@ -9,7 +9,7 @@ use super::raw::{Item, Section};
 use super::values::{
     amount, at_least, boolean, moment, one_of, path, secret, some_time, text, text_or_empty, url, whole, word,
 };
-use super::{Allowance, Meter, Model, Price, Provider, ProviderKind, TokenizerKind, speech};
+use super::{Allowance, Meter, Model, Price, Provider, ProviderKind, Secret, TokenizerKind, speech};
 
 const OPENAI: &str = "https://api.openai.com/v1";
 const ELEVENLABS: &str = "https://api.elevenlabs.io";
@@ -45,14 +45,18 @@ pub(super) fn provider(name: String, mut section: Section) -> Option<Provider> {
     if kind.as_ref().is_some_and(|kind| !kind.runs_here()) {
         allowance.requests = section.read("requests_per_minute", per_minute);
         pack_across_tenants = section.or("pack_across_tenants", boolean, true);
-        keys = section
-            .entries("keys")
-            .into_iter()
-            .filter_map(|(tenant, item)| Some((tenant, item.read(secret)?)))
-            .collect();
+        keys = section.entries("keys").into_iter().filter_map(key_of_tenant).collect();
     }
     section.finish();
     Some(Provider { name, kind: kind?, concurrency, timeout, allowance, keys, pack_across_tenants })
+}
+
+fn key_of_tenant((tenant, item): (String, Item)) -> Option<(String, Secret)> {
+    if tenant.is_empty() {
+        let none = |_: &Item| Err("is no tenant's: rows without a tenant are paid with `key`".to_owned());
+        return item.read(none);
+    }
+    Some((tenant, item.read(secret)?))
 }
 
 fn per_minute(item: &Item) -> Result<u32, String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::PgExecutor;
 use sqlx::types::time::OffsetDateTime;
 
-use crate::domain::{BadVector, Embedding, Sparse};
+use crate::domain::{BadVector, Embedding, JobId, Sparse};
 
 /// SHA-256 of the exact text.
 pub type TextHash = [u8; 32];
@@ -16,6 +16,8 @@ pub type TextHash = [u8; 32];
 #[derive(Debug, Clone)]
 pub struct Parked {
     pub tenant: String,
+    /// Who bought it.
+    pub job: JobId,
     pub text: TextHash,
     pub embedding: Arc<Embedding>,
     /// As they were paid for.
@@ -28,8 +30,8 @@ pub struct Kept {
     pub embedding: Arc<Embedding>,
     /// As they were paid for, where that was noted.
     pub tokens: Option<u64>,
-    /// It is charged for: nobody pays for an equal text.
-    pub reusable: bool,
+    /// It is charged for, or the job that bought it will be: nobody pays for an equal text.
+    pub free: bool,
 }
 
 /// Keeps vectors of one model that are still to be charged for; what was paid for last replaces what was kept before.
@@ -48,20 +50,23 @@ async fn write(db: impl PgExecutor<'_>, model: &str, parked: &[Parked], reusable
     let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.embedding.vector)).collect();
     let weights: Vec<Option<Vec<u8>>> = parked.iter().map(|one| one.embedding.sparse.as_ref().map(pairs)).collect();
     let tokens: Vec<i64> = parked.iter().map(|one| i64::try_from(one.tokens).unwrap_or(i64::MAX)).collect();
+    let jobs: Vec<i64> = parked.iter().map(|one| one.job.0).collect();
     sqlx::query!(
-        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse, tokens, reusable)
-           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse, tokens, $7
-           from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bigint[]) as parked (tenant, digest, vector, sparse, tokens)
+        r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse, tokens, job_id, reusable)
+           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse, tokens, job_id, $8
+           from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bigint[], $7::bigint[])
+               as parked (tenant, digest, vector, sparse, tokens, job_id)
            order by tenant, digest
            on conflict (tenant, model, digest) do update
            set vector = excluded.vector, sparse = excluded.sparse, tokens = excluded.tokens, kept_at = excluded.kept_at,
-               reusable = excluded.reusable"#,
+               job_id = excluded.job_id, reusable = excluded.reusable"#,
         model,
         &tenants,
         &texts,
         &vectors,
         &weights as &[Option<Vec<u8>>],
         &tokens,
+        &jobs,
         reusable,
     )
     .execute(db)
@@ -69,10 +74,11 @@ async fn write(db: impl PgExecutor<'_>, model: &str, parked: &[Parked], reusable
     Ok(())
 }
 
-/// The kept vectors of these texts of one tenant and model, those kept before `since` left out, and those of equal texts if they are
-/// not wanted.
+/// The kept vectors of these texts of one tenant and model for a job of its, those kept before `since` left out, and those of equal
+/// texts if they are not wanted. What was bought by a job that is over, and may never be charged, is the asking job's own from here on.
 pub async fn find(
     db: impl PgExecutor<'_>,
+    job: JobId,
     tenant: &str,
     model: &str,
     texts: &[TextHash],
@@ -81,13 +87,28 @@ pub async fn find(
 ) -> sqlx::Result<HashMap<TextHash, Kept>> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     let rows = sqlx::query!(
-        "select digest, vector, sparse, tokens, reusable from gristmill.vector_cache
-         where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4) and (not reusable or $5)",
+        r#"with left_over as (
+               -- In the order in which they are parked, so that nobody waits for each other.
+               select digest from gristmill.vector_cache as kept
+               where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4)
+                 and not reusable and job_id is distinct from $6
+                 and not exists (select from gristmill.embedding_jobs as buyer
+                                 where buyer.id = kept.job_id and buyer.state in ('waiting', 'pending', 'processing'))
+               order by digest for update
+           ), taken as (
+               update gristmill.vector_cache as kept set job_id = $6 from left_over
+               where kept.tenant = $1 and kept.model = $2 and kept.digest = left_over.digest returning kept.digest
+           )
+           select digest, vector, sparse, tokens,
+                  reusable or (job_id is distinct from $6 and digest not in (select taken.digest from taken)) as "free!"
+           from gristmill.vector_cache
+           where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4) and (not reusable or $5)"#,
         tenant,
         model,
         &texts,
         since,
         reusable,
+        job.0,
     )
     .fetch_all(db)
     .await?;
@@ -95,7 +116,7 @@ pub async fn find(
         let sparse = row.sparse.as_deref().map(weights).transpose().ok()?;
         let tokens = row.tokens.and_then(|tokens| u64::try_from(tokens).ok());
         let embedding = Arc::new(Embedding { vector: floats(&row.vector), sparse });
-        Some((row.digest.try_into().ok()?, Kept { embedding, tokens, reusable: row.reusable }))
+        Some((row.digest.try_into().ok()?, Kept { embedding, tokens, free: row.free }))
     });
     Ok(kept.collect())
 }
@@ -126,14 +147,21 @@ pub async fn reusable(
     Ok(found.collect())
 }
 
-/// Drops the parked vectors of these texts: they are in a target now, and what was booked once must not be booked again.
-pub async fn forget(db: impl PgExecutor<'_>, tenant: &str, model: &str, texts: &[TextHash]) -> sqlx::Result<()> {
+/// Drops the vectors of these texts that a job has parked: they are in a target now, and what was booked once must not be booked again.
+pub async fn forget(
+    db: impl PgExecutor<'_>,
+    job: JobId,
+    tenant: &str,
+    model: &str,
+    texts: &[TextHash],
+) -> sqlx::Result<()> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     sqlx::query!(
-        "delete from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3) and not reusable",
+        "delete from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3) and not reusable and job_id = $4",
         tenant,
         model,
         &texts,
+        job.0,
     )
     .execute(db)
     .await?;

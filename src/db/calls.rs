@@ -21,7 +21,7 @@ pub struct Intent {
     pub shares: Vec<Share>,
 }
 
-/// What one job has in a call.
+/// What one job has in a call; of a search [`JobId::NONE`] has all of it.
 #[derive(Debug, Clone)]
 pub struct Share {
     pub job: JobId,
@@ -39,13 +39,14 @@ pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Inte
     let tenants: Vec<String> = intent.shares.iter().map(|share| share.tenant.clone()).collect();
     let inputs: Vec<i32> = intent.shares.iter().map(|share| share.inputs).collect();
     let tokens: Vec<i64> = intent.shares.iter().map(|share| share.tokens).collect();
+    let purpose = if intent.shares.iter().all(|share| share.job == JobId::NONE) { "search" } else { "jobs" };
     let shut = sqlx::query_scalar!(
         r#"with shut as (
                select extract(epoch from shut_until - clock_timestamp())::float8 as seconds from gristmill.budgets
                where provider = $3 and credential = $13 and shut_until > clock_timestamp()
            ), call as (
-               insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, seconds)
-               select $1, $2, $3, $4, $5, $6, $12 where not exists (select from shut) on conflict (id) do nothing
+               insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, seconds, purpose)
+               select $1, $2, $3, $4, $5, $6, $12, $14 where not exists (select from shut) on conflict (id) do nothing
            ), shares as (
                insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens)
                select $1, job_id, revision, tenant, inputs, tokens
@@ -66,6 +67,7 @@ pub async fn intend(connection: &mut PgConnection, owner: OwnerId, intent: &Inte
         &tokens,
         intent.seconds,
         intent.credential,
+        purpose,
     )
     .fetch_optional(connection)
     .await?;

@@ -25,6 +25,7 @@ pub struct Entry {
     pub paid_usd: Option<Decimal>,
     /// As estimated, of calls of which nobody knows whether they were paid.
     pub unknown: Decimal,
+    /// Jobs and revisions, or searches.
     pub count: i64,
     /// The first of them.
     pub jobs: Vec<i64>,
@@ -50,14 +51,14 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                       sum(share.cost) filter (where call.outcome = 'paid') as cost,
                       coalesce(sum(coalesce(call.seconds * 1000, share.tokens)) filter (where call.outcome in ('intent', 'unknown')), 0) as estimated,
                       bool_or(call.outcome = 'intent') as open, bool_or(call.outcome = 'unknown') as unknown,
-                      bool_or(call.outcome = 'paid' and call.error_kind is not null) as useless
+                      bool_or(call.outcome = 'paid' and call.error_kind is not null) as useless, count(*) as calls
                from gristmill.provider_calls as call join gristmill.provider_call_jobs as share on share.call_id = call.id
                group by 1, 2, 3, 4, 5, 6
            ),
            pairs as (
                select job_id, revision, tenant, provider, model, meter, charged.at, charged.cost as charged_usd, paid.cost as paid_usd,
                       coalesce(charged.amount, 0) as charged, coalesce(paid.amount, 0) as paid, coalesce(paid.estimated, 0) as estimated, charged.job_id is not null as booked,
-                      coalesce(paid.open, false) as open, coalesce(paid.unknown, false) as unknown, coalesce(paid.useless, false) as useless,
+                      coalesce(paid.open, false) as open, coalesce(paid.unknown, false) as unknown, coalesce(paid.useless, false) as useless, paid.calls,
                       exists (select from gristmill.job_attempts as attempt
                               where attempt.job_id = coalesce(charged.job_id, paid.job_id)
                                 and attempt.revision = coalesce(charged.revision, paid.revision) and attempt.outcome <> 'done') as tried
@@ -66,6 +67,8 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
            judged as (
                select pairs.*,
                       case
+                          -- No job's, and charged to nobody.
+                          when pairs.job_id = 0 then case when paid > 0 or open or unknown then 'search' else 'settled' end
                           when pairs.revision > job.revision then 'unknown_revision'
                           when open then 'in_flight'
                           when unknown and charged >= paid then 'unknown_call'
@@ -82,7 +85,7 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                       end as reason
                from pairs left join gristmill.embedding_jobs as job on job.id = pairs.job_id
                union all
-               select job.id, job.revision, job.tenant, '', '', 'tokens', null, null, null, 0, 0, 0, false, false, false, false, false, 'not_charged'
+               select job.id, job.revision, job.tenant, '', '', 'tokens', null, null, null, 0, 0, 0, false, false, false, false, null, false, 'not_charged'
                from gristmill.embedding_jobs as job
                -- Whoever embedded a row for the first time paid for all of it, but for what was there for equal texts.
                where job.state = 'completed' and job.revision = 1 and job.starts > 0 and job.tokens > 0 and job.finished_at >= $1
@@ -92,7 +95,8 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
            )
            select tenant as "tenant!", provider as "provider!", model as "model!", meter as "meter!", reason as "reason!",
                   sum(charged) as "charged!", sum(paid) as "paid!", sum(charged_usd) as charged_usd, sum(paid_usd) as paid_usd, sum(estimated) as "unknown!",
-                  count(*) as "count!", (array_agg(distinct job_id order by job_id))[:$2] as "jobs!"
+                  sum(case reason when 'search' then calls else 1 end)::bigint as "count!",
+                  coalesce((array_agg(distinct job_id order by job_id) filter (where job_id <> 0))[:$2], '{}') as "jobs!"
            from judged group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5"#,
         since,
         most,
@@ -142,7 +146,7 @@ pub async fn doubts(db: impl PgExecutor<'_>, most: i32) -> sqlx::Result<Vec<Doub
                       or call.seconds is null and (parts.tokens is distinct from call.tokens or call.cost is distinct from call.tokens * price.usd))
            )
            select coalesce(tenant, '') as "tenant!", provider as "provider!", model as "model!", meter as "meter!", reason as "reason!",
-                  count(*) as "count!", coalesce((array_agg(distinct job_id order by job_id) filter (where job_id is not null))[:$1], '{}') as "jobs!"
+                  count(*) as "count!", coalesce((array_agg(distinct job_id order by job_id) filter (where job_id <> 0))[:$1], '{}') as "jobs!"
            from (select * from lines union all select * from calls) as all_of_them
            where reason is not null group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5"#,
         most,

@@ -99,6 +99,8 @@ pub async fn totals(db: impl PgExecutor<'_>, since: OffsetDateTime, tenant: Opti
 pub struct Calls {
     pub provider: String,
     pub model: String,
+    /// `jobs` or `search`.
+    pub purpose: String,
     pub outcome: String,
     pub calls: i64,
     pub inputs: Decimal,
@@ -106,14 +108,19 @@ pub struct Calls {
     pub cost: Option<Decimal>,
 }
 
-/// Provider calls since a time, by model and outcome.
-pub async fn calls(db: impl PgExecutor<'_>, since: OffsetDateTime) -> sqlx::Result<Vec<Calls>> {
+/// Provider calls since a time, by model, purpose and outcome; of one tenant its searches, since a call for jobs is of many.
+pub async fn calls(db: impl PgExecutor<'_>, since: OffsetDateTime, tenant: Option<&str>) -> sqlx::Result<Vec<Calls>> {
     sqlx::query_as!(
         Calls,
-        r#"select provider, model, outcome, count(*) as "calls!", sum(inputs)::numeric as "inputs!",
+        r#"select provider, model, purpose, outcome, count(*) as "calls!", sum(inputs)::numeric as "inputs!",
                   coalesce(sum(tokens), 0) as "tokens!", sum(cost) as cost
-           from gristmill.provider_calls where started_at >= $1 group by provider, model, outcome order by provider, model, outcome"#,
+           from gristmill.provider_calls as call
+           where started_at >= $1
+             and ($2::text is null or purpose = 'search' and exists (
+                  select from gristmill.provider_call_jobs as share where share.call_id = call.id and share.tenant = $2))
+           group by provider, model, purpose, outcome order by provider, model, purpose, outcome"#,
         since,
+        tenant,
     )
     .fetch_all(db)
     .await

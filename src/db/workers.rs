@@ -64,9 +64,12 @@ pub async fn prune(db: impl PgExecutor<'_>, older: Duration) -> sqlx::Result<u64
     Ok(done.rows_affected())
 }
 
+/// Unseen for so long, a worker is gone: even with the longest lease it would have said four seconds before this that it is there.
+const GONE: f64 = 19.0;
+
 /// A worker as `status` shows it.
 #[derive(Debug)]
-pub struct Alive {
+pub struct Seen {
     pub name: String,
     pub version: String,
     pub slots: i32,
@@ -75,10 +78,17 @@ pub struct Alive {
     pub paused_lanes: Json<Vec<PausedLane>>,
 }
 
-/// Workers seen within the last minute that have not signed out.
-pub async fn alive(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Alive>> {
+impl Seen {
+    /// Whether it has not said for too long that it is there.
+    pub fn is_gone(&self) -> bool {
+        self.seen_seconds > GONE
+    }
+}
+
+/// Workers seen within the last minute that have not signed out; some of them may be gone.
+pub async fn recent(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Seen>> {
     sqlx::query_as!(
-        Alive,
+        Seen,
         r#"select name, version, slots, extract(epoch from clock_timestamp() - seen_at)::float8 as "seen_seconds!",
                   (select count(*) from gristmill.embedding_jobs as job where job.state = 'processing' and job.worker = alive.id) as "in_hand!",
                   paused_lanes as "paused_lanes: Json<Vec<PausedLane>>"

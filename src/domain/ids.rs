@@ -8,6 +8,11 @@ use uuid::Uuid;
 #[sqlx(transparent)]
 pub struct JobId(pub i64);
 
+impl JobId {
+    /// Of what is asked by hand, and is no job's.
+    pub const NONE: Self = Self(0);
+}
+
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -99,10 +99,10 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     Box::pin(start::commit(job, deps, End::Done(Box::new(done)), facts, work)).await?;
     let written = std::mem::take(&mut work.unwritten);
     if deps.plan.pipeline.cache {
-        means.batcher.share(&row.tenant, &written).await;
+        means.batcher.share(job.id, &row.tenant, &written).await;
     } else if parked {
         let texts: Vec<_> = written.into_iter().map(|(text, _)| text).collect();
-        means.batcher.forget(&row.tenant, &texts).await;
+        means.batcher.forget(job.id, &row.tenant, &texts).await;
     }
     Ok(())
 }

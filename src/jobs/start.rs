@@ -7,7 +7,7 @@ use crate::batch::{Bought, Committed, End, JobFacts, Loaded, Weight, Work};
 use crate::config::{JobFact, Name};
 use crate::db::app::{Existing, LoadedRow};
 use crate::db::cache::TextHash;
-use crate::domain::ClaimedJob;
+use crate::domain::{ClaimedJob, JobId};
 
 use super::{Deps, JobError, Means, Trace, embed, transcribe};
 
@@ -39,10 +39,10 @@ impl InWork {
     }
 
     /// Keeps what was paid for and not written, for the next attempt. Transcripts are kept as they land.
-    pub async fn park(&mut self, deps: &Deps) {
+    pub async fn park(&mut self, job: JobId, deps: &Deps) {
         let unwritten = std::mem::take(&mut self.unwritten);
         if let (Some(row), Means::Vectors(means)) = (self.row.as_ref().filter(|_| !unwritten.is_empty()), &deps.means) {
-            means.batcher.park(&row.tenant, &unwritten).await;
+            means.batcher.park(job, &row.tenant, &unwritten).await;
         }
     }
 }

@@ -30,7 +30,7 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
     let mut work = InWork::start();
     let result = attempt(engine, &job, deps, &mut work).await;
     // However it ended: what is paid for is kept.
-    Box::pin(work.park(deps)).await;
+    Box::pin(work.park(job.id, deps)).await;
     let wanted = match &result {
         Ok(()) => Outcome::Done,
         Err(error) => error.outcome(standing(engine, &job)),

@@ -2,7 +2,7 @@
 //! when connections went dead without a word, and ends them for everybody; and when our schema was made anew, which ends the worker.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ const STEPS: u32 = 10;
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     let every = engine.settings.lease / 3;
     let mut line = Line::default();
+    let mut away: Option<Instant> = None;
     // At once: a line as old as the other connections fares as they do.
     let mut wait = Duration::ZERO;
     while !pause(wait, &stop).await {
@@ -34,6 +35,9 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
                 Ok(()) => {
                     line.slow = false;
                     wait = every;
+                    if let Some(since) = away.take() {
+                        tracing::info!("leases are renewed again: the database is back after {} s", since.elapsed().as_secs());
+                    }
                     continue;
                 }
                 Err(error) => {
@@ -47,7 +51,11 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
             }
         };
         wait = AGAIN.min(every);
-        tracing::warn!(jobs = engine.hands.count(), error, "leases could not be renewed; trying again");
+        // Once: until it is back there is nothing new to say.
+        if away.is_none() {
+            tracing::warn!(jobs = engine.hands.count(), error, "leases could not be renewed; trying until they are");
+        }
+        away.get_or_insert_with(Instant::now);
     }
 }
 

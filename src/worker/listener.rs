@@ -18,10 +18,14 @@ pub(super) async fn run(engine: Arc<Engine>) {
     let pauses =
         ExponentialBuilder::default().with_min_delay(FIRST).with_max_delay(LONGEST).with_jitter().without_max_times();
     let mut waits = pauses.build();
+    let mut deaf = false;
     loop {
         let heard = async {
             let mut announcements = Announcements::listen(&engine.pool).await?;
             waits = pauses.build();
+            if std::mem::take(&mut deaf) {
+                tracing::info!("announcements are heard again");
+            }
             // Whatever was announced before we listened.
             engine.wake.notify_waiters();
             loop {
@@ -34,7 +38,11 @@ pub(super) async fn run(engine: Arc<Engine>) {
             () = engine.stop.cancelled() => return,
         };
         if let Err(error) = broke {
-            tracing::warn!(error = db::describe(&error), "announcements are not heard; polling goes on");
+            // Once: until they are heard again there is nothing new to say.
+            if !deaf {
+                tracing::warn!(error = db::describe(&error), "announcements are not heard; polling goes on");
+            }
+            deaf = true;
         }
         if pause(waits.next().unwrap_or(LONGEST), &engine.stop).await {
             return;

@@ -461,19 +461,21 @@ async fn a_lone_job_does_not_wait_for_company() {
 
 #[tokio::test]
 async fn a_count_of_tokens_that_the_texts_cannot_have_is_not_booked() {
-    let vendor = vendor();
-    let world = World::with_vendor(&vendor).await;
-    world.register().await;
     let vector = vector_of("Two words.", DIMENSIONS);
-    vendor.always(Answer::body(&format!(
-        r#"{{"data": [{{"index": 0, "embedding": {vector:?}}}], "usage": {{"prompt_tokens": {0}, "total_tokens": {0}}}}}"#,
-        i64::MAX
-    )));
-    world.insert("note", "Two words.").await;
-    world.work().await;
+    for count in [i64::MAX, -7] {
+        let vendor = vendor();
+        let world = World::with_vendor(&vendor).await;
+        world.register().await;
+        vendor.always(Answer::body(&format!(
+            r#"{{"data": [{{"index": 0, "embedding": {vector:?}}}], "usage": {{"prompt_tokens": {count}, "total_tokens": {count}}}}}"#,
+        )));
+        world.insert("note", "Two words.").await;
+        world.work().await;
 
-    let booked = world.value::<i64>("select sum(quantity)::bigint from gristmill.usage_events").await;
-    assert!((1..20).contains(&booked), "{booked}");
+        let booked = world.value::<i64>("select coalesce(sum(quantity), 0)::bigint from gristmill.usage_events").await;
+        assert!((1..20).contains(&booked), "{booked} for {count}");
+        assert_eq!(vendor.requests(), 1, "a good vector is bought once");
+    }
 }
 
 #[tokio::test]

@@ -51,6 +51,12 @@ async fn every_bench_is_listed_with_what_it_measures() {
 }
 
 #[tokio::test]
+async fn peers_that_nobody_names_are_a_mistake() {
+    let ran = run(command(&["bench", "peers", "--quick"])).await;
+    assert!(ran.code == 2 && ran.err.contains("--peer PROGRAM"), "{} {}", ran.code, ran.err);
+}
+
+#[tokio::test]
 async fn a_peer_is_measured_on_the_same_rows() {
     let folder = tempfile::tempdir().unwrap();
     let peer = folder.path().join("nobody.sh");

@@ -1,7 +1,7 @@
 //! Equal texts of one tenant and model are paid once, where a pipeline asks for it.
 
 use gristmill::db::cache::{self, Parked};
-use gristmill::domain::Embedding;
+use gristmill::domain::{Embedding, JobId};
 use insta::assert_snapshot;
 use uuid::Uuid;
 
@@ -168,7 +168,7 @@ async fn a_pipeline_that_does_not_ask_neither_fills_the_cache_nor_uses_it() {
     // Another pipeline's, of the same model.
     let vector = Embedding { vector: vec![1.0; DIMENSIONS], sparse: None };
     let text = <sha2::Sha256 as sha2::Digest>::digest(b"It stands.").into();
-    let paid = Parked { tenant: USER.to_string(), text, embedding: vector.into(), tokens: 3 };
+    let paid = Parked { tenant: USER.to_string(), job: JobId(1), text, embedding: vector.into(), tokens: 3 };
     cache::share(&world.pool, "vendor/small/384", &[paid]).await.unwrap();
     sqlx::query("update public.documents set content = 'It stands.' where id = $1")
         .bind(book)
@@ -186,6 +186,7 @@ async fn the_oldest_go_when_the_cache_is_full() {
     let world = World::new().await;
     let entry = |tenant: &str, nth: u8| Parked {
         tenant: tenant.to_owned(),
+        job: JobId(1),
         text: [nth; 32],
         embedding: Embedding { vector: vec![0.5; 2_000], sparse: None }.into(),
         tokens: 1,

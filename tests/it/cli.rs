@@ -314,11 +314,7 @@ async fn a_run_that_leaves_jobs_waiting_ends_with_3_and_says_why() {
 
     let ran = gristmill(&world, &["run", "--once", "--json"]).await;
 
-    assert!(
-        ran.code == 3 && ran.err.contains("unfinished: documents: 2 jobs wait (rate_limited, until "),
-        "{}",
-        ran.err
-    );
+    assert!(ran.code == 3 && ran.err.contains("documents: 2 jobs wait (rate_limited, until "), "{}", ran.err);
     let ended = ran.json();
     let left = &ended["left"][0];
     assert_eq!((&ended["failed"], &left["why"], &left["jobs"]), (&0.into(), &"rate_limited".into(), &2.into()));
@@ -408,6 +404,8 @@ async fn every_command_speaks_json() {
         &["check", "--fix-sql"],
         &["triggers", "install"],
         &["triggers", "sql"],
+        &["views", "sql"],
+        &["grants"],
         &["triggers", "remove"],
         &["accept", "documents", "--dry-run"],
         &["accept", "--database", "--yes"],
@@ -419,6 +417,7 @@ async fn every_command_speaks_json() {
         &["jobs", "cancel", "--state", "pending"],
         &["verify"],
         &["usage"],
+        &["usage", "reconcile"],
         &["pause", "documents"],
         &["resume", "documents"],
         &["forget", "--tenant", &tenant, "--dry-run"],
@@ -426,6 +425,40 @@ async fn every_command_speaks_json() {
     ] {
         gristmill(&world, &[arguments, &["--json"]].concat()).await.ok().json();
     }
+    let mut init = command(&["init", "--out", "-", "--json"]);
+    init.env("DATABASE_URL", &world.database.url);
+    let proposed = run(init).await.ok().json();
+    assert!(proposed["toml"].as_str().is_some_and(|toml| toml.contains("[pipelines.documents]")), "{proposed}");
+}
+
+#[tokio::test]
+async fn failures_are_json_where_that_is_asked_for() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "Waits.").await;
+    gristmill(&world, &["pause", "documents"]).await.ok();
+    for (arguments, code, kind, message, hint) in [
+        (&["nonsense"][..], 2, "usage", "unrecognized subcommand 'nonsense'", Some("Usage: gristmill")),
+        (&["jobs", "retry"], 2, "usage", "this would mean every job", None),
+        (&["jobs", "retry", "99999"], 1, "failed", "there is no job 99999", None),
+        (&["run", "--once"], 3, "unfinished", "gristmill resume documents", None),
+    ] {
+        let ran = gristmill(&world, &[arguments, &["--json"]].concat()).await;
+        assert_eq!(ran.code, code, "{arguments:?}: {} {}", ran.out, ran.err);
+        let said: Value = serde_json::from_str(ran.err.lines().last().unwrap_or_default())
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error} in {:?}", ran.err));
+        let error = &said["error"];
+        assert!(error["kind"] == kind && error["message"].as_str().unwrap_or_default().contains(message), "{said}");
+        assert!(hint.is_none_or(|hint| error["hint"].as_str().is_some_and(|said| said.contains(hint))), "{said}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let mut second = command(&["run", "--once", "--json", "--config"]);
+    second
+        .arg(world.config_file())
+        .env("GRISTMILL__WORKER__LISTEN", taken.local_addr().expect("it is bound").to_string());
+    let said = run(second).await.err;
+    let said: Value = serde_json::from_str(said.lines().last().unwrap_or_default()).expect("it is JSON");
+    assert!(said["error"]["hint"].as_str().is_some_and(|hint| hint.contains("LISTEN=off")), "{said}");
 }
 
 #[tokio::test]
@@ -529,9 +562,35 @@ async fn a_copied_database_is_left_alone_until_somebody_confirms_it() {
     let refused = gristmill(&world, &["run", "--once"]).await;
     assert!(refused.code == 1 && refused.err.contains("accept --database"), "{}", refused.err);
     assert_eq!(gristmill(&world, &["check"]).await.code, 1);
+    // What would be paid for, now or once it is confirmed.
+    gristmill(&world, &["pause", "documents"]).await.ok();
+    let key = world.insert("note", "Grain in, flour out.").await.to_string();
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    gristmill(&world, &["jobs", "cancel", "--state", "pending"]).await.ok();
+    for arguments in [
+        &["search", "flour"][..],
+        &["enqueue", "documents", &key],
+        &["jobs", "retry", "--state", "cancelled"],
+        &["resume", "documents"],
+        &["accept", "documents", "--yes"],
+        &["backfill", "documents", "--yes"],
+        &["verify", "--fix"],
+    ] {
+        let refused = gristmill(&world, arguments).await;
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""), "{arguments:?}: {}", refused.err);
+        assert!(refused.err.contains("accept --database"), "{arguments:?}: {}", refused.err);
+    }
+    gristmill(&world, &["jobs", "retry", "--state", "cancelled", "--dry-run"]).await.ok();
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.provider_calls").await, 0);
+    let still = "select concat_ws(' ', state, revision, (select paused_at is not null from gristmill.pipelines)) from gristmill.embedding_jobs";
+    assert_eq!(world.list(still).await, ["cancelled 1 t"]);
 
     gristmill(&world, &["accept", "--database", "--yes"]).await.ok();
+    gristmill(&world, &["resume", "documents"]).await.ok();
+    gristmill(&world, &["jobs", "retry", "--state", "cancelled"]).await.ok();
     gristmill(&world, &["run", "--once"]).await.ok();
+    assert_eq!(world.states().await, "1 completed");
+    gristmill(&world, &["search", "flour"]).await.ok();
 }
 
 #[tokio::test]
@@ -615,14 +674,14 @@ async fn wait_for_health(world: &World, arguments: &[&str], code: i32) -> Ran {
 }
 
 /// A worker of its own process that answers at this address.
-fn serve(world: &World) -> tokio::process::Child {
+pub fn serve(world: &World) -> tokio::process::Child {
     let mut worker = command(&["run"]);
     worker.arg("--config").arg(world.config_file());
     worker.stderr(std::process::Stdio::piped());
     tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs")
 }
 
-async fn terminate(worker: tokio::process::Child) -> Ran {
+pub async fn terminate(worker: tokio::process::Child) -> Ran {
     let pid = worker.id().expect("it still runs").to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
     worker.wait_with_output().await.expect("it ends").into()
@@ -714,7 +773,11 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
 
     // A second process cannot listen there, and says so at once.
     let second = gristmill(&world, &["run"]).await;
-    assert!(second.code == 1 && second.err.contains(&address), "{}", second.err);
+    assert!(second.code == 1 && second.err.contains(&format!("worker.listen {address}: ")), "{}", second.err);
+    assert!(second.err.contains("GRISTMILL__WORKER__LISTEN=off"), "{}", second.err);
+    let mut deaf = command(&["run", "--once", "--config"]);
+    deaf.arg(world.config_file()).env("GRISTMILL__WORKER__LISTEN", "off");
+    run(deaf).await.ok();
     gristmill(&world, &["pause", "documents", "--reason", "flood"]).await.ok();
     let unready = wait_for_health(&world, &["--ready"], 1).await;
     assert!(unready.out.contains("paused: flood"), "{}", unready.out);

@@ -6,7 +6,7 @@ use gristmill::db::{self, ConnectError};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::cli::gristmill;
+use crate::cli::{gristmill, serve, terminate};
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::outcomes::eventually;
 use crate::pgbouncer::{MISSING, PgBouncer};
@@ -77,6 +77,34 @@ async fn connections_to_a_server_that_is_only_slow_are_kept() {
     eventually(&world, "(select bool_and(seen_at > now() - interval '1 second') from gristmill.workers)").await;
     assert_eq!(world.value::<i32>(LISTENER).await, listener);
     worker.stop().await;
+}
+
+#[tokio::test]
+async fn an_outage_is_said_once_and_so_is_its_end() {
+    const LISTENERS: &str =
+        "select count(*) from pg_stat_activity where datname = current_database() and query like 'LISTEN%'";
+    let world = World::new().await.change("lease = \"10s\"", "lease = \"1s\"");
+    world.register().await;
+    let worker = serve(&world);
+    eventually(&world, &format!("(({LISTENERS}) = 1)")).await;
+
+    // One heartbeat after the other falls silent.
+    let mut holder = world.database.connect().await;
+    sqlx::Executor::execute(&mut holder, "begin; lock table gristmill.workers in share mode").await.unwrap();
+    let waiting =
+        "(select count(*) >= 4 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())";
+    eventually(&world, waiting).await;
+    drop(holder);
+    eventually(&world, "(select bool_and(seen_at > now() - interval '1 second') from gristmill.workers)").await;
+    let cut = format!("select pg_terminate_backend(pid)::text {}", LISTENERS.trim_start_matches("select count(*)"));
+    world.list(&cut).await;
+    eventually(&world, &format!("(({LISTENERS}) = 1)")).await;
+
+    let ended = terminate(worker).await;
+    let said = |what: &str| ended.err.matches(what).count();
+    let leases = (said("leases could not be renewed"), said("leases are renewed again: the database is back after"));
+    let announcements = (said("announcements are not heard"), said("announcements are heard again"));
+    assert_eq!((ended.code, leases, announcements), (0, (1, 1), (1, 1)), "{}", ended.err);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

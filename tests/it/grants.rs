@@ -48,7 +48,11 @@ sql = "update app.folders set words = words + {job.words} where id = {folder}"
 shared = { table = "app.folders", key = { id = "{folder}" } }
 [[pipelines.notes.effects]]
 name = "log"
-sql = "insert into app.log (note, cents) select {id}, gristmill.carry('cents', {tenant}, {job.cost} * 100) from app.plans where team = {team}"
+sql = "insert into app.log (note, cents) select {id}, gristmill.carry('cents', {tenant}, {job.cost} * 100) from app.plans where team = {team} on conflict (id) do update set cents = 0 -- never"
+[[pipelines.notes.effects]]
+name = "order"
+sql = "select count(*) from app.turns"
+shared = { table = "app.turns", key = { team = "{team}" } }
 "#;
 
 const TABLES: &str = "create schema app; \
@@ -58,6 +62,7 @@ const TABLES: &str = "create schema app; \
     create table app.muted (note bigint); \
     create table app.asks (id bigserial primary key, note bigint, status text not null default 'pending', ended_at timestamptz); \
     create table app.log (id bigserial primary key, note bigint, cents bigint); \
+    create table app.turns (team text primary key, other text); insert into app.turns values ('a'); \
     insert into app.plans values ('a'), ('b'); insert into app.folders values (1, 'Mills', 0); ";
 
 /// That application's world, for a role of the test's own: roles are the whole server's.
@@ -107,13 +112,14 @@ async fn a_pipeline_with_everything_runs_as_a_role_that_owns_nothing() {
     alter table "app"."note_vectors" add foreign key ("note") references "app"."notes" ("id") on delete cascade;
     grant usage on schema "app", "public" to "gristmill_test_granted";
     grant select, update ("ended_at", "status") on "app"."asks" to "gristmill_test_granted";
-    grant select, update on "app"."folders" to "gristmill_test_granted";
-    grant select, insert on "app"."log" to "gristmill_test_granted";
+    grant select, update ("words") on "app"."folders" to "gristmill_test_granted";
+    grant select, insert, update ("cents") on "app"."log" to "gristmill_test_granted";
     grant usage on sequence app.log_id_seq to "gristmill_test_granted";
     grant select on "app"."muted" to "gristmill_test_granted";
     grant select, insert, update, delete on "app"."note_vectors" to "gristmill_test_granted";
     grant select, update ("status") on "app"."notes" to "gristmill_test_granted";
     grant select on "app"."plans" to "gristmill_test_granted";
+    grant select, update ("team") on "app"."turns" to "gristmill_test_granted";
     alter role "gristmill_test_granted" bypassrls /* row security is on for app.note_vectors */;
     "#);
     assert!(!statements.iter().any(|one| one.contains("forget") || one.contains("delete on gristmill.usage")));
@@ -162,6 +168,8 @@ async fn a_pipeline_with_everything_runs_as_a_role_that_owns_nothing() {
     "#);
     // What it does not write, it may not.
     let refused = world.pool.execute("update app.notes set secret = 'known'").await.expect_err("it is the owner's");
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    let refused = world.pool.execute("update app.folders set name = 'mine'").await.expect_err("no effect names it");
     assert!(refused.to_string().contains("permission denied"), "{refused}");
     let refused = world.pool.execute("select gristmill.forget('a')").await.expect_err("it is the owner's");
     assert!(refused.to_string().contains("permission denied"), "{refused}");

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options};
 use crate::outcomes::eventually;
+use crate::reconcile::reconciled;
 use crate::world::{DIMENSIONS, World};
 
 fn vendor() -> FakeOpenAi {
@@ -203,6 +204,68 @@ async fn vectors_of_a_failed_attempt_are_not_bought_again() {
     let sums = world.list(sums).await;
     assert_eq!(sums[0], sums[1], "what was paid and what is charged");
     assert_eq!(world.value::<i64>("select count(*) from gristmill.vector_cache").await, 0);
+}
+
+#[tokio::test]
+async fn what_two_jobs_find_parked_is_charged_once() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    let world = world.change("kind = \"openai\"", "kind = \"openai\"\nconcurrency = 2");
+    world.register().await;
+    for name in ["book", "copy"] {
+        world.insert(name, &paragraphs(&["old", "new"])).await;
+    }
+    vendor.script([Answer::good()]);
+    vendor.always(Answer::status(503));
+    world.work().await;
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.vector_cache where not reusable").await, 1);
+    assert_eq!(world.states().await, "2 waiting unavailable");
+
+    // Each finds the one that is parked and asks for the other, before either is written.
+    let (asked, gate) = (vendor.requests(), vendor.hold());
+    vendor.always(None);
+    world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    let worker = world.start().await;
+    vendor.arrived(asked + 2).await;
+    gate.open();
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_eq!((world.states().await.as_str(), vendor.requests() - asked), ("2 completed", 2));
+    let lines = world
+        .list("select concat_ws(' ', meter, sum(quantity)) from gristmill.usage_events group by meter order by meter")
+        .await;
+    let paid: i64 = world.value("select sum(tokens)::bigint from gristmill.provider_calls").await;
+    assert_eq!(lines, ["reused_vectors 1".to_owned(), format!("tokens {paid}")]);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.vector_cache").await, 0);
+    assert_snapshot!(reconciled(&world).await, @"exit 0");
+}
+
+#[tokio::test]
+async fn what_a_job_left_parked_is_charged_to_who_writes_it() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    let world = world.change("kind = \"openai\"", "kind = \"openai\"\nconcurrency = 1");
+    world.register().await;
+    world.insert("book", &paragraphs(&["old", "new"])).await;
+    vendor.script([Answer::good()]);
+    vendor.always(Answer::status(503));
+    world.work().await;
+    vendor.always(None);
+    world.sql("select gristmill.cancel(id) from gristmill.embedding_jobs").await;
+
+    // Of a job that was tried, too: it looks for what is parked.
+    world.insert("copy", &paragraphs(&["old", "new"])).await;
+    vendor.script([Answer::status(503), Answer::status(503), Answer::status(503)]);
+    world.work().await;
+    world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    world.work().await;
+
+    let ended = "select string_agg(state, ' ' order by id) from gristmill.embedding_jobs";
+    assert_eq!(world.value::<String>(ended).await, "cancelled completed");
+    let sums = "select sum(tokens)::text from gristmill.provider_calls union all select sum(quantity)::text from gristmill.usage_events";
+    let sums = world.list(sums).await;
+    assert_eq!(sums[0], sums[1], "what was paid and what is charged");
 }
 
 #[tokio::test]

@@ -57,6 +57,7 @@ mod reconcile;
 #[path = "../chaos/run.rs"]
 mod run;
 mod schema;
+mod search;
 mod shapes;
 mod signals;
 mod sparse;

@@ -171,6 +171,32 @@ async fn a_lane_that_pauses_is_shown_by_status() {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_gone_counts_for_none() {
+    let world = World::new().await;
+    world.register().await;
+    world
+        .sql(
+            "insert into gristmill.workers (id, name, version, slots, seen_at) values \
+             (gen_random_uuid(), 'dead', '1', 8, now() - interval '40 seconds')",
+        )
+        .await;
+    let people = gristmill(&world, &["status"]).await.ok().out;
+    assert!(people.contains("gone, last seen 4") && people.contains("no worker is alive"), "{people}");
+
+    let worker = world.start().await;
+    world.wait_for("select count(*) = 2 from gristmill.workers").await;
+    let told = gristmill(&world, &["status", "--json"]).await.ok().json();
+    let people = gristmill(&world, &["status"]).await.ok().out;
+    worker.stop().await;
+
+    let gone = told["workers"].as_array().into_iter().flatten().map(|one| (one["name"] == "dead", &one["gone"]));
+    let mut gone: Vec<String> = gone.map(|(dead, gone)| format!("dead={dead} gone={gone}")).collect();
+    gone.sort();
+    assert_eq!(gone, ["dead=false gone=false", "dead=true gone=true"]);
+    assert!(people.contains("gone, last seen") && !people.contains("no worker is alive"), "{people}");
+}
+
+#[tokio::test]
 async fn the_view_of_the_backlog_counts_what_is_left_and_since_when() {
     let world = World::new().await;
     world.register().await;

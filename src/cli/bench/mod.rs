@@ -126,6 +126,9 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     if args.list {
         return list(session);
     }
+    if args.peers.is_empty() && args.names.contains(&Bench::Peers) {
+        return Err(Failure::Usage("`peers` measures programs: name one with --peer PROGRAM".to_owned()));
+    }
     let ground = Ground::obtain().await?;
     if !ground.durable {
         eprintln!(

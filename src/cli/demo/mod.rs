@@ -13,13 +13,14 @@ use sqlx::PgPool;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{self, Running};
+use crate::app::{self, Question, Running};
 use crate::config::{self, Config};
 use crate::db;
 use crate::db::app::{Hit, Plan, TriggerSet};
 use crate::db::demo::Document;
 use crate::db::migrate::{self, Set};
 use crate::embedded::{Artifact, ShortLivedFolder};
+use crate::jobs::Means;
 
 use super::failure::Failure;
 use super::session::Session;
@@ -143,7 +144,7 @@ async fn show_everything(
     steps.say("starting a worker");
     let stop = CancellationToken::new();
     let running = app::start(&config, &pool, stop.clone()).await?;
-    let plan = plan(&running)?;
+    let (plan, means) = pipeline(&running)?;
     install_triggers(&pool, &plan).await?;
     let engine = Arc::clone(&running.engine);
     let worker = tokio::spawn(async move { engine.run().await });
@@ -157,9 +158,11 @@ async fn show_everything(
         started.as_secs_f64()
     ));
     let documents = progress::watch(&pool, &running, steps).await?;
-    let hits = match running.embedders.get(&plan.model.label) {
-        Some(model) => search::nearest(&pool, &plan, model.as_ref(), &args.query, 4).await?,
-        None => Vec::new(),
+    let hits = match &means {
+        Means::Vectors(vectors) => {
+            search::nearest(&pool, &plan, vectors, Question { text: &args.query, tenant: "" }, 4).await?
+        }
+        Means::Speech(_) => Vec::new(),
     };
     stop.cancel();
     worker.await.map_err(|error| Failure::of(&error))?.map_err(|error| Failure::of(&error))?;
@@ -172,9 +175,10 @@ async fn show_everything(
     session.print(&shown, |shown| people(shown, &ledger))
 }
 
-fn plan(running: &Running) -> Result<Arc<Plan>, Failure> {
+fn pipeline(running: &Running) -> Result<(Arc<Plan>, Means), Failure> {
     let deps = running.engine.pipelines.first();
-    deps.map(|deps| Arc::clone(&deps.plan)).ok_or_else(|| Failure::Failed("the pipeline does not run".to_owned()))
+    deps.map(|deps| (Arc::clone(&deps.plan), deps.means.clone()))
+        .ok_or_else(|| Failure::Failed("the pipeline does not run".to_owned()))
 }
 
 async fn install_triggers(pool: &PgPool, plan: &Plan) -> Result<(), Failure> {

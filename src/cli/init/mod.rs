@@ -41,6 +41,9 @@ struct Written {
     left_out: BTreeMap<String, Vec<String>>,
     /// Those whose status is commented out, with why.
     without_status: BTreeMap<String, Vec<String>>,
+    /// What the file would hold, where it is only shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    toml: Option<String>,
 }
 
 /// What does not fit, of each proposal.
@@ -83,10 +86,10 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
             comment(&others.join(", "))
         );
     }
-    if shown {
-        return super::show::out(text.trim_end());
+    if !shown {
+        std::fs::write(&args.out, &text)
+            .map_err(|error| Failure::Failed(format!("{}: {error}", args.out.display())))?;
     }
-    std::fs::write(&args.out, &text).map_err(|error| Failure::Failed(format!("{}: {error}", args.out.display())))?;
     let written = Written {
         file: args.out.display().to_string(),
         pipelines: proposals
@@ -96,8 +99,12 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
             .collect(),
         left_out: unfit.whole,
         without_status: unfit.status,
+        toml: shown.then_some(text),
     };
-    session.print(&written, people)
+    session.print(&written, |written| match &written.toml {
+        Some(toml) => toml.trim_end().to_owned(),
+        None => people(written),
+    })
 }
 
 fn people(written: &Written) -> String {

@@ -102,11 +102,12 @@ fn providers_models_and_prices_are_checked() {
     );
     check(
         "[providers.a]\nkind = \"openai\"\nkey = \"x\"\nrequests_per_minute = 0\ntokens_per_minute = 5000000000\n\
-         keys = { acme = \"${UNSET:-}\" }\npack_across_tenants = \"no\"",
+         keys = { acme = \"${UNSET:-}\", \"\" = \"y\" }\npack_across_tenants = \"no\"",
         &[
             "4: providers.a.requests_per_minute: must be a whole number from 1 to 4294967295",
             "5: providers.a.tokens_per_minute: must be a whole number from 1 to 4294967295",
             "6: providers.a.keys.acme: is empty",
+            "6: providers.a.keys.\"\": is no tenant's: rows without a tenant are paid with `key`",
             "7: providers.a.pack_across_tenants: \"no\" is neither true nor false",
         ],
     );

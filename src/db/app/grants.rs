@@ -8,6 +8,7 @@ use crate::config::TableName;
 
 use super::catalog::{self, Column, Table};
 use super::plan::{Plan, TargetPlan};
+use super::updated::{Updated, updated};
 use super::{create, effects, quote};
 
 /// What a worker does with our own tables: what an append-only ledger allows, and no more.
@@ -190,18 +191,26 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     of_tables(plan, &mut rights);
     for effect in &plan.effects {
         let explained = effects::explain(connection, &effect.statement).await?;
-        touched(&explained, &mut rights);
+        let named = updated(connection, &effect.statement).await?;
+        touched(&explained, &named, &mut rights);
         if let Some(shared) = &effect.shared {
-            rights.entry(shared.name.clone()).or_default().whole.extend(["select", "update"]);
+            let needs = rights.entry(shared.name.clone()).or_default();
+            needs.whole.insert("select");
+            // Whoever may update any column may lock.
+            if needs.updated.is_empty() {
+                needs.updated.extend(shared.key.iter().map(|(column, _)| column.name.clone()));
+            }
         }
     }
     if let Some(limit) = &plan.limit {
         let asked = format!("explain (verbose, format json) {}", limit.sql.replace("$1", "null"));
-        touched(&sqlx::raw_sql(AssertSqlSafe(asked)).fetch_one(&mut *connection).await?.try_get(0)?, &mut rights);
+        let explained = sqlx::raw_sql(AssertSqlSafe(asked)).fetch_one(&mut *connection).await?.try_get(0)?;
+        touched(&explained, &Updated::new(), &mut rights);
     }
     // What the configuration's own expressions over a row read besides it.
     let read = format!("explain (verbose, format json) {}", plan.everything_read());
-    touched(&sqlx::raw_sql(AssertSqlSafe(read)).fetch_one(&mut *connection).await?.try_get(0)?, &mut rights);
+    let explained = sqlx::raw_sql(AssertSqlSafe(read)).fetch_one(&mut *connection).await?.try_get(0)?;
+    touched(&explained, &Updated::new(), &mut rights);
 
     let to = quote(role);
     let mut schemas: BTreeSet<&str> = rights.keys().map(|table| table.schema.as_str()).collect();
@@ -251,6 +260,14 @@ fn of_tables(plan: &Plan, rights: &mut Rights) {
 }
 
 impl Needs {
+    /// To update these columns, or where nobody knows which, all.
+    fn update(&mut self, columns: Option<&BTreeSet<String>>) {
+        match columns {
+            Some(columns) => self.updated.extend(columns.iter().cloned()),
+            None => drop(self.whole.insert("update")),
+        }
+    }
+
     fn sql(&self) -> String {
         let columns = |right: &str, columns: &BTreeSet<String>| {
             let whole = self.whole.contains(right) || columns.is_empty();
@@ -263,10 +280,10 @@ impl Needs {
     }
 }
 
-/// The tables that a planned statement reads and changes.
-fn touched(plan: &serde_json::Value, rights: &mut Rights) {
+/// The tables that a planned statement reads and changes; of those that it updates, the columns that it names.
+fn touched(plan: &serde_json::Value, named: &Updated, rights: &mut Rights) {
     match plan {
-        serde_json::Value::Array(parts) => parts.iter().for_each(|part| touched(part, rights)),
+        serde_json::Value::Array(parts) => parts.iter().for_each(|part| touched(part, named, rights)),
         serde_json::Value::Object(node) => {
             let word = |key: &str| node.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
             let name = TableName { schema: word("Schema"), table: word("Relation Name") };
@@ -274,18 +291,28 @@ fn touched(plan: &serde_json::Value, rights: &mut Rights) {
             if !name.table.is_empty()
                 && !["gristmill", "pg_catalog", "information_schema"].contains(&name.schema.as_str())
             {
+                let columns = named.get(&name);
                 let needs = rights.entry(name).or_default();
                 match (word("Operation").as_str(), word("Conflict Resolution").as_str()) {
-                    ("Insert", "UPDATE") => needs.whole.extend(["select", "insert", "update"]),
+                    ("Insert", "UPDATE") => {
+                        needs.whole.extend(["select", "insert"]);
+                        needs.update(columns);
+                    }
                     // What is returned, or conflicts, is read.
                     ("Insert", _) => needs.whole.extend(["select", "insert"]),
-                    ("Update", _) => needs.whole.extend(["select", "update"]),
+                    ("Update", _) => {
+                        needs.whole.insert("select");
+                        needs.update(columns);
+                    }
                     ("Delete", _) => needs.whole.extend(["select", "delete"]),
-                    ("Merge", _) => needs.whole.extend(["select", "insert", "update", "delete"]),
+                    ("Merge", _) => {
+                        needs.whole.extend(["select", "insert", "delete"]);
+                        needs.update(columns);
+                    }
                     _ => needs.whole.extend(["select"]),
                 }
             }
-            node.values().for_each(|part| touched(part, rights));
+            node.values().for_each(|part| touched(part, named, rights));
         }
         _ => {}
     }

@@ -30,6 +30,7 @@ mod steady;
 mod survey;
 mod sweep;
 mod triggers;
+mod updated;
 mod vector;
 mod vector_index;
 mod verify;

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde_json::Value;
 
 use crate::domain::BadVector;
 use crate::providers::ProviderError;
@@ -14,7 +15,8 @@ use crate::providers::http::not_an_answer;
 #[derive(Deserialize)]
 struct EmbedResponse {
     data: Vec<Item>,
-    usage: Option<Usage>,
+    #[serde(default)]
+    usage: Usage,
 }
 
 #[derive(Deserialize)]
@@ -23,9 +25,23 @@ struct Item {
     embedding: Embedding,
 }
 
-#[derive(Deserialize)]
-pub(super) struct Usage {
-    pub(super) prompt_tokens: Option<u64>,
+/// What the service counted. A count that cannot be read spoils no vector beside it.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Usage(Value);
+
+impl Usage {
+    /// The tokens of the texts; none where it says none that can be.
+    pub(super) fn tokens(&self) -> Option<u64> {
+        let said = self.0.get("prompt_tokens").filter(|said| !said.is_null())?;
+        let tokens = said.as_u64();
+        if tokens.is_none() {
+            // What is no number may be anything, a text of ours too.
+            let said = said.as_number().map_or_else(|| "no number".to_owned(), ToString::to_string);
+            tracing::warn!(said, "the provider's count of tokens is none: ours is booked");
+        }
+        tokens
+    }
 }
 
 /// Base64 of little-endian `f32`s, or a list of numbers: compatible services do not all know `encoding_format`. Read straight
@@ -38,7 +54,7 @@ type Vector = Result<Vec<f32>, BadVector>;
 pub(super) fn read(body: &[u8], texts: usize) -> Result<(Vec<Vector>, Option<u64>), ProviderError> {
     let response: EmbedResponse =
         serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "list of embeddings"))?;
-    let tokens = response.usage.and_then(|usage| usage.prompt_tokens);
+    let tokens = response.usage.tokens();
     let items = response.data.into_iter().map(|item| (item.index, item.embedding.0)).collect();
     Ok((in_order(items, texts)?, tokens))
 }
@@ -131,6 +147,15 @@ mod tests {
     #[test]
     fn usage_may_be_missing_and_slashes_escaped() {
         check(r#"{"data": [{"index": 0, "embedding": "\/\/9\/Pw=="}]}"#, 1, Ok((vec![vec![0.999_999_94]], None)));
+    }
+
+    #[test]
+    fn a_count_that_cannot_be_spoils_no_vector() {
+        for usage in [r#"{"prompt_tokens": -7}"#, r#"{"prompt_tokens": 1.5}"#, r#"{"prompt_tokens": "7"}"#, "null", "7"]
+        {
+            let body = format!(r#"{{"data": [{{"index": 0, "embedding": [1]}}], "usage": {usage}}}"#);
+            check(&body, 1, Ok((vec![vec![1.0]], None)));
+        }
     }
 
     #[test]

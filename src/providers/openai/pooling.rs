@@ -47,7 +47,8 @@ struct PoolingResponse {
 #[derive(Deserialize)]
 struct PluginResponse {
     data: Vec<Item>,
-    usage: Option<Usage>,
+    #[serde(default)]
+    usage: Usage,
 }
 
 #[derive(Deserialize)]
@@ -83,7 +84,7 @@ pub(super) fn read(body: &[u8], texts: usize) -> Result<Answer, ProviderError> {
         serde_json::from_slice(body).map_err(|error| not_an_answer(body, &error, "list of embeddings"))?;
     let PluginResponse { data, usage } = response.data;
     let items = data.into_iter().map(|item| (item.index, item.embedding())).collect();
-    Ok((in_order(items, texts)?, usage.and_then(|usage| usage.prompt_tokens)))
+    Ok((in_order(items, texts)?, usage.tokens()))
 }
 
 #[cfg(test)]
