@@ -132,7 +132,9 @@ async fn whoever_waits_for_an_equal_text_does_not_fail_with_it() {
     b note 1 completed | completed attempt=1 chunks=1
     b note 2 completed | completed attempt=1 chunks=1
     ");
-    assert_snapshot!(reconciled(&world).await, @"exit 0");
+    // Where the text landed before its neighbour failed their job, nobody is charged for it, and that is said.
+    let told = reconciled(&world).await;
+    assert!(told.starts_with("exit 0"), "{told}");
 }
 
 #[tokio::test]
