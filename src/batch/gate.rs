@@ -95,6 +95,10 @@ impl Gate {
         }
     }
 
+    pub fn is_open(&self) -> bool {
+        self.state().left().is_none()
+    }
+
     pub fn status(&self, provider: &str, model: &str, tenants: &[String]) -> LaneStatus {
         let paused = self.shut_for().map(|(left, failure)| (failure.to_string(), left.as_secs()));
         LaneStatus { provider: provider.to_owned(), model: model.to_owned(), tenants: tenants.to_vec(), paused }

@@ -140,7 +140,7 @@ impl Lane {
             if batch.is_empty() {
                 continue;
             }
-            if let Err(failure) = self.may_send(&batch).await {
+            if let Err(failure) = self.budget.pass(&self.gate, sum_of_tokens(&batch)).await {
                 fail(batch, &failure);
                 continue;
             }
@@ -253,7 +253,7 @@ impl Lane {
         let text = HARMLESS.to_owned();
         let hash = hash(&text);
         let mut harmless = [Item { text, hash, tokens: HARMLESS_TOKENS, nth: item.nth, call, lead: None, told: true }];
-        if self.may_send(&harmless).await.is_err() {
+        if self.budget.pass(&self.gate, HARMLESS_TOKENS).await.is_err() {
             return false;
         }
         let [Item { call, .. }] = &harmless;
@@ -299,14 +299,6 @@ impl Lane {
         any
     }
 
-    /// Waits until a request may go out: the lane is open and the budget allows it.
-    async fn may_send(&self, batch: &[Item]) -> Result<(), EmbedFailure> {
-        self.gate.pass().await?;
-        self.budget.take(sum_of_tokens(batch)).await?;
-        // It may have shut while this waited.
-        self.gate.pass().await
-    }
-
     /// One request on the books: intent, call, result.
     async fn request(&self, batch: &mut [Item], reserved: Reserved) -> sqlx::Result<Result<Embedded, ProviderError>> {
         let intent = self.intent(batch);
@@ -338,7 +330,7 @@ impl Lane {
         } else {
             drop(texts);
         }
-        self.learn(&answer, started).await;
+        let answer = self.learn(answer, started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settle = async || calls::settle(&mut *self.pool.acquire().await?, &result).await;
@@ -357,17 +349,18 @@ impl Lane {
     }
 
     /// What an answer tells of how much more the provider takes.
-    async fn learn(&self, answer: &Result<Embedded, ProviderError>, began: Instant) {
-        match answer {
-            Ok(embedded) => {
-                self.slots.succeeded();
-                if let Some(reset) = embedded.limits.and_then(|limits| self.budget.hear(&limits)) {
-                    self.gate.shut(reset, EmbedFailure::RateLimited { after: reset });
-                    self.budget.shut(reset).await;
-                }
-            }
-            Err(error) => self.budget.learn(error, &self.slots, began).await,
+    async fn learn(&self, answer: Result<Embedded, ProviderError>, began: Instant) -> Result<Embedded, ProviderError> {
+        let embedded = match answer {
+            Ok(embedded) => embedded,
+            Err(error) => return Err(self.budget.learn(error, &self.slots, began).await),
+        };
+        self.slots.succeeded();
+        self.budget.answered();
+        if let Some(reset) = embedded.limits.and_then(|limits| self.budget.hear(&limits)) {
+            self.gate.shut(reset, EmbedFailure::RateLimited { after: reset });
+            self.budget.shut(reset).await;
         }
+        Ok(embedded)
     }
 
     fn intent(&self, batch: &[Item]) -> calls::Intent {

@@ -115,9 +115,7 @@ impl SpeechLane {
             // Waiting ends with the job; what follows does not.
             lane.gate.pass().await?;
             let slot = lane.slots.acquire().await;
-            lane.budget.take(0).await?;
-            // It may have shut while this waited.
-            lane.gate.pass().await?;
+            lane.budget.pass(&lane.gate, 0).await?;
             let (lane, of, piece) = (Arc::clone(lane), of.clone(), piece.clone());
             let task = tokio::spawn(async move {
                 let answer = lane.request(&of, &piece).await;
@@ -191,10 +189,14 @@ impl Lane {
         let answer = contained(self.transcriber.transcribe(&piece.audio)).await;
         let took = started.elapsed();
         telemetry::provider_request(&self.settings.provider, &self.settings.model, 1, answer.is_ok(), took);
-        match &answer {
-            Ok(_) => self.slots.succeeded(),
-            Err(error) => self.budget.learn(error, &self.slots, started).await,
-        }
+        let answer = match answer {
+            Ok(part) => {
+                self.slots.succeeded();
+                self.budget.answered();
+                Ok(part)
+            }
+            Err(error) => Err(self.budget.learn(error, &self.slots, started).await),
+        };
         let result = self.result(&intent, piece.minutes, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         let settle = async || calls::settle(&mut *self.pool.acquire().await?, &result).await;

@@ -1,10 +1,11 @@
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use unicode_segmentation::GraphemeCursor;
 
 use super::TokenSpan;
-use super::boundary::{Boundary, Rank};
+use super::boundary::{Boundaries, Boundary, Rank};
 use super::marks::Marks;
 
 /// What a piece may have at most.
@@ -32,12 +33,12 @@ impl Limit {
     }
 }
 
-/// A text, its tokens and its boundaries.
+/// A text, its tokens and its strong boundaries.
 #[derive(Clone, Copy)]
 pub(super) struct Cutter<'text> {
     pub text: &'text str,
     pub spans: &'text [TokenSpan],
-    pub boundaries: &'text [Boundary],
+    pub boundaries: &'text Boundaries,
 }
 
 impl Cutter<'_> {
@@ -46,23 +47,29 @@ impl Cutter<'_> {
         if limit.holds(&from, &to, 1) {
             return vec![from, to];
         }
-        let mut between = vec![from];
-        between.extend_from_slice(self.between(from.at, to.at));
-        between.push(to);
-
+        let strong = match self.boundaries.strong.as_slice() {
+            all @ [first, .., last] if (*first, *last) == (from, to) => Cow::Borrowed(all),
+            _ => Cow::Owned(with_ends(from, self.boundaries.strong_between(from.at, to.at), to)),
+        };
+        let chosen = choose(&strong, limit, |left, right| {
+            let weak = self.boundaries.weak(self.text, self.spans, left, right);
+            choose(&with_ends(*left, &weak, *right), limit, |_, _| Vec::new())
+        });
         let mut cuts = vec![from];
-        let chosen = choose(&between, limit);
         for pair in chosen.windows(2) {
-            self.force(between[pair[0]], between[pair[1]], limit, &mut cuts);
+            self.force(pair[0], pair[1], limit, &mut cuts);
         }
         cuts
     }
 
-    /// The boundaries that start after `from` and before `to`.
-    pub(super) fn between(&self, from: usize, to: usize) -> &[Boundary] {
-        let first = self.boundaries.partition_point(|boundary| boundary.at <= from);
-        let last = self.boundaries.partition_point(|boundary| boundary.at < to);
-        &self.boundaries[first..last.max(first)]
+    /// Where a piece had best start that is to start at `earliest` or later, between two cuts: at a sentence, else at a clause or word.
+    pub(super) fn start_between(&self, earliest: usize, left: &Boundary, right: &Boundary) -> Option<usize> {
+        if let Some(strong) = self.boundaries.strong_between(earliest.saturating_sub(1), right.at).first() {
+            return Some(strong.at);
+        }
+        let weak = self.boundaries.weak(self.text, self.spans, left, right);
+        let late_enough = weak.iter().filter(|boundary| boundary.at >= earliest);
+        late_enough.min_by_key(|boundary| (Reverse(boundary.rank), boundary.at)).map(|boundary| boundary.at)
     }
 
     /// Where no boundary is left: full pieces one after the other, at a word if there is one and never inside a character.
@@ -134,7 +141,38 @@ pub(super) fn next_grapheme(text: &str, at: usize) -> usize {
 /// move all that follow. Cuts chosen later may leave an earlier one between two pieces that fit into one: such cuts go again,
 /// the worst first. Without that real texts came out in pieces of 234 tokens where 400 were allowed, with it in 268, and a
 /// paragraph edited in them makes fewer new chunks. A half in place of the third makes them no larger and edits dearer.
-fn choose(boundaries: &[Boundary], limit: Limit) -> Vec<usize> {
+///
+/// `finer` is asked for what to choose where a piece is still too long when all are; what it chooses comes after all others.
+fn choose(
+    boundaries: &[Boundary],
+    limit: Limit,
+    finer: impl Fn(&Boundary, &Boundary) -> Vec<Boundary>,
+) -> Vec<Boundary> {
+    let (chosen, needed) = best_first(boundaries, limit);
+    let mut cuts = vec![boundaries[0]];
+    for pair in chosen.windows(2) {
+        let [left, right] = [pair[0], pair[1]].map(|index| &boundaries[index]);
+        if !limit.holds(left, right, 1) {
+            let between = finer(left, right);
+            cuts.extend(between.iter().skip(1).take(between.len().saturating_sub(2)));
+        }
+        cuts.push(*right);
+    }
+    let mut left_over = Marks::new(cuts.len());
+    (0..cuts.len()).for_each(|place| left_over.insert(place));
+    for index in needed.into_iter().rev() {
+        let Ok(place) = cuts.binary_search_by_key(&boundaries[index].at, |cut| cut.at) else { continue };
+        let around = left_over.before(place).zip(left_over.from(place + 1));
+        if around.is_some_and(|(left, right)| limit.holds(&cuts[left], &cuts[right], 1)) {
+            left_over.remove(place);
+        }
+    }
+    left_over.into_places().into_iter().map(|place| cuts[place]).collect()
+}
+
+/// Chooses as long as pieces are too long: the places of all that are chosen in order, the first and the last among them, and in
+/// the order in which they were needed the others.
+fn best_first(boundaries: &[Boundary], limit: Limit) -> (Vec<usize>, Vec<usize>) {
     let last = boundaries.len() - 1;
     let mut chosen = Marks::new(boundaries.len());
     chosen.insert(0);
@@ -158,13 +196,15 @@ fn choose(boundaries: &[Boundary], limit: Limit) -> Vec<usize> {
             }
         }
     }
-    for index in needed.into_iter().rev() {
-        let around = chosen.before(index).zip(chosen.from(index + 1));
-        if around.is_some_and(|(left, right)| limit.holds(&boundaries[left], &boundaries[right], 1)) {
-            chosen.remove(index);
-        }
-    }
-    chosen.into_places()
+    (chosen.into_places(), needed)
+}
+
+fn with_ends(first: Boundary, between: &[Boundary], last: Boundary) -> Vec<Boundary> {
+    let mut all = Vec::with_capacity(between.len() + 2);
+    all.push(first);
+    all.extend_from_slice(between);
+    all.push(last);
+    all
 }
 
 /// The places of all but the first boundary, those of the best rank first.

@@ -13,6 +13,9 @@ const ABBREVIATIONS: [&str; 52] = [
     "vgl", "vol", "vs",
 ];
 
+/// In bytes, of those with a full stop within, which no list has.
+const LONGEST_ABBREVIATION: usize = 8;
+
 /// What ends between `before` and `next`; `last` is the last character of `before`, `spaced` whether white space is between.
 /// A sentence ends at its mark and the quotes and brackets that close after it; the marks of Chinese and Japanese need no
 /// space. Looks back no further than the last word.
@@ -38,7 +41,7 @@ pub(super) fn stop(before: &str, last: char, next: char, spaced: bool) -> Option
     ends.then_some(Stop::Sentence)
 }
 
-fn is_mark(character: char) -> bool {
+pub(super) fn is_mark(character: char) -> bool {
     matches!(
         character,
         '.' | '!'
@@ -66,7 +69,7 @@ fn is_clause_mark(character: char) -> bool {
     matches!(character, ',' | ';' | ':' | '–' | '—' | '，' | '、' | '；' | '：' | '،' | '؛')
 }
 
-fn is_closer(character: char) -> bool {
+pub(super) fn is_closer(character: char) -> bool {
     matches!(
         character,
         '"' | '\''
@@ -92,9 +95,13 @@ fn is_closer(character: char) -> bool {
 /// Whether the full stop after `before` belongs to its last word.
 fn is_abbreviation(before: &str) -> bool {
     let word = before.rsplit(|c: char| !c.is_alphanumeric() && c != '.').next().unwrap_or_default();
+    // As most are.
+    if word.len() > LONGEST_ABBREVIATION {
+        return false;
+    }
     let is_letter = word.chars().nth(1).is_none() && word.chars().all(char::is_alphabetic) && !word.is_empty();
     let is_ordinal = word.len() <= 2 && !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
-    let is_dotted = word.starts_with(char::is_alphabetic) && word.contains('.') && word.len() <= 8;
+    let is_dotted = word.starts_with(char::is_alphabetic) && word.contains('.');
     is_letter || is_ordinal || is_dotted || ABBREVIATIONS.binary_search(&word).is_ok()
 }
 

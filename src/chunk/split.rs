@@ -1,9 +1,7 @@
-use std::cmp::Reverse;
-
 use crate::config::{ChunkSize, Longer};
 use crate::domain::{Chunk, Document};
 
-use super::boundary::{Boundary, Part, Rank, apart, scan};
+use super::boundary::{Boundary, Part, apart, scan};
 use super::cut::{Cutter, Limit, next_grapheme};
 use super::tokens::{first_seam, last_seam};
 use super::{Rules, Tokenizer, TooLong};
@@ -56,7 +54,7 @@ pub(super) fn split_by(
     let all = Part { bytes: 0..document.text.len(), at_char: 0 };
     let spans = tokenizer.encode(&document.text);
     let boundaries = scan(document, &all, &spans);
-    let [first, .., last] = boundaries[..] else { return Ok(Plan::default()) };
+    let [first, .., last] = boundaries.strong[..] else { return Ok(Plan::default()) };
     let cutter = Cutter { text: &document.text, spans: &spans, boundaries: &boundaries };
     let splitter = Splitter { document, rules, tokenizer, dress, cutter };
 
@@ -106,7 +104,7 @@ fn part_by_part(
         }
         plan.tokens += spans.len();
         let boundaries = scan(document, &part, &spans);
-        let [first, .., last] = boundaries[..] else { continue };
+        let [first, .., last] = boundaries.strong[..] else { continue };
         let cutter = Cutter { text, spans: &spans, boundaries: &boundaries };
         Splitter { document, rules, tokenizer, dress, cutter }.add_pieces(first, last, &mut plan.chunks);
     }
@@ -261,11 +259,9 @@ impl Splitter<'_> {
             return Start::of(cut);
         }
 
-        let between = self.cutter.between(earliest.saturating_sub(1), cut.at);
-        let best = between.iter().min_by_key(|boundary| (Reverse(boundary.rank.min(Rank::Sentence)), boundary.at));
-        let at = match best {
+        let at = match self.cutter.start_between(earliest, before, cut) {
             _ if earliest == before.at => earliest,
-            Some(best) => best.at,
+            Some(best) => best,
             None => before.at + next_word(&text[before.at..cut.end], earliest - before.at),
         };
         if at < cut.end {

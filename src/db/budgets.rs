@@ -35,6 +35,28 @@ pub async fn take(
     .await
 }
 
+/// A request that was sent `age` ago was refused without a word on when to come again: all workers go slower, from `guess` between two
+/// requests on where nothing is learnt yet. For how long nobody asks is returned.
+pub async fn lower_pace(
+    db: impl PgExecutor<'_>,
+    provider: &str,
+    credential: &str,
+    age: Duration,
+    guess: Duration,
+) -> sqlx::Result<Duration> {
+    let pause = sqlx::query_scalar!(
+        r#"select extract(epoch from gristmill.lower_pace($1, $2, make_interval(secs => $3), make_interval(secs => $4)))::float8
+                  as "seconds!""#,
+        provider,
+        credential,
+        age.as_secs_f64(),
+        guess.as_secs_f64(),
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(Duration::try_from_secs_f64(pause).unwrap_or_default())
+}
+
 /// Removes what nobody has asked for in this time: a credential that is not used any more.
 pub async fn prune(db: impl PgExecutor<'_>, quiet: Duration) -> sqlx::Result<u64> {
     let done = sqlx::query!(

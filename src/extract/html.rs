@@ -37,8 +37,26 @@ pub(super) fn charset(text: &str) -> Option<String> {
     (!word.is_empty()).then_some(word)
 }
 
+/// What browsers take for the beginning of a page, besides [`PAGE`], where a blank or `>` follows. A Markdown text may begin so, too.
+const ELEMENTS: [&str; 12] =
+    ["<script", "<iframe", "<h1", "<div", "<font", "<table", "<a", "<style", "<title", "<b", "<br", "<p"];
+
+const PAGE: [&str; 4] = ["<!doctype html", "<html", "<head", "<body"];
+
 /// Whether the text opens like a page.
 pub(super) fn looks_like_html(bytes: &[u8]) -> bool {
+    PAGE.iter().any(|opening| start(bytes).starts_with(opening))
+}
+
+/// Whether the text opens like a part of a page.
+pub(super) fn looks_like_part_of_html(bytes: &[u8]) -> bool {
+    let start = start(bytes);
+    let after = ELEMENTS.iter().filter_map(|opening| start.strip_prefix(opening));
+    after.into_iter().any(|after| after.starts_with(|next: char| next == '>' || next.is_ascii_whitespace()))
+}
+
+/// The beginning in lower case, after comments and declarations.
+fn start(bytes: &[u8]) -> String {
     let start = text::decode(&bytes[..bytes.len().min(1024)], None).to_ascii_lowercase();
     let mut rest = start.trim_start();
     loop {
@@ -49,7 +67,7 @@ pub(super) fn looks_like_html(bytes: &[u8]) -> bool {
             None => break,
         }
     }
-    ["<!doctype html", "<html", "<head", "<body"].iter().any(|opening| rest.starts_with(opening))
+    rest.to_owned()
 }
 
 fn title(html: &str) -> Option<&str> {

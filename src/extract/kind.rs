@@ -53,6 +53,9 @@ fn kind_of_text(bytes: &[u8], request: &Request) -> Kind {
     if media_type == "text/markdown" || ["md", "markdown", "mdx"].contains(&extension) {
         return Kind::Markdown;
     }
+    if html::looks_like_part_of_html(bytes) {
+        return Kind::Html;
+    }
     Kind::Text
 }
 
@@ -132,6 +135,8 @@ mod tests {
         check(b"{\\rtf1 hello}", "text/plain", "a.txt", Err("Rich Text"));
         check(b"<svg xmlns=\"http://www.w3.org/2000/svg\"></svg>", "", "a.svg", Err("svg"));
         check(b"<!doctype html><p>x", "text/plain", "a.txt", Ok(Kind::Html));
+        check(b"<!-- x -->\n<div><div>x", "", "a.txt", Ok(Kind::Html));
+        check(b"<divide> and <pray>", "", "a.txt", Ok(Kind::Text));
         check(b"PK\x03\x04\x14\0\0\0\0\0word/document.xml", "", "", Ok(Kind::Docx));
         check(b"PK\x03\x04\x14\0\0\0\0\0a.txt", "", "", Err("ZIP"));
     }
@@ -142,6 +147,7 @@ mod tests {
         check(b"# Title", "", "notes.MD", Ok(Kind::Markdown));
         check(b"# Title", "", "notes", Ok(Kind::Text));
         check(b"<p>x</p>", "text/html", "", Ok(Kind::Html));
+        check(b"<div align='center'>\n\n# Title", "", "README.md", Ok(Kind::Markdown));
         check(b"The mark %PDF- opens a PDF.", "", "", Ok(Kind::Text));
     }
 

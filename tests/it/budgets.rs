@@ -97,6 +97,67 @@ async fn workers_together_keep_what_is_configured() {
 }
 
 #[tokio::test]
+async fn a_limit_that_nobody_tells_is_found_out_by_all_workers_together() {
+    let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, most_a_second: Some(60), ..Options::default() });
+    let world = world_of(&vendor, "").await;
+    world.register().await;
+    world.insert_sentences(400).await;
+
+    let (one, two) = (world.start().await, world.start().await);
+    one.idle().await;
+    two.idle().await;
+    one.stop().await;
+    two.stop().await;
+
+    assert_eq!(world.states().await, "400 completed");
+    // What it takes to find out is refused more often.
+    let later: Vec<_> = vendor.seen().into_iter().skip(100).collect();
+    let refused = later.iter().filter(|seen| seen.status == Some(429)).count();
+    assert!(refused * 10 < later.len(), "{refused} of {}", later.len());
+    let workers: i64 = world.value("select count(distinct worker) from gristmill.provider_calls").await;
+    assert_eq!(workers, 2);
+}
+
+#[tokio::test]
+async fn a_learnt_pace_slows_all_down_once_for_each_overload_and_is_forgotten_again() {
+    let world = World::new().await;
+    let lower = async |age: Duration| {
+        budgets::lower_pace(&world.pool, "vendor", "a", age, Duration::from_secs(3)).await.unwrap();
+        world.value::<i64>("select round(extract(epoch from pace))::bigint from gristmill.budgets").await
+    };
+    let now = Duration::ZERO;
+    assert_eq!(lower(now).await, 4);
+    // Both were under way when it was lowered.
+    assert_eq!([lower(now).await, lower(Duration::from_hours(1)).await], [4, 4]);
+    // Refused again right after the pause: by half.
+    world.sql("update gristmill.budgets set paced_from = clock_timestamp()").await;
+    assert_eq!(lower(now).await, 8);
+    // It went well for a while, then not.
+    world.sql("update gristmill.budgets set paced_from = clock_timestamp() - interval '1 hour'").await;
+    assert_eq!(lower(now).await, 11);
+
+    let reset = "update gristmill.budgets set pace = '21 ms', refused_pace = '16 ms', shut_until = '-infinity'";
+    world.sql(reset).await;
+    let pace = "select coalesce(round(extract(milliseconds from pace))::bigint, -1) from gristmill.budgets";
+    let mut paces = Vec::new();
+    while paces.last() != Some(&-1) && paces.len() < 1_000 {
+        // As though each had to wait for its moment.
+        world.sql("update gristmill.budgets set requests_until = clock_timestamp() + interval '1 second'").await;
+        assert!(take(&world, "a", 0, 0).await > 0.0);
+        paces.push(world.value::<i64>(pace).await);
+    }
+    assert!(paces[..paces.len() - 1].is_sorted_by(|before, after| before >= after), "{paces:?}");
+    // Back to where it was refused slowly, and soon where it is not any more.
+    let back = paces.iter().position(|&pace| pace < 16).unwrap();
+    assert!((40..60).contains(&back) && (130..160).contains(&paces.len()), "{back} of {}", paces.len());
+    // Who does not have to wait learns nothing of it.
+    world.sql(reset).await;
+    world.sql("update gristmill.budgets set requests_until = '-infinity'").await;
+    take(&world, "a", 0, 0).await;
+    assert_eq!(world.value::<i64>(pace).await, 21);
+}
+
+#[tokio::test]
 async fn tokens_are_counted_too() {
     let vendor = vendor();
     let world = world_of(&vendor, "tokens_per_minute = 600").await;

@@ -50,6 +50,7 @@ const FUNCTIONS: &[&str] = &[
     "retry(bigint, boolean)",
     "spend(text, text, numeric, numeric, numeric, numeric, numeric)",
     "take_budget(text, text, interval, interval, interval, interval)",
+    "lower_pace(text, text, interval, interval)",
 ];
 
 /// Functions that the triggers of an application's table call, in the name of its owner.

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -51,6 +52,8 @@ pub struct Options {
     pub only_floats: bool,
     /// More requests at once are answered with 429 on the spot, to be sent again soon.
     pub most_at_once: usize,
+    /// More requests in a second, beyond a tenth of them at once, are answered with 429 and no word on when to come again.
+    pub most_a_second: Option<u32>,
     /// Tokens that are counted for each text beside its own, as by models that mark its beginning and end.
     pub added_tokens: usize,
 }
@@ -66,6 +69,7 @@ impl Default for Options {
             longest: 8_192,
             only_floats: false,
             most_at_once: usize::MAX,
+            most_a_second: None,
             added_tokens: 0,
         }
     }
@@ -232,6 +236,8 @@ struct Service {
     seen: Mutex<Vec<Seen>>,
     /// How many gates are closed.
     held: watch::Sender<usize>,
+    /// When the requests that were let in would have come, had they come evenly.
+    due: Mutex<Option<Instant>>,
     arrived: watch::Sender<usize>,
     answered: watch::Sender<usize>,
     in_flight: AtomicUsize,
@@ -296,6 +302,8 @@ async fn answer(service: &Service, headers: &HeaderMap, path: &'static str, requ
     let usual = || {
         if too_many {
             Answer::status(429).with("retry-after-ms", "50")
+        } else if service.is_too_soon() {
+            Answer::status(429)
         } else {
             service.usual(request, authorization.as_deref())
         }
@@ -329,11 +337,23 @@ impl Service {
             spoilt: Mutex::default(),
             seen: Mutex::default(),
             held: watch::Sender::default(),
+            due: Mutex::default(),
             arrived: watch::Sender::default(),
             answered: watch::Sender::default(),
             in_flight: AtomicUsize::default(),
             most_in_flight: AtomicUsize::default(),
         }
+    }
+
+    fn is_too_soon(&self) -> bool {
+        let Some(most) = self.options.most_a_second else { return false };
+        let (now, mut due) = (Instant::now(), self.due.lock().unwrap());
+        let next = due.map_or(now, |due| due.max(now - Duration::from_millis(100)));
+        let is_too_soon = next > now;
+        if !is_too_soon {
+            *due = Some(next + Duration::from_secs(1) / most);
+        }
+        is_too_soon
     }
 
     fn note(&self, path: &'static str, request: &Request, authorization: Option<String>) -> usize {
