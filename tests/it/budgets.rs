@@ -110,10 +110,11 @@ async fn a_limit_that_nobody_tells_is_found_out_by_all_workers_together() {
     two.stop().await;
 
     assert_eq!(world.states().await, "400 completed");
-    // What it takes to find out is refused more often.
+    // What it takes to find out is refused more often. Of what follows a few of a hundred are, more on a machine that stumbles, and 59 where
+    // nobody learns.
     let later: Vec<_> = vendor.seen().into_iter().skip(100).collect();
     let refused = later.iter().filter(|seen| seen.status == Some(429)).count();
-    assert!(refused * 10 < later.len(), "{refused} of {}", later.len());
+    assert!(refused * 4 < later.len(), "{refused} of {}", later.len());
     let workers: i64 = world.value("select count(distinct worker) from gristmill.provider_calls").await;
     assert_eq!(workers, 2);
 }
