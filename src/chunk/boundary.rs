@@ -460,3 +460,23 @@ fn hash(bytes: &[u8]) -> u64 {
     };
     (mixed ^ (mixed >> 29)).wrapping_mul(0xc4ce_b9fe_1a85_ec53) >> 8
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_that_is_passed_on_the_way_to_a_heading_still_makes_a_row() {
+        let text = "An opening.\nab|cd ef and words until this line is not a short one\nanother line";
+        let heading = Heading { at: text.find("b|cd").unwrap(), level: 1, title: "x".to_owned() };
+        let document = Document { headings: vec![heading], ..Document::plain(text.to_owned()) };
+        let all = Part { bytes: 0..text.len(), at_char: 0 };
+        let found = scan(&document, &all, &[]).strong;
+        let ranks: Vec<_> = found
+            .iter()
+            .map(|boundary| (&text[boundary.at..][..2.min(text.len() - boundary.at)], boundary.rank))
+            .collect();
+        let [top, heading] = [0, 1].map(|level| Rank::Heading(Reverse(level)));
+        assert_eq!(ranks, [("An", top), ("ab", Rank::Line), ("ef", heading), ("an", Rank::Line), ("", top)]);
+    }
+}

@@ -348,7 +348,7 @@ impl Service {
     fn is_too_soon(&self) -> bool {
         let Some(most) = self.options.most_a_second else { return false };
         let (now, mut due) = (Instant::now(), self.due.lock().unwrap());
-        let next = due.map_or(now, |due| due.max(now - Duration::from_millis(100)));
+        let next = due.map_or(now, |due| due.max(now.checked_sub(Duration::from_millis(100)).unwrap_or(now)));
         let is_too_soon = next > now;
         if !is_too_soon {
             *due = Some(next + Duration::from_secs(1) / most);
