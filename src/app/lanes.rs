@@ -113,8 +113,8 @@ impl<'a> Lanes<'a> {
         alarm(model, settings.price().is_none());
         self.embedders.insert(model.label.clone(), Arc::clone(&driver));
         let others = Keyed { credential: fingerprint(provider), tenants: Vec::new(), driver };
-        let (pool, keyed) = (self.pool.clone(), self.keyed.clone());
-        let batcher = Batcher::start(pool, keyed, self.owner, settings, others, own, self.vital);
+        let pool = self.pool.clone();
+        let batcher = Batcher::start(pool, self.keyed, self.owner, settings, others, own, self.vital);
         self.vectors.insert(model.label.clone(), (batcher.clone(), tokenizer.clone()));
         Ok((batcher, tokenizer))
     }

@@ -155,7 +155,7 @@ impl Batcher {
     /// Starts a lane for each credential: of tenants that have their `own`, and of all others. They end with the last clone.
     pub fn start(
         pool: PgPool,
-        keyed: PgPool,
+        keyed: &PgPool,
         owner: OwnerId,
         settings: LaneSettings,
         others: Keyed<dyn Embedder>,

@@ -206,7 +206,7 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
     let keyed = Keyed { credential: String::new(), tenants: Vec::new(), driver };
     let batcher = Batcher::start(
         world.pool.clone(),
-        world.pool.clone(),
+        &world.pool,
         OwnerId::fresh(),
         settings,
         keyed,

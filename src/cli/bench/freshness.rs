@@ -65,6 +65,7 @@ async fn by_hand(bed: &Bed, inserts: usize) -> Result<Vec<f64>, Failure> {
     let vectors = provider::vectors(DIMENSIONS);
     let contents = texts::texts(inserts, BYTES);
     let mut connection = field.pool.acquire().await?;
+    db::bench::keep_plans(&mut connection).await?;
     let mut waits = Vec::new();
     for (id, content) in (1..).zip(&contents) {
         let began = Instant::now();

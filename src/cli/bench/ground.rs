@@ -56,12 +56,8 @@ impl Ground {
         let url = String::from(url);
         migration::make_vector(&url, true).await?;
         db::bench::prepare(&mut db::connect_once(&url).await?, dimensions).await?;
-        let settings = Database { url: Secret::new(&url), connections: 8 };
-        let wide = db::connect(&settings).await?;
-        migrate::run(&wide, Set::Ours).await.map_err(|error| Failure::of(&error))?;
-        // Plans are kept for the floors as they are for a worker.
-        let pool = db::connect_keyed(&wide, &settings).await?;
-        wide.close().await;
+        let pool = db::connect(&Database { url: Secret::new(&url), connections: 4 }).await?;
+        migrate::run(&pool, Set::Ours).await.map_err(|error| Failure::of(&error))?;
         Ok(Field { url, pool, database })
     }
 

@@ -30,6 +30,7 @@ pub(super) async fn nothing_to_do(bed: &Bed) -> Result<Vec<Figure>, Failure> {
         db::bench::register(&field.pool, PIPELINE).await?;
         rig::lay(&field, &rig::rows(vec![String::new(); bed.rows])).await?;
         let mut connection = field.pool.acquire().await?;
+        db::bench::keep_plans(&mut connection).await?;
         let began = Instant::now();
         let mut claimed = db::bench::fused(&mut connection, PIPELINE, &[], BATCH).await?;
         while !claimed.is_empty() {

@@ -5,7 +5,7 @@ mod queue;
 
 use sqlx::{PgConnection, PgPool};
 
-pub use by_hand::{Batch, write};
+pub use by_hand::{Batch, keep_plans, write};
 pub use queue::{fused, hold_horizon, pile};
 
 /// Rows of one insert.
