@@ -390,7 +390,8 @@ async fn wire(
     let memory = Memory::new(config.worker.memory);
     let vital = Vital::default();
     let shared_config = Arc::new(config.clone());
-    let mut lanes = Lanes::open(config, pool, owner, &vital).await?;
+    let keyed = db::connect_keyed(pool, &config.database).await?;
+    let mut lanes = Lanes::open(config, (pool, &keyed), owner, &vital).await?;
     let mut pipelines = Vec::new();
     let mut deliverers = Vec::new();
     for plan in plans {
@@ -401,8 +402,8 @@ async fn wire(
         pipelines.push(Deps {
             pool: pool.clone(),
             means: lanes.means(&plan).await?,
-            loader: Loader::start(pool.clone(), fit.clone(), memory.clone(), &vital),
-            committer: Committer::start(pool.clone(), fit.clone(), &vital),
+            loader: Loader::start(pool.clone(), keyed.clone(), fit.clone(), memory.clone(), &vital),
+            committer: Committer::start(pool.clone(), keyed.clone(), fit.clone(), &vital),
             files: Arc::clone(&files),
             extractor: extractor.clone(),
             memory: memory.clone(),
@@ -416,7 +417,7 @@ async fn wire(
         let (batchers, speech) = (batchers.clone(), speech.clone());
         Box::new(move || status(&batchers, &speech))
     };
-    let parts = Parts { pipelines, deliverers, lanes };
+    let parts = Parts { keyed, pipelines, deliverers, lanes };
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), parts, vital, stop);
     Ok(Running { engine, lanes: batchers, speech, refused })
 }

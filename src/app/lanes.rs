@@ -26,6 +26,8 @@ type Prices = HashMap<(String, String, String), Vec<Dated>>;
 pub(super) struct Lanes<'a> {
     config: &'a Config,
     pool: &'a PgPool,
+    /// The connections of statements over keys.
+    keyed: &'a PgPool,
     owner: OwnerId,
     vital: &'a Vital,
     prices: Prices,
@@ -34,9 +36,14 @@ pub(super) struct Lanes<'a> {
 }
 
 impl<'a> Lanes<'a> {
-    pub async fn open(config: &'a Config, pool: &'a PgPool, owner: OwnerId, vital: &'a Vital) -> sqlx::Result<Self> {
+    pub async fn open(
+        config: &'a Config,
+        (pool, keyed): (&'a PgPool, &'a PgPool),
+        owner: OwnerId,
+        vital: &'a Vital,
+    ) -> sqlx::Result<Self> {
         let prices = set_prices(config, pool).await?;
-        Ok(Self { config, pool, owner, vital, prices, vectors: BTreeMap::new(), speech: BTreeMap::new() })
+        Ok(Self { config, pool, keyed, owner, vital, prices, vectors: BTreeMap::new(), speech: BTreeMap::new() })
     }
 
     /// What a pipeline works with; opens the lane of its model where nobody has.
@@ -102,7 +109,8 @@ impl<'a> Lanes<'a> {
         };
         alarm(model, settings.price().is_none());
         let others = Keyed { credential: fingerprint(provider), tenants: Vec::new(), driver };
-        let batcher = Batcher::start(self.pool.clone(), self.owner, settings, others, own, self.vital);
+        let pool = self.pool.clone();
+        let batcher = Batcher::start(pool, self.keyed, self.owner, settings, others, own, self.vital);
         self.vectors.insert(model.label.clone(), (batcher.clone(), tokenizer.clone()));
         Ok((batcher, tokenizer))
     }

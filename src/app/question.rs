@@ -22,7 +22,7 @@ pub async fn means(config: &Config, pool: &PgPool, plan: &Plan) -> Result<Option
         return Ok(None);
     }
     let vital = Vital::default();
-    let mut lanes = Lanes::open(config, pool, OwnerId::fresh(), &vital).await?;
+    let mut lanes = Lanes::open(config, (pool, pool), OwnerId::fresh(), &vital).await?;
     match lanes.means(plan).await? {
         Means::Vectors(vectors) => Ok(Some(vectors)),
         Means::Speech(_) => Ok(None),

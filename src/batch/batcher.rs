@@ -164,6 +164,7 @@ impl Batcher {
     /// Starts a lane for each credential: of tenants that have their `own`, and of all others. They end with the last clone.
     pub fn start(
         pool: PgPool,
+        keyed: &PgPool,
         owner: OwnerId,
         settings: LaneSettings,
         others: Keyed<dyn Embedder>,
@@ -171,8 +172,8 @@ impl Batcher {
         vital: &Vital,
     ) -> Self {
         let approach = Approach::new();
-        let lanes = ByTenant::new(others, own, |keyed| {
-            let lane = Arc::new(Lane::new(pool.clone(), owner, settings.clone(), keyed));
+        let lanes = ByTenant::new(others, own, |driver| {
+            let lane = Arc::new(Lane::new(pool.clone(), keyed.clone(), owner, settings.clone(), driver));
             let (sender, items) = mpsc::unbounded_channel();
             vital.spawn("batcher", Arc::clone(&lane).run(items, approach.watch()));
             Entrance { sender, lane, flights: Arc::default() }

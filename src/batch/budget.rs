@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::config::Allowance;
-use crate::db::calls::{self, Intent};
+use crate::db::calls::{self, CallResult, Intent};
 use crate::db::{self, budgets};
 use crate::domain::OwnerId;
 use crate::providers::{ProviderError, RateLimits};
@@ -156,6 +156,12 @@ impl Budget {
 
     fn expect_pace(&self) {
         self.state().paced_until = Some(Instant::now() + WARY);
+    }
+
+    /// Writes what became of a call.
+    pub async fn settle(&self, result: &CallResult) -> sqlx::Result<()> {
+        let settle = async || calls::settle(&mut *self.pool.acquire().await?, result).await;
+        db::patiently(&settle).await
     }
 
     fn cost(&self, tokens: usize) -> Option<budgets::Cost> {

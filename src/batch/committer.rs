@@ -142,17 +142,19 @@ pub struct Committer(mpsc::UnboundedSender<Request>);
 
 struct Shared {
     pool: PgPool,
+    /// For pipelines whose commits find everything by its key.
+    keyed: PgPool,
     fit: Fit,
     again: mpsc::WeakUnboundedSender<Request>,
 }
 
 impl Committer {
     /// Starts the committer of one pipeline; it ends with its last clone.
-    pub fn start(pool: PgPool, fit: Fit, vital: &Vital) -> Self {
+    pub fn start(pool: PgPool, keyed: PgPool, fit: Fit, vital: &Vital) -> Self {
         let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
         let shares = fit.plan().effects.iter().any(|effect| effect.shared.is_some());
         let most = if fit.plan().effects.is_empty() { MOST_JOBS } else { MOST_WITH_EFFECTS };
-        let shared = Arc::new(Shared { pool, fit, again: sender.downgrade() });
+        let shared = Arc::new(Shared { pool, keyed, fit, again: sender.downgrade() });
         vital.spawn("committer", async move {
             let commits = Arc::new(Semaphore::new(if shares { SHARING_COMMITS } else { COMMITS }));
             let mut waiting = VecDeque::new();
@@ -224,7 +226,8 @@ impl Shared {
             let plan = self.fit.plan();
             let works: Vec<&Work> = group.iter().map(|request| &request.work).collect();
             let patient = group.iter().any(|request| request.tries >= PATIENT_FROM);
-            match guarded(transaction::run(&self.pool, &plan, &works, patient)).await {
+            let pool = if plan.steady.written_by_key { &self.keyed } else { &self.pool };
+            match guarded(transaction::run(pool, &plan, &works, patient)).await {
                 Ok(verdicts) => self.answer(group, verdicts),
                 Err(refusal) if db::is_passing(&refusal.error) => self.put_off(group, &refusal.error),
                 // It comes from each connection once, and then from none.

@@ -50,10 +50,16 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub fn new(pool: PgPool, owner: OwnerId, settings: LaneSettings, keyed: Keyed<dyn Embedder>) -> Self {
-        let Keyed { credential, tenants, driver: embedder } = keyed;
+    pub fn new(
+        pool: PgPool,
+        keyed: PgPool,
+        owner: OwnerId,
+        settings: LaneSettings,
+        driver: Keyed<dyn Embedder>,
+    ) -> Self {
+        let Keyed { credential, tenants, driver: embedder } = driver;
         let slots = Slots::new(settings.concurrency);
-        let budget = Budget::new(pool.clone(), &settings.provider, &settings.model, credential, settings.allowance);
+        let budget = Budget::new(keyed, &settings.provider, &settings.model, credential, settings.allowance);
         Self { pool, settings, owner, embedder, tenants, gate: Gate::default(), slots, budget }
     }
 
@@ -333,8 +339,7 @@ impl Lane {
         let answer = self.learn(answer, started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
-        let settle = async || calls::settle(&mut *self.pool.acquire().await?, &result).await;
-        if let Err(error) = db::patiently(&settle).await {
+        if let Err(error) = self.budget.settle(&result).await {
             tracing::warn!(call.id = %intent.id, error = db::describe(&error), "the result of a provider call could not be written");
         }
         // What may have been paid stays counted as it was estimated.

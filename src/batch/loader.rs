@@ -60,6 +60,8 @@ pub struct Loader(mpsc::UnboundedSender<Request>);
 
 struct Shared {
     pool: PgPool,
+    /// For pipelines whose rows are found by their keys alone.
+    keyed: PgPool,
     fit: Fit,
     memory: Memory,
 }
@@ -73,9 +75,9 @@ struct Open {
 
 impl Loader {
     /// Starts the loader of one pipeline; it ends with its last clone.
-    pub fn start(pool: PgPool, fit: Fit, memory: Memory, vital: &Vital) -> Self {
+    pub fn start(pool: PgPool, keyed: PgPool, fit: Fit, memory: Memory, vital: &Vital) -> Self {
         let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
-        let shared = Shared { pool, fit, memory };
+        let shared = Shared { pool, keyed, fit, memory };
         vital.spawn("loader", async move {
             let mut batch = Vec::new();
             // Whatever came while the last read ran is read together.
@@ -189,7 +191,8 @@ impl Shared {
     }
 
     async fn read(&self, plan: &Plan, requests: &[Request], most: u64) -> sqlx::Result<Vec<(Found, Vec<Existing>)>> {
-        let mut connection = self.pool.acquire().await?;
+        let pool = if plan.steady.read_by_key { &self.keyed } else { &self.pool };
+        let mut connection = pool.acquire().await?;
         let keys: Vec<&SourceKey> = requests.iter().map(|request| &request.key).collect();
         if let Some(queue) = &plan.queue {
             db::app::mark(&mut connection, plan, queue, &keys).await?;

@@ -58,6 +58,20 @@ const TEXT_FORMAT: [(&str, &str); 7] = [
     ("quote_all_identifiers", "off"),
 ];
 
+/// For statements of any shape.
+const PLANNED_ANEW: [(&str, &str); 1] = [("plan_cache_mode", "force_custom_plan")];
+
+/// For statements over keys. Of a table that is nearly empty all of it is read as cheaply as one row, also through an index and in its
+/// order; a bitmap is the one way into a table that always begins with a key. Before Postgres 18 a plan that must go another way looks dear
+/// enough to be compiled.
+const PLANS_KEPT: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_indexscan", "off"),
+    ("enable_indexonlyscan", "off"),
+    ("jit", "off"),
+];
+
 /// How a session of ours ends when we are gone without a word: a transaction of ours never waits for anything but its own statements,
 /// and an idle connection is asked so often whether it is there that nothing on the way forgets it.
 const ABANDONED: [(&str, &str); 4] = [
@@ -74,7 +88,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
 /// = off` makes a policy that would hide rows an error with a name), read committed, a search path of pgvector's schema only, and plans
-/// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables.
+/// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables. What [`connect_keyed`] opens
+/// is counted among the configured connections.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -87,15 +102,44 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
     }
     let vector_schema = app::vector_schema(&mut first).await.map_err(ConnectError::Away)?;
     first.close().await.ok();
-    let search_path = vector_schema.map_or_else(|| "''".to_owned(), |schema| app::quote(&schema));
-    let session = TEXT_FORMAT.iter().chain(&ABANDONED);
-    let pinned: String = session.map(|(name, value)| format!("set {name} = {value}; ")).collect();
-    let pinned = format!(
-        "{pinned}set search_path = {search_path}; set row_security = off; \
-         set plan_cache_mode = force_custom_plan; set default_transaction_isolation = 'read committed'; set statement_timeout = '10min'"
-    );
+    let most = settings.connections - keyed_connections(settings);
+    open(options, most, pinned(vector_schema.as_deref(), &PLANNED_ANEW)).await.map_err(ConnectError::Away)
+}
+
+/// Opens a worker's second pool, for statements that find rows of few tables by their keys and are the same for every job: its sessions
+/// keep their plans, which are half of what the server does for a lone job. A kept plan goes by an index and looks row by row, whatever the
+/// tables held when it was made; so no statement of others may run in these sessions. With few connections it is the first pool again.
+///
+/// # Errors
+/// The database is away.
+pub async fn connect_keyed(pool: &PgPool, settings: &Database) -> sqlx::Result<PgPool> {
+    let most = keyed_connections(settings);
+    if most == 0 {
+        return Ok(pool.clone());
+    }
+    let vector_schema = app::vector_schema(&mut *pool.acquire().await?).await?;
+    let options = PgConnectOptions::clone(&pool.connect_options());
+    open(options, most, pinned(vector_schema.as_deref(), &PLANS_KEPT)).await
+}
+
+/// Of the configured connections, how many are for statements over keys.
+fn keyed_connections(settings: &Database) -> u32 {
+    if settings.connections < 8 { 0 } else { settings.connections / 2 }
+}
+
+fn pinned(vector_schema: Option<&str>, plans: &[(&str, &str)]) -> String {
+    let search_path = vector_schema.map_or_else(|| "''".to_owned(), app::quote);
+    let session = TEXT_FORMAT.iter().chain(&ABANDONED).chain(plans);
+    let session: String = session.map(|(name, value)| format!("set {name} = {value}; ")).collect();
+    format!(
+        "{session}set search_path = {search_path}; set row_security = off; \
+         set default_transaction_isolation = 'read committed'; set statement_timeout = '10min'"
+    )
+}
+
+async fn open(options: PgConnectOptions, most: u32, pinned: String) -> sqlx::Result<PgPool> {
     PgPoolOptions::new()
-        .max_connections(settings.connections)
+        .max_connections(most)
         .acquire_timeout(Duration::from_secs(10))
         // Every loan would begin with a round trip; what was in use a moment ago is whole, and where it is not, its step is done again.
         .test_before_acquire(false)
@@ -125,7 +169,6 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
         })
         .connect_with(options)
         .await
-        .map_err(ConnectError::Away)
 }
 
 fn options_of(url: &str) -> Result<PgConnectOptions, ConnectError> {

@@ -205,7 +205,15 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
     };
     let driver: Arc<dyn Embedder> = Arc::new(Clumsy);
     let keyed = Keyed { credential: String::new(), tenants: Vec::new(), driver };
-    let batcher = Batcher::start(world.pool.clone(), OwnerId::fresh(), settings, keyed, Vec::new(), &Vital::default());
+    let batcher = Batcher::start(
+        world.pool.clone(),
+        &world.pool,
+        OwnerId::fresh(),
+        settings,
+        keyed,
+        Vec::new(),
+        &Vital::default(),
+    );
     let embed = async |id: i64, text: &str| {
         let of = OfJob {
             id: JobId(id),

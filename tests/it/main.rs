@@ -46,6 +46,7 @@ mod operator;
 mod outcomes;
 mod parents;
 mod pgbouncer;
+mod plans;
 mod postgres;
 mod providers;
 #[path = "../chaos/proxy.rs"]

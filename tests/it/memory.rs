@@ -23,7 +23,7 @@ async fn most_beside(world: &World, memory: u64) -> BTreeMap<u64, u64> {
     let resolved = app::resolve(&world.pool, &world.config()).await.expect("the database is there");
     let loader = {
         let fit = Fit::new(world.pool.clone(), Arc::new(world.config()), Arc::clone(&resolved.plans[0]));
-        Loader::start(world.pool.clone(), fit, Memory::new(memory), &Vital::default())
+        Loader::start(world.pool.clone(), world.pool.clone(), fit, Memory::new(memory), &Vital::default())
     };
     let in_memory = AtomicU64::new(0);
     let ids = world.list("select id::text from public.documents order by octet_length(content), id").await;

@@ -35,7 +35,7 @@ pub struct World {
 const TOML: &str = r#"
 [database]
 url = "DATABASE"
-connections = 12
+connections = 24
 
 [worker]
 slots = 16

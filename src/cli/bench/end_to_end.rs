@@ -118,6 +118,7 @@ async fn by_hand(bed: &Bed) -> Result<f64, Failure> {
     rig::lay(&field, &rig::rows(contents.clone())).await?;
     let vectors = provider::vectors(DIMENSIONS);
     let mut connection = field.pool.acquire().await?;
+    db::bench::keep_plans(&mut connection).await?;
     let began = Instant::now();
     for (nth, contents) in contents.chunks(BY_HAND).enumerate() {
         let first_id = i64::try_from(nth * BY_HAND + 1).unwrap_or(i64::MAX);

@@ -221,7 +221,8 @@ pub async fn existing_chunks(
 }
 
 /// The chunks of a group, locked for this transaction in key order, and the rows of which somebody else holds a chunk: those are
-/// passed over, since an application's transaction may hold a chunk and want the source row that we hold.
+/// passed over, since an application's transaction may hold a chunk and want the source row that we hold. Most rows have none yet: their
+/// index is asked once.
 ///
 /// # Errors
 /// The database is away or refuses.
@@ -236,13 +237,19 @@ pub async fn lock_chunks(
     };
     let statement = format!(
         "with there as materialized ( \
-             select asked.gm_nth as nth, {PLACE} as place from {asked} join {table} as chunk on {parent_match} \
-         ), held as materialized ({chunks} for update of chunk skip locked) \
-         select there.nth, held.place, held.index, held.text, held.valid from there left join held using (nth, place) \
-         order by there.nth, held.index",
+             select asked.gm_nth, chunk.tableoid as relation, chunk.ctid as place from {asked} join {table} as chunk on {parent_match} \
+         ), held as materialized ( \
+             {columns} from there as asked join {table} as chunk on chunk.ctid = asked.place and chunk.tableoid = asked.relation \
+             {order} for update of chunk skip locked \
+         ) \
+         select nth, place, index, text, valid from held \
+         union all \
+         select gm_nth, null, null, null, null from there where relation::oid || ':' || place not in (select place from held) \
+         order by nth, index",
         asked = asked(parent.len()),
         parent_match = parent_match(plan, "chunk"),
-        chunks = chunks_of(plan),
+        columns = chunk_columns(plan),
+        order = chunk_order(plan),
     );
     let mut query = sqlx::query(AssertSqlSafe(statement));
     for column in by_parent(plan, keys) {
@@ -261,19 +268,33 @@ pub async fn lock_chunks(
 
 /// The statement that reads the chunks of the asked parents.
 fn chunks_of(plan: &Plan) -> String {
-    let TargetPlan::Chunks { table, parent, index, text, .. } = &plan.target else { return String::new() };
+    let TargetPlan::Chunks { table, parent, .. } = &plan.target else { return String::new() };
+    format!(
+        "{columns} from {asked} join {table} as chunk on {parent_match} {order}",
+        columns = chunk_columns(plan),
+        asked = asked(parent.len()),
+        parent_match = parent_match(plan, "chunk"),
+        order = chunk_order(plan),
+    )
+}
+
+/// What is asked of a chunk, as [`Existing`] has it.
+fn chunk_columns(plan: &Plan) -> String {
+    let TargetPlan::Chunks { index, text, .. } = &plan.target else { return String::new() };
     let text = text.as_ref().map_or_else(
         || "null::bytea".to_owned(),
         |text| format!("substring(sha256(convert_to(chunk.{}::text, 'UTF8')) for 16)", text.sql()),
     );
     format!(
-        "select asked.gm_nth as nth, {PLACE} as place, coalesce(chunk.{index}, -1)::bigint as index, {text} as text, {valid} as valid \
-         from {asked} join {table} as chunk on {parent_match} order by asked.gm_nth, chunk.{index}",
-        index = index.sql(),
-        valid = plan.valid("chunk"),
-        asked = asked(parent.len()),
-        parent_match = parent_match(plan, "chunk"),
+        "select asked.gm_nth as nth, {PLACE} as place, coalesce(chunk.{}, -1)::bigint as index, {text} as text, {} as valid",
+        index.sql(),
+        plan.valid("chunk"),
     )
+}
+
+fn chunk_order(plan: &Plan) -> String {
+    let TargetPlan::Chunks { index, .. } = &plan.target else { return String::new() };
+    format!("order by asked.gm_nth, chunk.{}", index.sql())
 }
 
 fn by_parent(plan: &Plan, keys: &[&SourceKey]) -> Vec<Vec<String>> {

@@ -3,6 +3,8 @@
 
 use sqlx::PgConnection;
 
+use crate::config::{Pipeline, TenantRule};
+
 use super::catalog::{Column, Table};
 use super::plan::{Plan, TargetPlan};
 use super::shape::content_names;
@@ -14,10 +16,24 @@ pub struct Steady {
     pub versioned: bool,
     /// A commit of the pipeline leaves the content as it is, and nobody else has a say in its writes.
     pub spared: bool,
+    /// Its rows, and what they have in the target, are found by indexes over their whole keys and by no others, and no statement of others
+    /// runs in ours: plans that were made for any of its tables when it was empty serve when it is large.
+    pub read_by_key: bool,
+    /// The same for its commits: no effect and no trigger of the application runs in them, and foreign keys have one column.
+    pub written_by_key: bool,
 }
 
 /// What holds for a pipeline.
 pub(super) async fn of(connection: &mut PgConnection, plan: &Plan, target: Option<&Table>) -> sqlx::Result<Steady> {
+    let (parent, version): (Vec<String>, Option<&Column>) = match &plan.target {
+        TargetPlan::Chunks { parent, version, .. } => {
+            (parent.iter().map(|write| write.column.name.clone()).collect(), version.as_ref().map(|(column, _)| column))
+        }
+        TargetPlan::Row { .. } | TargetPlan::None => (Vec::new(), None),
+    };
+    let asked_of_chunks: Vec<String> =
+        parent.iter().cloned().chain(version.map(|column| column.name.clone())).collect();
+    let key: Vec<String> = plan.key.iter().map(|column| column.name.clone()).collect();
     let target: Vec<_> = target.iter().map(|table| table.oid).collect();
     let written: Vec<String> = written(plan).map(|column| column.name.clone()).collect();
     // Functions in our schema are of triggers that only announce.
@@ -34,10 +50,34 @@ pub(super) async fn of(connection: &mut PgConnection, plan: &Plan, target: Optio
                              and (cardinality(t.tgattr::int2[]) = 0
                                   or exists (select from pg_catalog.pg_attribute a where a.attrelid = $1
                                              and a.attnum = any (t.tgattr::int2[]) and a.attname = any ($3::text[]))))
-                  ) as "quiet!""#,
+                  ) as "quiet!",
+                  not exists (select from pg_catalog.pg_class where (oid = $1 or oid = any ($2)) and (relkind <> 'r' or relhassubclass or relhasrules))
+                  and not exists (
+                      select from (select $1::oid as relation, $4::text[] as wanted, $4::text[] as asked
+                                   union all select unnest($2::oid[]), $5::text[], $6::text[]) as of_table
+                      cross join lateral (
+                          select coalesce(bool_or(wanted and whole and plain), false) as found, coalesce(bool_or(not whole), false) as others
+                          from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
+                          join pg_catalog.pg_am am on am.oid = c.relam
+                          join pg_catalog.pg_attribute lead on lead.attrelid = i.indrelid and lead.attnum = i.indkey[0]
+                          cross join lateral (
+                              select lead.attname = any (of_table.wanted) as wanted,
+                                     of_table.wanted <@ array(select a.attname::text from pg_catalog.pg_attribute a
+                                                              where a.attrelid = i.indrelid and a.attnum = any (i.indkey::int2[])) as whole,
+                                     i.indpred is null and am.amname = 'btree' as plain
+                          ) as its
+                          where i.indrelid = of_table.relation and i.indisvalid and lead.attname = any (of_table.asked)
+                      ) as indexes
+                      where not found or others
+                  ) as "indexed!",
+                  not exists (select from pg_catalog.pg_constraint where contype = 'f' and cardinality(conkey) > 1
+                              and (conrelid = $1 or conrelid = any ($2) or confrelid = $1 or confrelid = any ($2))) as "simple!""#,
         plan.source_table.oid,
         &target,
         &written,
+        &key,
+        &parent,
+        &asked_of_chunks,
     )
     .fetch_one(connection)
     .await?;
@@ -49,7 +89,22 @@ pub(super) async fn of(connection: &mut PgConnection, plan: &Plan, target: Optio
         && plan.effects.is_empty()
         && plan.needs.is_none()
         && content.all(|column| !column.generated && !written.contains(&column.name));
-    Ok(Steady { versioned, spared })
+    let read_by_key = found.indexed && plan.queue.is_none() && !asks_others(&plan.pipeline);
+    let written_by_key = read_by_key && found.quiet && found.simple && plan.effects.is_empty();
+    Ok(Steady { versioned, spared, read_by_key, written_by_key })
+}
+
+/// Whether an expression of the configuration may read more than its row: such a statement is planned as any other of the application's.
+fn asks_others(pipeline: &Pipeline) -> bool {
+    let source = &pipeline.source;
+    let of_tenant = match &source.tenant {
+        Some(TenantRule::Expression(sql)) => Some(sql),
+        Some(TenantRule::Name(_) | TenantRule::Constant(_)) | None => None,
+    };
+    let of_file = pipeline.file.as_ref().and_then(|file| file.when.as_ref());
+    let conditions = [&source.when, &source.needs, &pipeline.skip.when].into_iter().flatten();
+    let mut all = source.values.values().chain(conditions).chain(of_tenant).chain(of_file);
+    all.any(|sql| sql.text.to_lowercase().contains("select"))
 }
 
 /// The source's columns that a commit sets.

@@ -15,6 +15,12 @@ pub struct Batch<'a> {
 /// Binary COPY begins with its signature, flags and the length of no extension.
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 
+/// Lets a connection keep plans, as one of any application does and as a worker's do.
+pub async fn keep_plans(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query("set plan_cache_mode = auto").execute(connection).await?;
+    Ok(())
+}
+
 /// Writes a batch in one transaction: chunks by binary COPY, and the same status, job, call and ledger rows that a worker writes.
 /// Job ids are those of the rows, in their order.
 pub async fn write(connection: &mut PgConnection, pipeline: &str, batch: Batch<'_>) -> sqlx::Result<()> {

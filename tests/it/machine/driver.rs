@@ -66,7 +66,7 @@ impl Machine {
         vendor.poison("POISON");
         let mut world = World::with_vendor(&vendor)
             .await
-            .change("connections = 12", "connections = 5")
+            .change("connections = 24", "connections = 10")
             .change("slots = 16", "slots = 4")
             .change("poll = \"200ms\"", "poll = \"20ms\"")
             .change("grace = \"5s\"", "grace = \"300ms\"")
