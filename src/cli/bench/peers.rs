@@ -66,7 +66,7 @@ struct Cost {
 async fn by_peer(bed: &Bed, peer: &Path, rows: usize) -> Result<Cost, Failure> {
     let field = bed.ground.field(DIMENSIONS).await?;
     let provider = Loopback::start(Knobs::default(), DIMENSIONS).await?;
-    db::bench::insert(&field.pool, &rig::rows(texts::texts(rows, BYTES))).await?;
+    db::bench::insert(&mut *field.pool.acquire().await?, &rig::rows(texts::texts(rows, BYTES))).await?;
     told(peer, "prepare", &field, &provider).await?;
     db::bench::settle(&field.pool).await?;
 

@@ -149,7 +149,7 @@ async fn until_done(rig: &mut Rig, first: i64, tenants: usize) -> Result<f64, Fa
         .map(|(id, content)| Row { id, tenant: format!("one {id}"), content, path: None })
         .collect();
     let began = Instant::now();
-    db::bench::insert(&rig.field.pool, &rows).await?;
+    db::bench::insert(&mut *rig.field.pool.acquire().await?, &rows).await?;
     db::bench::open_from(&rig.field.pool, PIPELINE, first).await?;
     while db::bench::vectors_from(&rig.field.pool, first).await? < i64::try_from(tenants).unwrap_or(i64::MAX) {
         rig.check(began)?;

@@ -96,7 +96,7 @@ impl Rig {
 
 /// Inserts rows, opens their jobs, and brings it all to disk.
 pub(super) async fn lay(field: &Field, rows: &[Row]) -> Result<(), Failure> {
-    db::bench::insert(&field.pool, rows).await?;
+    db::bench::insert(&mut *field.pool.acquire().await?, rows).await?;
     db::bench::open(&field.pool, PIPELINE).await?;
     Ok(db::bench::settle(&field.pool).await?)
 }

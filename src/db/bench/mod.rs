@@ -49,7 +49,7 @@ pub struct Row {
 }
 
 /// Inserts rows, as an application would.
-pub async fn insert(pool: &PgPool, rows: &[Row]) -> sqlx::Result<()> {
+pub async fn insert(connection: &mut PgConnection, rows: &[Row]) -> sqlx::Result<()> {
     for slice in rows.chunks(SLICE) {
         let ids: Vec<i64> = slice.iter().map(|row| row.id).collect();
         let tenants: Vec<&str> = slice.iter().map(|row| row.tenant.as_str()).collect();
@@ -63,7 +63,7 @@ pub async fn insert(pool: &PgPool, rows: &[Row]) -> sqlx::Result<()> {
         .bind(tenants)
         .bind(contents)
         .bind(paths)
-        .execute(pool)
+        .execute(&mut *connection)
         .await?;
     }
     Ok(())
@@ -119,8 +119,11 @@ pub async fn change(pool: &PgPool, every: i64) -> sqlx::Result<()> {
 }
 
 /// Whether a row has its vector.
-pub async fn has_vector(pool: &PgPool, id: i64) -> sqlx::Result<bool> {
-    sqlx::query_scalar("select exists (select from bench.chunks where document_id = $1)").bind(id).fetch_one(pool).await
+pub async fn has_vector(connection: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
+    sqlx::query_scalar("select exists (select from bench.chunks where document_id = $1)")
+        .bind(id)
+        .fetch_one(connection)
+        .await
 }
 
 /// Brings everything to disk, statistics included, so that no run pays for its preparation.
