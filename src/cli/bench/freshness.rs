@@ -41,6 +41,14 @@ pub(super) async fn run(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     ])
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the runtime's timers tick once a millisecond, which is most of what is measured"
+)]
+fn a_moment() {
+    std::thread::sleep(AGAIN);
+}
+
 /// Milliseconds from before each insert until its vector is seen.
 async fn by_worker(bed: &Bed, inserts: usize) -> Result<Vec<f64>, Failure> {
     let mut rig = Rig::build(bed, &Setup::of(bed.slots), Knobs::default()).await?;
@@ -54,8 +62,7 @@ async fn by_worker(bed: &Bed, inserts: usize) -> Result<Vec<f64>, Failure> {
         db::bench::insert(&mut connection, &[row(id, content)]).await?;
         while !db::bench::has_vector(&mut connection, id).await? {
             rig.check(began)?;
-            // Timers of the runtime tick once a millisecond, which is longer than what is measured.
-            tokio::task::spawn_blocking(|| std::thread::sleep(AGAIN)).await.ok();
+            tokio::task::spawn_blocking(a_moment).await.ok();
         }
         waits.push(milliseconds(began));
         tokio::time::sleep(APART + APART * u32::try_from(id % 10).unwrap_or_default() / 10).await;
