@@ -34,7 +34,7 @@ pub struct Kept {
     pub free: bool,
 }
 
-/// Keeps vectors of one model that are still to be charged for; what was paid for last replaces what was kept before.
+/// Keeps vectors of one model that are still to be charged for, each job's its own; what it paid for last replaces what was kept before.
 pub async fn park(db: impl PgExecutor<'_>, model: &str, parked: &[Parked]) -> sqlx::Result<()> {
     write(db, model, parked, false).await
 }
@@ -50,16 +50,17 @@ async fn write(db: impl PgExecutor<'_>, model: &str, parked: &[Parked], reusable
     let vectors: Vec<Vec<u8>> = parked.iter().map(|one| bytes(&one.embedding.vector)).collect();
     let weights: Vec<Option<Vec<u8>>> = parked.iter().map(|one| one.embedding.sparse.as_ref().map(pairs)).collect();
     let tokens: Vec<i64> = parked.iter().map(|one| i64::try_from(one.tokens).unwrap_or(i64::MAX)).collect();
-    let jobs: Vec<i64> = parked.iter().map(|one| one.job.0).collect();
+    let owner = |one: &Parked| if reusable { JobId::NONE.0 } else { one.job.0 };
+    let jobs: Vec<i64> = parked.iter().map(owner).collect();
     sqlx::query!(
         r#"insert into gristmill.vector_cache (tenant, model, digest, vector, sparse, tokens, job_id, reusable)
-           select distinct on (tenant, digest) tenant, $1, digest, vector, sparse, tokens, job_id, $8
+           select distinct on (tenant, digest, job_id) tenant, $1, digest, vector, sparse, tokens, job_id, $8
            from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bigint[], $7::bigint[])
                as parked (tenant, digest, vector, sparse, tokens, job_id)
-           order by tenant, digest
-           on conflict (tenant, model, digest) do update
+           order by tenant, digest, job_id
+           on conflict (tenant, model, digest, job_id) do update
            set vector = excluded.vector, sparse = excluded.sparse, tokens = excluded.tokens, kept_at = excluded.kept_at,
-               job_id = excluded.job_id, reusable = excluded.reusable"#,
+               reusable = excluded.reusable"#,
         model,
         &tenants,
         &texts,
@@ -75,7 +76,8 @@ async fn write(db: impl PgExecutor<'_>, model: &str, parked: &[Parked], reusable
 }
 
 /// The kept vectors of these texts of one tenant and model for a job of its, those kept before `since` left out, and those of equal
-/// texts if they are not wanted. What was bought by a job that is over, and may never be charged, is the asking job's own from here on.
+/// texts if they are not wanted. Of several, what it bought itself comes first. What was bought by a job that is over, and may never be
+/// charged, is the asking job's own from here on; what an open one bought is free.
 pub async fn find(
     db: impl PgExecutor<'_>,
     job: JobId,
@@ -87,22 +89,31 @@ pub async fn find(
 ) -> sqlx::Result<HashMap<TextHash, Kept>> {
     let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
     let rows = sqlx::query!(
-        r#"with left_over as (
-               -- In the order in which they are parked, so that nobody waits for each other.
-               select digest from gristmill.vector_cache as kept
-               where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4)
-                 and not reusable and job_id is distinct from $6
-                 and not exists (select from gristmill.embedding_jobs as buyer
-                                 where buyer.id = kept.job_id and buyer.state in ('waiting', 'pending', 'processing'))
-               order by digest for update
+        r#"with found as (
+               select digest, job_id, vector, sparse, tokens, reusable, job_id = $6 as own,
+                      not reusable and job_id <> $6
+                      and not exists (select from gristmill.embedding_jobs as buyer
+                                      where buyer.id = kept.job_id and buyer.state in ('waiting', 'pending', 'processing')) as left_over
+               from gristmill.vector_cache as kept
+               where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4) and (not reusable or $5)
+           ), chosen as (
+               select distinct on (digest) * from found
+               -- One of its own that is too old to count is in the way of another.
+               where not left_over or not exists (select from gristmill.vector_cache as own
+                                                  where own.tenant = $1 and own.model = $2 and own.digest = found.digest and own.job_id = $6)
+               order by digest, own desc, left_over desc, reusable desc, job_id
+           ), free as (
+               -- Whoever is about to take it as well, or drops it as charged, has it; this job has it for nothing.
+               select kept.digest, kept.job_id from gristmill.vector_cache as kept
+               join chosen on chosen.left_over and chosen.digest = kept.digest and chosen.job_id = kept.job_id
+               where kept.tenant = $1 and kept.model = $2 for update of kept skip locked
            ), taken as (
-               update gristmill.vector_cache as kept set job_id = $6 from left_over
-               where kept.tenant = $1 and kept.model = $2 and kept.digest = left_over.digest returning kept.digest
+               update gristmill.vector_cache as kept set job_id = $6 from free
+               where kept.tenant = $1 and kept.model = $2 and kept.digest = free.digest and kept.job_id = free.job_id
+               returning kept.digest
            )
-           select digest, vector, sparse, tokens,
-                  reusable or (job_id is distinct from $6 and digest not in (select taken.digest from taken)) as "free!"
-           from gristmill.vector_cache
-           where tenant = $1 and model = $2 and digest = any ($3) and ($4::timestamptz is null or kept_at >= $4) and (not reusable or $5)"#,
+           select digest, vector, sparse, tokens, not own and digest not in (select taken.digest from taken) as "free!"
+           from chosen"#,
         tenant,
         model,
         &texts,

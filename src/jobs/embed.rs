@@ -100,7 +100,8 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let written = std::mem::take(&mut work.unwritten);
     if deps.plan.pipeline.cache {
         means.batcher.share(job.id, &row.tenant, &written).await;
-    } else if parked {
+    }
+    if parked {
         let texts: Vec<_> = written.into_iter().map(|(text, _)| text).collect();
         means.batcher.forget(job.id, &row.tenant, &texts).await;
     }

@@ -6,7 +6,7 @@ use insta::assert_snapshot;
 use uuid::Uuid;
 
 use crate::cli::gristmill;
-use crate::fake_openai::{FakeOpenAi, Options};
+use crate::fake_openai::{Answer, FakeOpenAi, Options};
 use crate::ledger::{paragraph, paragraphs};
 use crate::reconcile::reconciled;
 use crate::world::{DIMENSIONS, USER, World};
@@ -181,6 +181,59 @@ async fn a_pipeline_that_does_not_ask_neither_fills_the_cache_nor_uses_it() {
 
     assert_eq!(vendor.paid("It stands."), 1, "a job that was tried looks for parked vectors only");
     assert_eq!(world.value::<String>(KEPT).await, "1 0", "and leaves the others where they are");
+}
+
+#[tokio::test]
+async fn what_is_for_equal_texts_is_not_left_parked_as_well() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
+    let world = world.change("kind = \"openai\"", "kind = \"openai\"\nconcurrency = 1");
+    let world = world.change("model = \"small\"\nexisting", "model = \"small\"\ncache = true\nexisting");
+    world.register().await;
+    world.insert("book", &paragraphs(&["old", "new"])).await;
+    vendor.script([Answer::good(), Answer::status(503), Answer::status(503), Answer::status(503)]);
+    world.work().await;
+    assert_eq!(world.value::<String>(KEPT).await, "0 1");
+
+    world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    world.work().await;
+
+    assert_eq!(world.states().await, "1 completed");
+    assert_eq!(world.value::<String>(KEPT).await, "2 0");
+}
+
+#[tokio::test]
+async fn of_several_that_are_parked_a_job_takes_its_own_then_one_that_nobody_will_be_charged_for() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("book", "Old.").await;
+    world.insert("copy", "Old.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    // Of jobs 1 and 2, which are open, and of two that are over.
+    let entry = |job: i64, tokens: u64| Parked {
+        tenant: "one".to_owned(),
+        job: JobId(job),
+        text: [7; 32],
+        embedding: Embedding { vector: vec![0.5; 8], sparse: None }.into(),
+        tokens,
+    };
+    cache::park(&world.pool, "m", &[entry(1, 5), entry(2, 6), entry(98, 7), entry(99, 8)]).await.unwrap();
+    let find = async |job| {
+        let found = cache::find(&world.pool, JobId(job), "one", "m", &[[7; 32]], None, false).await.unwrap();
+        found.into_values().map(|kept| (kept.tokens, kept.free)).collect::<Vec<_>>()
+    };
+
+    assert_eq!(find(2).await, [(Some(6), false)]);
+    assert_eq!(find(1).await, [(Some(5), false)]);
+    cache::forget(&world.pool, JobId(1), "one", "m", &[[7; 32]]).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(find(1).await, [(Some(7), false)], "what it took is its own");
+    }
+    cache::forget(&world.pool, JobId(1), "one", "m", &[[7; 32]]).await.unwrap();
+    assert_eq!(find(1).await, [(Some(8), false)]);
+    cache::forget(&world.pool, JobId(1), "one", "m", &[[7; 32]]).await.unwrap();
+    assert_eq!(find(1).await, [(Some(6), true)], "its buyer is open");
+    assert_eq!(world.list("select job_id::text from gristmill.vector_cache").await, ["2"]);
 }
 
 #[tokio::test]
