@@ -34,8 +34,9 @@ pub struct Entry {
 /// Holds lines of the ledger against parts of paid calls, job by job and revision by revision. Lines from before `since` may rest on
 /// calls that are pruned.
 ///
-/// A part that was paid and not charged is explained by what became of its revision; a line that was not paid for by a call of its own
-/// may be of a vector that was kept from an earlier try, or from another job of its tenant, which only the sum over them can tell: `kept`.
+/// A part that was paid and not charged is explained by what became of its revision, unless a later one of the job was charged for it.
+/// A line that was paid for neither by a call of its own nor so may be of a vector from another job of its tenant, which only the sum
+/// over them can tell: `kept`.
 pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) -> sqlx::Result<Vec<Entry>> {
     sqlx::query_as!(
         Entry,
@@ -92,12 +93,45 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                  and not exists (select from pairs where pairs.job_id = job.id and pairs.revision = 1)
                  and not exists (select from gristmill.usage_events as reused
                                  where reused.job_id = job.id and reused.revision = 1 and reused.meter = 'reused_vectors')
+           ),
+           -- What was paid and not charged, and what was charged of something kept: of one job, a later revision settles an earlier one.
+           sides as (
+               select judged.*,
+                      case when reason in ('overtaken', 'ended', 'not_written') then paid - charged else 0 end as over,
+                      case when reason = 'kept' then charged - paid else 0 end as short
+               from judged
+           ),
+           sums as (
+               select sides.*, sum(over - short) over so_far as balance, sum(over - short) over all_of_it as balance_at_last,
+                      sum(over) over so_far as over_so_far, sum(over) over all_of_it as over_in_all
+               from sides
+               window all_of_it as (partition by job_id, tenant, provider, model, meter), so_far as (all_of_it order by revision)
+           ),
+           -- The lowest balance is what nothing earlier was there for.
+           lows as (
+               select sums.*, greatest(0, max(-balance) over so_far) as unpaid_so_far, greatest(0, max(-balance) over all_of_it) as unpaid_in_all
+               from sums
+               window all_of_it as (partition by job_id, tenant, provider, model, meter), so_far as (all_of_it order by revision)
+           ),
+           rests as (
+               select lows.*, unpaid_so_far - lag(unpaid_so_far, 1, 0::numeric) over so_far as unpaid,
+                      least(over, greatest(0, balance_at_last + unpaid_in_all - (over_in_all - over_so_far))) as uncharged
+               from lows window so_far as (partition by job_id, tenant, provider, model, meter order by revision)
+           ),
+           settled as (
+               select tenant, provider, model, meter, job_id, charged_usd, paid_usd, estimated, calls,
+                      case when over + short > 0 and unpaid + uncharged = 0 then 'settled' else reason end as reason,
+                      charged - (short - unpaid) as charged, paid - (over - uncharged) as paid
+               from rests
+               union all
+               select tenant, provider, model, meter, job_id, null, null, 0, null, 'settled', short - unpaid, over - uncharged
+               from rests where over > uncharged or short > unpaid
            )
            select tenant as "tenant!", provider as "provider!", model as "model!", meter as "meter!", reason as "reason!",
                   sum(charged) as "charged!", sum(paid) as "paid!", sum(charged_usd) as charged_usd, sum(paid_usd) as paid_usd, sum(estimated) as "unknown!",
                   sum(case reason when 'search' then calls else 1 end)::bigint as "count!",
                   coalesce((array_agg(distinct job_id order by job_id) filter (where job_id <> 0))[:$2], '{}') as "jobs!"
-           from judged group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5"#,
+           from settled group by 1, 2, 3, 4, 5 order by 1, 2, 3, 4, 5"#,
         since,
         most,
     )

@@ -242,6 +242,32 @@ async fn what_two_jobs_find_parked_is_charged_once() {
 }
 
 #[tokio::test]
+async fn what_two_jobs_paid_for_an_equal_text_and_could_not_write_is_each_one_s_own() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("linger = \"5ms\"", "linger = \"300ms\"");
+    world.register().await;
+    world.sql("alter table public.document_chunks add constraint no_mill check (content not like '%mill%')").await;
+    for name in ["book", "copy"] {
+        world.insert(name, "The mill grinds.").await;
+    }
+    world.work().await;
+    assert_eq!((world.states().await.as_str(), vendor.requests()), ("2 failed constraint", 1));
+    world.sql("alter table public.document_chunks drop constraint no_mill").await;
+
+    for _ in 0..2 {
+        world.sql("select gristmill.retry(min(id)) from gristmill.embedding_jobs where state = 'failed'").await;
+        world.work().await;
+    }
+
+    assert_eq!((world.states().await.as_str(), vendor.requests()), ("2 completed", 1));
+    let charged =
+        "select concat_ws(' ', job_id, 'r' || revision, meter, quantity) from gristmill.usage_events order by job_id";
+    assert_eq!(world.list(charged).await, ["1 r2 tokens 5", "2 r2 tokens 5"]);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.vector_cache").await, 0);
+    assert_snapshot!(reconciled(&world).await, @"exit 0");
+}
+
+#[tokio::test]
 async fn what_a_job_left_parked_is_charged_to_who_writes_it() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await.change("longest = 8000", "longest = 8000\ninputs = 1");
