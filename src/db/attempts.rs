@@ -48,6 +48,7 @@ pub struct Acquitted {
 }
 
 /// Takes back the crashes noted in the last `within` of a worker that is alive: it was stopped, or cut off, for longer than its leases.
+/// Also of a job that somebody else has done since: what is told of it says the same as its timeline.
 pub async fn acquit(db: impl PgExecutor<'_>, owner: OwnerId, within: Duration) -> sqlx::Result<Acquitted> {
     sqlx::query_as!(
         Acquitted,
@@ -69,7 +70,7 @@ pub async fn acquit(db: impl PgExecutor<'_>, owner: OwnerId, within: Duration) -
                set crashes = greatest(job.crashes - 1, 0),
                    crashes_alone = greatest(job.crashes_alone - (job.crashes > $3)::int, 0)
                from free join (select distinct job_id, revision from corrected) as wrong on wrong.job_id = free.id and wrong.revision = free.revision
-               where job.id = free.id and job.crashes > 0 and job.state in ('pending', 'waiting', 'processing')
+               where job.id = free.id and job.crashes > 0 and job.state not in ('failed', 'cancelled')
                  and (select count(*) from gristmill.job_attempts as lost
                       where lost.job_id = job.id and lost.revision = job.revision and lost.outcome = 'lost') < $4
                returning job.id

@@ -329,7 +329,7 @@ impl Scene {
                 self.rules.acquits.then_some(())?;
                 let nth = state.away.iter().position(|away| *away == (worker, job))?;
                 state.away.remove(nth);
-                // A job that was opened again, or has ended, is not blamed any more.
+                // A job that was opened again, or has failed, is not blamed any more.
                 state.jobs[job].acquit(LIMITS);
                 Some(())
             }

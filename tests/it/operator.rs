@@ -2,7 +2,10 @@
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use gristmill::db::attempts;
+use gristmill::domain::OwnerId;
 use insta::assert_snapshot;
 use sqlx::Executor as _;
 
@@ -30,6 +33,34 @@ async fn a_ledger_of_any_size_adds_up() {
 
     let numbers = ["inputs", "tokens", "cost"].map(|name| calls[name].as_str().unwrap_or_default().to_owned());
     assert_eq!(numbers, ["6442450941", "27670116110564327421", "3000000000000000000"]);
+}
+
+#[tokio::test]
+async fn a_crash_that_was_none_is_taken_back_of_a_job_that_another_worker_has_done() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    let owner = OwnerId::fresh();
+    sqlx::query(
+        "with job as (update gristmill.embedding_jobs set crashes = 1 returning id, revision) \
+         insert into gristmill.job_attempts (job_id, revision, attempt, worker, outcome, error_kind) \
+         select id, revision, 1, $1, 'crash', 'crashed' from job",
+    )
+    .bind(owner.0)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+    let shown = async || {
+        let told = gristmill(&world, &["jobs", "show", "1", "--json"]).await.ok().json();
+        format!("{} {} {}", told["state"], told["crashes"], told["attempts"][0]["outcome"]).replace('"', "")
+    };
+    assert_eq!(shown().await, "completed 1 crash");
+
+    let acquitted = attempts::acquit(&world.pool, owner, Duration::from_mins(1)).await.unwrap();
+
+    assert_eq!((acquitted.jobs, acquitted.is_some_left), (1, false));
+    assert_eq!(shown().await, "completed 0 lost");
 }
 
 #[tokio::test]

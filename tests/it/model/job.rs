@@ -126,7 +126,7 @@ impl Job {
 
     /// Its worker was stopped, and lives: that was no crash.
     pub fn acquit(&mut self, limits: Limits) -> Option<()> {
-        if !matches!(self.phase, Phase::Pending | Phase::Processing) || self.crashes == 0 {
+        if !matches!(self.phase, Phase::Pending | Phase::Processing | Phase::Completed) || self.crashes == 0 {
             return None;
         }
         self.crashes_alone = self.crashes_alone.saturating_sub(u8::from(self.crashes > limits.alone));
