@@ -56,9 +56,10 @@ pub fn database_up(up: bool) {
     gauge!("gristmill_database_up").set(f64::from(u8::from(up)));
 }
 
-/// Whether requests to a model wait for its provider.
-pub fn lane_paused(provider: &str, model: &str, paused: bool) {
-    let labels = [("provider", provider.to_owned()), ("model", model.to_owned())];
+/// Whether requests to a model wait for its provider: those under the credential that tenants share, or under some tenant's own.
+pub fn lane_paused(provider: &str, model: &str, own: bool, paused: bool) {
+    let key = if own { "own" } else { "shared" };
+    let labels = [("provider", provider.to_owned()), ("model", model.to_owned()), ("key", key.to_owned())];
     gauge!("gristmill_lane_paused", &labels).set(f64::from(u8::from(paused)));
 }
 
@@ -173,7 +174,7 @@ fn describe_all() {
     );
     describe_gauge!(
         "gristmill_lane_paused",
-        "1 where requests to a model wait: its provider is away or refuses the credential"
+        "1 where requests to a model wait: its provider is away or refuses the credential, the shared one or a tenant's own"
     );
     describe_gauge!("gristmill_pipeline_paused", "1 where a person paused a pipeline");
     describe_counter!("gristmill_webhooks_total", "Tries of this process to deliver webhooks, by how they ended");

@@ -40,6 +40,16 @@ pub struct LaneStatus {
 }
 
 impl LaneStatus {
+    /// Whether tenants have it for themselves.
+    pub fn is_own(&self) -> bool {
+        !self.tenants.is_empty()
+    }
+
+    /// Whether both are of one model, and of tenants with a credential of their own or not.
+    pub fn is_same_kind(&self, other: &Self) -> bool {
+        (&self.provider, &self.model, self.is_own()) == (&other.provider, &other.model, other.is_own())
+    }
+
     /// What people know it by.
     pub fn name(&self) -> String {
         let whose = if self.tenants.is_empty() { String::new() } else { format!(" of {}", self.tenants.join(", ")) };

@@ -140,10 +140,10 @@ async fn metrics(State(console): State<Arc<Console>>) -> impl IntoResponse {
     telemetry::database_up(database.is_ok());
     let lanes = (console.watched.lanes)();
     for lane in &lanes {
-        // Of lanes with a credential each, one that is paused is enough.
-        let same = |other: &&LaneStatus| (&other.provider, &other.model) == (&lane.provider, &lane.model);
+        // Of lanes of tenants with a credential each, one that is paused is enough: `/readyz` names it.
+        let same = |other: &&LaneStatus| other.is_same_kind(lane);
         let paused = lanes.iter().filter(same).any(|lane| lane.paused.is_some());
-        telemetry::lane_paused(&lane.provider, &lane.model, paused);
+        telemetry::lane_paused(&lane.provider, &lane.model, lane.is_own(), paused);
     }
     let (in_hand, slots) = (console.watched.hands)();
     telemetry::hands(in_hand, slots);

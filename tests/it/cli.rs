@@ -769,7 +769,7 @@ async fn a_running_worker_tells_how_it_is_and_ends_on_a_signal() {
     // Finished jobs are counted by nobody who looks every few seconds.
     assert!(!metrics.contains("state=\"completed\""), "{metrics}");
     assert!(sample("gristmill_database_up 1"), "{metrics}");
-    assert!(sample("gristmill_lane_paused{provider=\"vendor\",model=\"small\"} 0"), "{metrics}");
+    assert!(sample("gristmill_lane_paused{provider=\"vendor\",model=\"small\",key=\"shared\"} 0"), "{metrics}");
 
     // A second process cannot listen there, and says so at once.
     let second = gristmill(&world, &["run"]).await;
@@ -825,5 +825,14 @@ async fn a_tenant_s_dead_key_takes_no_worker_out() {
         }
     }
     assert!(said.contains(&told), "{said}");
+    let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
+    let lanes: Vec<_> = metrics.lines().filter(|line| line.starts_with("gristmill_lane_paused")).collect();
+    let lane = |key: &str, paused: u8| {
+        format!("gristmill_lane_paused{{provider=\"vendor\",model=\"small\",key=\"{key}\"}} {paused}")
+    };
+    assert!(
+        lanes.len() == 2 && [lane("shared", 0), lane("own", 1)].iter().all(|one| lanes.contains(&&**one)),
+        "{lanes:?}"
+    );
     assert_eq!(terminate(worker).await.code, 0);
 }
