@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use rust_decimal::Decimal;
+
 use crate::batch::LoadError;
 use crate::db;
-use crate::db::app::{Allowance, Spending, reserve};
+use crate::db::app::{Allowance, Lack, Spending, reserve};
 use crate::domain::ClaimedJob;
 
 use super::{Deps, JobError};
@@ -26,17 +28,22 @@ pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, spending: S
     })?;
     let (reason, resets) = match allowance {
         Allowance::Granted => return Ok(()),
-        Allowance::Over { what, resets } => {
-            let reason = match what {
-                "nothing" => format!("limit {} has no row for this tenant, so nothing may be spent", limit.name),
-                what => format!("limit {} leaves too little: {what}", limit.name),
-            };
-            (reason, resets.unwrap_or(UNSAID))
-        }
+        Allowance::Over { lack, resets } => (lacks(&limit.name, &lack), resets.unwrap_or(UNSAID)),
         Allowance::Unpriced => {
             let reason = format!("limit {} is in usd, and the model has no price: add it under [[prices]]", limit.name);
             (reason, UNSAID)
         }
     };
     Err(JobError::OverLimit { reason, resets, fails: limit.fails })
+}
+
+fn lacks(limit: &str, lack: &Lack) -> String {
+    // What jobs in hand are about to spend may be more than there is.
+    let (unit, left, needed) = match lack {
+        Lack::Row => return format!("limit {limit} has no row for this tenant, so nothing may be spent"),
+        Lack::Tokens { left, needed } => ("tokens", left, Decimal::from(*needed)),
+        Lack::Usd { left, needed } => ("usd", left, *needed),
+    };
+    let left = (*left).max(Decimal::ZERO).normalize();
+    format!("limit {limit} leaves too little: {left} {unit} left, {} needed", needed.normalize())
 }

@@ -47,9 +47,10 @@ sql = "update app.owners set tokens_left = tokens_left - {{job.tokens}} where id
 
 const ASK: &str = "select tokens_left as tokens, resets\nfrom app.owners where id = {tenant}";
 
-const JOBS: &str = "select concat_ws(' ', count(*), left(tenant, 8), state, error_kind, reason, \
+/// How much is left depends on what the others have in hand.
+const JOBS: &str = "select concat_ws(' ', count(*), left(tenant, 8), state, error_kind, regexp_replace(reason, '[0-9.]+ (tokens|usd) left', 'few \\1 left'), \
     round(extract(epoch from run_at - now()) / 3600) || ' h') from gristmill.embedding_jobs \
-    group by tenant, state, error_kind, reason, round(extract(epoch from run_at - now()) / 3600) order by 1";
+    group by tenant, state, error_kind, regexp_replace(reason, '[0-9.]+ (tokens|usd) left', 'few \\1 left'), round(extract(epoch from run_at - now()) / 3600) order by 1";
 
 #[tokio::test]
 async fn jobs_in_hand_together_spend_no_more_than_the_limit_and_the_rest_waits_for_its_reset() {
@@ -64,7 +65,7 @@ async fn jobs_in_hand_together_spend_no_more_than_the_limit_and_the_rest_waits_f
     assert_snapshot!(world.list(JOBS).await.join("\n"), @r#"
     1  waiting limit limit daily has no row for this tenant, so nothing may be spent 1 h
     1 0000000b completed 0 h
-    42 0000000a waiting limit limit daily leaves too little: tokens 2 h
+    42 0000000a waiting limit limit daily leaves too little: few tokens left, 5 needed 2 h
     8 0000000a completed 0 h
     "#);
 
@@ -94,7 +95,7 @@ async fn over_the_limit_may_be_a_failure_and_money_is_counted_exactly() {
     world.work().await;
     assert_snapshot!(world.list(JOBS).await.join("\n"), @r#"
     1 0000000b completed 0 h
-    1 0000000b failed limit limit daily leaves too little: usd 0 h
+    1 0000000b failed limit limit daily leaves too little: few usd left, 0.00000024 needed 0 h
     "#);
 }
 

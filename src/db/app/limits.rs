@@ -117,9 +117,24 @@ pub enum Allowance {
     /// Reserved for the job until its lease ends.
     Granted,
     /// Too much; the limit resets after so long, where it says.
-    Over { what: &'static str, resets: Option<Duration> },
+    Over { lack: Lack, resets: Option<Duration> },
     /// The limit is in money, and the model has no price.
     Unpriced,
+}
+
+/// What a limit does not leave enough of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lack {
+    /// It has no row for the tenant.
+    Row,
+    Tokens {
+        left: Decimal,
+        needed: i64,
+    },
+    Usd {
+        left: Decimal,
+        needed: Decimal,
+    },
 }
 
 /// Asks whether a tenant may spend so much more, with what its jobs in hand are about to spend taken off, and reserves it. One worker at a
@@ -164,17 +179,17 @@ pub async fn reserve(
     let left: (Option<Decimal>, Option<Decimal>) = (row.try_get("tokens")?, row.try_get("usd")?);
     let resets: Option<f64> = row.try_get("resets")?;
     let resets = resets.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let over = |what| Ok(Allowance::Over { what, resets });
+    let over = |lack| Ok(Allowance::Over { lack, resets });
     if row.try_get::<i64, _>("rows")? == 0 {
-        return over("nothing");
+        return over(Lack::Row);
     }
     // Sound has no tokens: a tenant that has used up its own may still be heard.
-    if left.0.is_some_and(|left| spending.tokens > 0 && left < Decimal::from(spending.tokens)) {
-        return over("tokens");
+    if let Some(left) = left.0.filter(|left| spending.tokens > 0 && *left < Decimal::from(spending.tokens)) {
+        return over(Lack::Tokens { left, needed: spending.tokens });
     }
     match (left.1, spending.usd) {
         (Some(_), None) => return Ok(Allowance::Unpriced),
-        (Some(left), Some(usd)) if left < usd => return over("usd"),
+        (Some(left), Some(needed)) if left < needed => return over(Lack::Usd { left, needed }),
         _ => {}
     }
     book(&mut transaction, limit, job.id.0, job.lease, tenant, spending).await?;

@@ -48,7 +48,7 @@ pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock
 pub use fit::refuses;
 pub use keyless::keyless;
 pub use leave::take_back;
-pub use limits::{Allowance, LimitPlan, Spending, prune_reservations, reserve};
+pub use limits::{Allowance, Lack, LimitPlan, Spending, prune_reservations, reserve};
 pub use load::{Existing, Found, LoadedRow, existing_chunks, load, load_up_to, lock_chunks, misfit_of_key};
 pub use mirror::{WorkedOn, mirror, mirror_in_hand};
 pub use parents::{ParentPlan, lock_parents};

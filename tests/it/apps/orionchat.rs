@@ -166,7 +166,7 @@ async fn files_and_messages_are_searchable_and_billed_in_the_document_s_shape() 
     files 05 skipped r1 attempts=0 skipped there is no text
     files 07 failed r1 attempts=1 file the path does not lie below what `within` says
     files 08 failed r1 attempts=1 file a0000000-0000-4000-8000-0000000000aa/08.txt in store attachments is not there
-    files 09 waiting r1 attempts=0 limit limit daily leaves too little: tokens
+    files 09 waiting r1 attempts=0 limit limit daily leaves too little: 8 tokens left, 14 needed
     messages 00 skipped r1 attempts=0 skipped was there before, and existing = "ignore"
     messages 01 completed r1 attempts=1
     messages 02 completed r1 attempts=1
@@ -287,7 +287,7 @@ async fn cents_add_up_and_metadata_takes_what_has_no_column_in_the_migrations_sh
     # jobs
     files aa 1 completed
     messages aa 54 completed
-    messages bb 6 waiting limit daily leaves too little: tokens
+    messages bb 6 waiting limit daily leaves too little: 8 tokens left, 10 needed
     "#);
     let whole = "select count(*) from (select sum(cost_cents) as cents, floor(100 * sum((metadata->>'cost_usd')::numeric)) as owed from public.usage_logs group by user_id) as u where cents <> owed";
     assert_eq!(app.world.value::<i64>(whole).await, 0);
