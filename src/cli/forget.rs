@@ -41,6 +41,21 @@ pub(super) struct Args {
 #[derive(Debug, Serialize)]
 struct Forgotten {
     jobs: i64,
+    /// What keeps its numbers under a pseudonym.
+    usage_events: i64,
+    searches: i64,
+}
+
+impl Forgotten {
+    fn people(&self) -> String {
+        let jobs = show::count(self.jobs, "job");
+        let lines = show::count(self.usage_events, "line");
+        let searches = show::count(self.searches, "paid search call");
+        match (self.usage_events, self.searches) {
+            (0, 0) => format!("{jobs} forgotten"),
+            _ => format!("{jobs} forgotten; {lines} of the ledger and {searches} have a pseudonym now"),
+        }
+    }
 }
 
 /// Keys of jobs, by pipeline.
@@ -76,28 +91,30 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     };
     ask::confirm(&format!("Forget {what} for good?"), args.yes)?;
     let forgotten = forget(&config, &pool, args).await?;
-    session.print(&forgotten, |done| format!("{} forgotten", show::count(done.jobs, "job")))
+    session.print(&forgotten, Forgotten::people)
 }
 
 /// In one transaction: what is known, and what is left in targets that were made for it.
 async fn forget(config: &Config, pool: &PgPool, args: &Args) -> Result<Forgotten, Failure> {
     let mut keys = Keys::new();
-    let mut jobs = 0;
+    let mut forgotten = Forgotten { jobs: 0, usage_events: 0, searches: 0 };
     let mut transaction = pool.begin().await?;
     if let Some(tenant) = &args.tenant {
+        let traces = operate::traces(&mut *transaction, tenant).await?;
+        forgotten = Forgotten { jobs: 0, usage_events: traces.usage_events, searches: traces.searches };
         for (pipeline, key) in operate::keys_of_tenant(&mut *transaction, tenant).await? {
             keys.entry(pipeline).or_default().push(key);
         }
-        jobs += operate::forget_tenant(&mut *transaction, tenant).await?;
+        forgotten.jobs = operate::forget_tenant(&mut *transaction, tenant).await?;
     } else if let Some(pipeline) = &args.pipeline {
         for key in &args.keys {
-            jobs += operate::forget_key(&mut *transaction, pipeline, key).await?;
+            forgotten.jobs += operate::forget_key(&mut *transaction, pipeline, key).await?;
         }
         keys.insert(pipeline.clone(), args.keys.clone());
     }
     clear_targets(config, &mut transaction, &keys).await?;
     transaction.commit().await?;
-    Ok(Forgotten { jobs })
+    Ok(forgotten)
 }
 
 /// A target of ours may have kept the chunks of rows that left (`on_leave = "keep"`). An application's own tables are its own to erase.
@@ -137,6 +154,7 @@ async fn clear_targets(config: &Config, connection: &mut PgConnection, keys: &Ke
 fn people(traces: &operate::Traces, is_tenant: bool) -> String {
     let jobs = show::count(traces.jobs, "job");
     let lines = show::count(traces.usage_events, "line");
+    let searches = show::count(traces.searches, "paid search call");
     let still = match traces.jobs_in_a_set {
         0 => String::new(),
         some => format!(
@@ -144,7 +162,10 @@ fn people(traces: &operate::Traces, is_tenant: bool) -> String {
             show::count(some, "job")
         ),
     };
-    let ledger =
-        if is_tenant { "of the ledger get a pseudonym" } else { "of the ledger stay, with the job's number alone" };
-    format!("{jobs} would be forgotten, and {lines} {ledger}{still}")
+    let ledger = if is_tenant {
+        format!("{lines} of the ledger and {searches} get a pseudonym")
+    } else {
+        format!("{lines} of the ledger stay, with the job's number alone")
+    };
+    format!("{jobs} would be forgotten, and {ledger}{still}")
 }

@@ -267,6 +267,8 @@ pub struct Traces {
     pub jobs_in_a_set: i64,
     /// Lines of the ledger, which keep their numbers; those of a tenant lose the name.
     pub usage_events: i64,
+    /// Paid searches on a tenant's account, which keep their numbers and lose the name too.
+    pub searches: i64,
 }
 
 /// Counts what [`forget_tenant`] would take away.
@@ -275,7 +277,8 @@ pub async fn traces(db: impl PgExecutor<'_>, tenant: &str) -> sqlx::Result<Trace
         Traces,
         r#"select count(*) as "jobs!",
                   count(*) filter (where state <> 'cancelled' or error_kind is distinct from 'left') as "jobs_in_a_set!",
-                  (select count(*) from gristmill.usage_events where tenant = $1) as "usage_events!"
+                  (select count(*) from gristmill.usage_events where tenant = $1) as "usage_events!",
+                  (select count(*) from gristmill.provider_call_jobs where tenant = $1 and job_id = 0) as "searches!"
            from gristmill.embedding_jobs where tenant = $1"#,
         tenant,
     )
@@ -290,7 +293,7 @@ pub async fn traces_of_keys(db: impl PgExecutor<'_>, pipeline: &str, keys: &[Sou
         r#"with jobs as (select * from gristmill.embedding_jobs where pipeline = $1 and source_key = any ($2))
            select count(*) as "jobs!",
                   count(*) filter (where state <> 'cancelled' or error_kind is distinct from 'left') as "jobs_in_a_set!",
-                  (select count(*) from gristmill.usage_events where job_id in (select id from jobs)) as "usage_events!"
+                  (select count(*) from gristmill.usage_events where job_id in (select id from jobs)) as "usage_events!", 0::bigint as "searches!"
            from jobs"#,
         pipeline,
         keys.iter().map(Json).collect::<Vec<_>>() as Vec<Json<&SourceKey>>,

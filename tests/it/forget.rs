@@ -148,7 +148,7 @@ async fn of_a_row_that_is_forgotten_nothing_is_left_but_sums() {
     assert!(refused.code == 1 && refused.err.contains("still in a set"), "{}", refused.err);
     without(&world, "id = 'canary 1'").await;
     let told = gristmill(&world, &["forget", "notes", "canary 1", "--dry-run", "--json"]).await.ok().json();
-    assert_eq!(told, serde_json::json!({ "jobs": 1, "jobs_in_a_set": 0, "usage_events": 1 }));
+    assert_eq!(told, serde_json::json!({ "jobs": 1, "jobs_in_a_set": 0, "usage_events": 1, "searches": 0 }));
 
     gristmill(&world, &forget).await.ok();
 

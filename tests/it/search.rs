@@ -65,6 +65,21 @@ async fn what_a_search_pays_is_on_the_books() {
 }
 
 #[tokio::test]
+async fn forgetting_a_tenant_that_only_searched_says_what_it_renamed() {
+    let vendor = vendor();
+    let world = world_of(&vendor).await;
+    gristmill(&world, &["search", QUESTION, "--tenant", "guest"]).await.ok();
+    let forget = ["forget", "--tenant", "guest"];
+
+    let asked = gristmill(&world, &[&forget[..], &["--dry-run"]].concat()).await.ok().out;
+    let told = gristmill(&world, &[&forget[..], &["--yes"]].concat()).await.ok().out;
+
+    assert_snapshot!(asked, @"0 jobs would be forgotten, and 0 lines of the ledger and 1 paid search call get a pseudonym");
+    assert_snapshot!(told, @"0 jobs forgotten; 0 lines of the ledger and 1 paid search call have a pseudonym now");
+    assert_eq!(searches(&world, &["--tenant", "guest"]).await, "");
+}
+
+#[tokio::test]
 async fn a_search_that_dies_leaves_an_unknown_call() {
     let vendor = vendor();
     let world = world_of(&vendor).await;
