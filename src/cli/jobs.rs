@@ -163,7 +163,7 @@ fn people(story: &Story) -> String {
         ("stage", show::maybe(job.stage.as_ref())),
         ("status on the row", show::maybe(job.mirror_error.as_ref())),
         ("revision", job.revision.to_string()),
-        ("attempts burnt", format!("{} of {}", job.attempt, job.max_attempts)),
+        ("attempts", format!("{} of {}", job.attempt, job.max_attempts)),
         ("crashes", job.crashes.to_string()),
         ("pages", show::maybe(job.pages)),
         ("chunks", show::maybe(job.chunks)),

@@ -45,7 +45,7 @@ pub enum JobError {
     Deadline,
     #[error("the attempt panicked")]
     Panicked,
-    #[error("its worker died twice with nothing but this job in hand; look at the row, then retry")]
+    #[error("its worker died five times, the last two with nothing but this job in hand; look at the row, then retry")]
     Crashed,
     #[error("the worker is shutting down")]
     Shutdown,

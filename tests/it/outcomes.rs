@@ -856,8 +856,8 @@ async fn a_job_that_was_alone_twice_when_its_worker_died_is_failed() {
     worker.stop().await;
 
     assert_snapshot!(story(&world).await, @r"
-    killer failed its worker died twice with nothing but this job in hand; look at the row, then retry
-      job failed attempt=1 crashes=5 crashed its worker died twice with nothing but this job in hand; look at the row, then retry
+    killer failed its worker died five times, the last two with nothing but this job in hand; look at the row, then retry
+      job failed attempt=1 crashes=5 crashed its worker died five times, the last two with nothing but this job in hand; look at the row, then retry
       tried crash crashed, fail crashed
     ");
 }
