@@ -643,7 +643,7 @@ async fn a_tenant_is_forgotten_only_when_its_rows_are_gone() {
     let refused = gristmill(&world, &forget).await;
     assert!(refused.code == 1 && refused.err.contains("still in a set"), "{}", refused.err);
     let told = gristmill(&world, &["forget", "--tenant", &tenant, "--dry-run", "--json"]).await.ok().json();
-    assert_eq!(told, serde_json::json!({ "jobs": 1, "jobs_in_a_set": 1, "usage_events": 1 }));
+    assert_eq!(told, serde_json::json!({ "jobs": 1, "jobs_in_a_set": 1, "usage_events": 1, "searches": 0 }));
 
     world.sql("delete from public.documents").await;
     world.work().await;
