@@ -98,20 +98,17 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
            sides as (
                select judged.*,
                       case when reason in ('overtaken', 'ended', 'not_written') then paid - charged else 0 end as over,
-                      case when reason = 'kept' then charged - paid else 0 end as short
-               from judged
+                      case when reason = 'kept' then charged - paid else 0 end as short from judged
            ),
            sums as (
                select sides.*, sum(over - short) over so_far as balance, sum(over - short) over all_of_it as balance_at_last,
                       sum(over) over so_far as over_so_far, sum(over) over all_of_it as over_in_all
-               from sides
-               window all_of_it as (partition by job_id, tenant, provider, model, meter), so_far as (all_of_it order by revision)
+               from sides window all_of_it as (partition by job_id, tenant, provider, model, meter), so_far as (all_of_it order by revision)
            ),
            -- The lowest balance is what nothing earlier was there for.
            lows as (
                select sums.*, greatest(0, max(-balance) over so_far) as unpaid_so_far, greatest(0, max(-balance) over all_of_it) as unpaid_in_all
-               from sums
-               window all_of_it as (partition by job_id, tenant, provider, model, meter), so_far as (all_of_it order by revision)
+               from sums window all_of_it as (partition by job_id, tenant, provider, model, meter), so_far as (all_of_it order by revision)
            ),
            rests as (
                select lows.*, unpaid_so_far - lag(unpaid_so_far, 1, 0::numeric) over so_far as unpaid,
