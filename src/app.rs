@@ -285,7 +285,7 @@ impl Running {
 
     /// What the console shows of it.
     pub fn watched(&self, metrics: Metrics) -> Watched {
-        let [watched, lanes, engine] = std::array::from_fn(|_| Arc::clone(&self.engine));
+        let [watched, lanes, away, engine] = std::array::from_fn(|_| Arc::clone(&self.engine));
         let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
         Watched {
             pool: self.engine.pool.clone(),
@@ -312,6 +312,10 @@ fn status(lanes: &[Batcher], speech: &[SpeechLane]) -> Vec<LaneStatus> {
 pub async fn start(config: &Config, pool: &PgPool, stop: CancellationToken) -> Result<Running, StartError> {
     start_with(config, pool, stop, Extractor::new(parser_settings(config))).await
 }
+            is_away: Box::new(move || {
+                let engine = Arc::clone(&away);
+                Box::pin(async move { engine.outage.is_on().await })
+            }),
 
 /// [`start`] with an extractor of the caller's: in a program that is no `gristmill`, parser children are another program.
 ///

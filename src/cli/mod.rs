@@ -161,7 +161,8 @@ impl Command {
 
     fn log_filter(&self) -> &'static str {
         match self {
-            Self::Run(_) => "info",
+            // What is wrong with a connection is told by whoever needed it.
+            Self::Run(_) => "info,sqlx=error",
             // Its own lines say what happens.
             Self::Demo(_) => "error,gristmill::worker::attempt=off",
             _ => "warn",

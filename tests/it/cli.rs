@@ -729,7 +729,9 @@ async fn a_database_that_is_away_is_said_and_numbers_are_not_passed_off_as_new()
     let address = free_address();
     let world = World::new().await.change("listen = \"off\"", &format!("listen = \"{address}\""));
     world.register().await;
-    let worker = serve(&world);
+    let mut worker = command(&["run", "--config"]);
+    worker.arg(world.config_file()).env("GRISTMILL_LOG", "debug,sqlx=error").stderr(std::process::Stdio::piped());
+    let worker = tokio::process::Command::from(worker).kill_on_drop(true).spawn().expect("the binary runs");
     wait_for_health(&world, &["--ready"], 0).await;
     let elsewhere = fresh_database().await;
     let mut admin = elsewhere.connect().await;
@@ -738,6 +740,9 @@ async fn a_database_that_is_away_is_said_and_numbers_are_not_passed_off_as_new()
         "alter database {name} allow_connections false; \
          select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
     );
+    let open = format!("alter database {name} allow_connections true");
+    sqlx::raw_sql(AssertSqlSafe(open)).execute(&mut admin).await.expect("the database can be opened");
+    wait_for_health(&world, &["--ready"], 0).await;
     sqlx::raw_sql(AssertSqlSafe(close)).execute(&mut admin).await.expect("the database can be closed");
 
     let unready = wait_for_health(&world, &["--ready"], 1).await;
