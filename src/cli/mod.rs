@@ -165,7 +165,9 @@ impl Command {
             Self::Run(_) => "info,sqlx=error",
             // Its own lines say what happens.
             Self::Demo(_) => "error,gristmill::worker::attempt=off",
-            _ => "warn",
+            // A lane that ends with it has nothing to say to others, and its failure is what the command says.
+            Self::Search(_) => "warn,sqlx=error,gristmill::batch=error",
+            _ => "warn,sqlx=error",
         }
     }
 
