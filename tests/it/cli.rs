@@ -750,7 +750,21 @@ async fn a_database_that_is_away_is_said_and_numbers_are_not_passed_off_as_new()
     let metrics = gristmill(&world, &["health", "--url", &format!("http://{address}/metrics")]).await.ok().out;
     assert!(metrics.lines().any(|line| line == "gristmill_database_up 0"), "{metrics}");
 
-    assert_eq!(terminate(worker).await.code, 0);
+    let ran = terminate(worker).await;
+    assert_eq!(ran.code, 0);
+    // The outage is told once, by those who know when it ends.
+    let lines: Vec<Value> = ran.err.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let said = |level: &str| -> Vec<&str> {
+        let of_level = lines.iter().filter(|line| line["level"] == level);
+        of_level.filter_map(|line| line["message"].as_str()).collect()
+    };
+    let mut warnings = said("WARN");
+    warnings.sort_unstable();
+    assert_eq!(
+        warnings,
+        ["announcements are not heard; polling goes on", "leases could not be renewed; trying until they are"]
+    );
+    assert!(said("DEBUG").contains(&"claiming failed"), "{}", ran.err);
 }
 
 #[tokio::test]
