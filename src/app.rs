@@ -5,6 +5,7 @@ mod keyless;
 mod lanes;
 mod late;
 mod models;
+mod prices;
 mod question;
 mod rivals;
 
@@ -33,7 +34,8 @@ pub use bill::{Estimate, estimate, estimate_of, thinned};
 pub use keyless::keyless_rows;
 use lanes::Lanes;
 pub use late::late_words;
-pub use models::{Asked, ask, check_folder, unit_price};
+pub use models::{Asked, ask, check_folder};
+pub use prices::{KnownPrices, UnitPrice};
 pub use question::{Question, means};
 
 /// Why nothing can start.

@@ -81,7 +81,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
         is_audio: plan.model.speech.is_some(),
-        usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
+        usd_estimated: cost::of_tokens(&app::KnownPrices::read(&config, &pool).await?, &plan.model, estimate.tokens),
         accepted: false,
     };
     if args.dry_run || (bill.is_empty() && readiness == Readiness::Ready) {

@@ -92,7 +92,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         rows_sampled: estimate.sampled,
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
-        usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
+        usd_estimated: cost::of_tokens(&app::KnownPrices::read(&config, &pool).await?, &plan.model, estimate.tokens),
         dry_run: args.dry_run,
         opened: 0,
         seconds: 0.0,

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 
-use crate::app::{self, Asked};
+use crate::app::{self, Asked, KnownPrices};
 use crate::config::{Config, Model, Provider, ProviderKind};
 use crate::db;
 use crate::db::app::{Misfit, Plan, TargetPlan};
@@ -67,8 +68,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         if args.offline { session.config_without_secrets()? } else { (session.config()?, BTreeSet::new()) };
     let mut findings = vec![of_config(&config, &missing)];
     if !args.offline {
-        findings.extend(of_machine(&config).await);
-        match db::connect(&config.database).await {
+        let connected = db::connect(&config.database).await;
+        findings.extend(of_machine(&config, &prices(&config, connected.as_ref().ok()).await).await);
+        match connected {
             Ok(pool) => findings.extend(of_database(&pool, &config).await?),
             Err(error) => findings.push(Finding::new(Level::Error, "database", said(&error))),
         }
@@ -108,7 +110,16 @@ fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {
     Finding::new(Level::Ok, "configuration", message)
 }
 
-async fn of_machine(config: &Config) -> Vec<Finding> {
+/// Without the table, which is what is wrong then, those of the configuration.
+async fn prices(config: &Config, pool: Option<&PgPool>) -> KnownPrices {
+    let known = match pool {
+        Some(pool) => KnownPrices::read(config, pool).await.ok(),
+        None => None,
+    };
+    known.unwrap_or_else(|| KnownPrices::of_file(config))
+}
+
+async fn of_machine(config: &Config, prices: &KnownPrices) -> Vec<Finding> {
     let mut findings = of_parser(config).await;
     findings.extend(of_stores(config).await);
     for model in config.models.values() {
@@ -116,6 +127,7 @@ async fn of_machine(config: &Config) -> Vec<Finding> {
         let Some(provider) = config.providers.get(&model.provider) else { continue };
         findings.extend(of_provider(provider, model).await);
         findings.extend(of_own_keys(provider, model).await);
+        findings.extend(of_price(config, model, prices));
         findings.extend(of_allowance(provider, model));
     }
     findings
@@ -188,12 +200,22 @@ fn of_model(config: &Config, model: &Model) -> Option<Finding> {
     let about = format!("model {}", model.label);
     let provider = config.providers.get(&model.provider)?;
     let finding = match &provider.kind {
-        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. }
-            if app::unit_price(config, model, time::OffsetDateTime::now_utc()).is_none() =>
-        {
-            let message = "no price is known: usage is booked without a cost; add it under [[prices]]";
-            Finding::new(Level::Warning, about, message)
-        }
+/// Only what somebody is paid for has to have a price.
+fn of_price(config: &Config, model: &Model, prices: &KnownPrices) -> Option<Finding> {
+    let runs_here = config.providers.get(&model.provider)?.kind.runs_here();
+    let message = match prices.of(model, OffsetDateTime::now_utc()) {
+        _ if runs_here => return None,
+        Some(price) if price.is_configured => return None,
+        Some(price) => format!(
+            "its price of {} is from the table, no longer in the file, and goes on to count; say another under [[prices]], with the \
+             date it holds from",
+            show::usd(Some(price.usd))
+        ),
+        None => "no price is known: usage is booked without a cost; add it under [[prices]]".to_owned(),
+    };
+    Some(Finding::new(Level::Warning, format!("model {}", model.label), message))
+}
+
         // What the provider says of it follows.
         ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } => return None,
         ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
