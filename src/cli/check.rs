@@ -99,6 +99,10 @@ fn said(error: &dyn std::error::Error) -> String {
     Failure::of(error).text().unwrap_or_default()
 }
 
+fn with_way_out(error: app::StartError) -> String {
+    Failure::from(error).text().unwrap_or_default()
+}
+
 fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {
     let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
     let counted = show::count(names.len() as u64, "pipeline");
@@ -123,11 +127,11 @@ async fn of_machine(config: &Config, prices: &KnownPrices) -> Vec<Finding> {
     let mut findings = of_parser(config).await;
     findings.extend(of_stores(config).await);
     for model in config.models.values() {
+        findings.extend(of_price(config, model, prices));
         findings.extend(of_model(config, model));
         let Some(provider) = config.providers.get(&model.provider) else { continue };
         findings.extend(of_provider(provider, model).await);
         findings.extend(of_own_keys(provider, model).await);
-        findings.extend(of_price(config, model, prices));
         findings.extend(of_allowance(provider, model));
     }
     findings
@@ -196,10 +200,6 @@ async fn of_stores(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn of_model(config: &Config, model: &Model) -> Option<Finding> {
-    let about = format!("model {}", model.label);
-    let provider = config.providers.get(&model.provider)?;
-    let finding = match &provider.kind {
 /// Only what somebody is paid for has to have a price.
 fn of_price(config: &Config, model: &Model, prices: &KnownPrices) -> Option<Finding> {
     let runs_here = config.providers.get(&model.provider)?.kind.runs_here();
@@ -216,6 +216,10 @@ fn of_price(config: &Config, model: &Model, prices: &KnownPrices) -> Option<Find
     Some(Finding::new(Level::Warning, format!("model {}", model.label), message))
 }
 
+fn of_model(config: &Config, model: &Model) -> Option<Finding> {
+    let about = format!("model {}", model.label);
+    let provider = config.providers.get(&model.provider)?;
+    let finding = match &provider.kind {
         // What the provider says of it follows.
         ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } => return None,
         ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
@@ -317,11 +321,11 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
                 findings.push(finding);
             }
             if !db::pipelines::is_noted_here(pool).await? {
-                findings.push(Finding::new(Level::Error, "database", app::StartError::Copied.to_string()));
+                findings.push(Finding::new(Level::Error, "database", with_way_out(app::StartError::Copied)));
             }
         }
         Err(app::StartError::Database(error)) => return Err(error.into()),
-        Err(error) => findings.push(Finding::new(Level::Error, "schema", error.to_string())),
+        Err(error) => findings.push(Finding::new(Level::Error, "schema", with_way_out(error))),
     }
     let resolved = app::resolve(pool, config).await?;
     for plan in &resolved.plans {
