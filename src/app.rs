@@ -5,6 +5,7 @@ mod keyless;
 mod lanes;
 mod late;
 mod models;
+mod prices;
 mod question;
 mod rivals;
 
@@ -33,7 +34,8 @@ pub use bill::{Estimate, estimate, estimate_of, thinned};
 pub use keyless::keyless_rows;
 use lanes::Lanes;
 pub use late::late_words;
-pub use models::{Asked, ask, check_folder, unit_price};
+pub use models::{Asked, ask, check_folder};
+pub use prices::{KnownPrices, UnitPrice};
 pub use question::{Question, means};
 
 /// Why nothing can start.
@@ -43,15 +45,13 @@ pub enum StartError {
     Connect(#[from] db::ConnectError),
     #[error("the database is away or refuses: {}", db::describe(.0))]
     Database(#[from] sqlx::Error),
-    #[error("schema gristmill is not there: run `gristmill migrate`")]
+    #[error("schema gristmill is not there")]
     NotMigrated,
-    #[error("schema gristmill is at version {found}, this binary needs {wanted}: run `gristmill migrate`")]
+    #[error("schema gristmill is at version {found}, this binary needs {wanted}")]
     OldSchema { found: i64, wanted: i64 },
-    #[error("schema gristmill is at version {found}, newer than this binary's {wanted}: update the binary")]
+    #[error("schema gristmill is at version {found}, newer than this binary's {wanted}")]
     NewSchema { found: i64, wanted: i64 },
-    #[error(
-        "this database is a copy of the one gristmill was set up in; if it is meant to run here, say `gristmill accept --database`"
-    )]
+    #[error("this database is a copy of the one gristmill was set up in")]
     Copied,
     #[error("no pipeline fits this database:\n{0}")]
     NothingFits(String),
@@ -66,6 +66,22 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// What a person does about it, where that does not depend on what else it says.
+    pub fn way_out(&self) -> Option<&'static str> {
+        match self {
+            Self::NotMigrated | Self::OldSchema { .. } => Some("run `gristmill migrate`"),
+            Self::NewSchema { .. } => Some("update the binary"),
+            Self::Copied => Some("if it is meant to run here, say `gristmill accept --database`"),
+            Self::Connect(_)
+            | Self::Database(_)
+            | Self::NothingFits(_)
+            | Self::Files(_)
+            | Self::Net(_)
+            | Self::Parser(_)
+            | Self::Model { .. } => None,
+        }
+    }
+
     /// Whether the same start may go well in a moment.
     pub fn is_passing(&self) -> bool {
         match self {
@@ -285,7 +301,7 @@ impl Running {
 
     /// What the console shows of it.
     pub fn watched(&self, metrics: Metrics) -> Watched {
-        let [watched, lanes, engine] = std::array::from_fn(|_| Arc::clone(&self.engine));
+        let [watched, lanes, away, engine] = std::array::from_fn(|_| Arc::clone(&self.engine));
         let plans = self.engine.pipelines.iter().map(|deps| &deps.plan);
         Watched {
             pool: self.engine.pool.clone(),
@@ -296,6 +312,10 @@ impl Running {
             webhooks: self.engine.deliverers.iter().map(|one| one.pipeline().to_owned()).collect(),
             lanes: Box::new(move || (lanes.lanes)()),
             stopping: self.engine.stop.clone(),
+            is_away: Box::new(move || {
+                let engine = Arc::clone(&away);
+                Box::pin(async move { engine.outage.is_on().await })
+            }),
             hands: Box::new(move || (engine.hands.count(), engine.settings.slots)),
         }
     }

@@ -1,15 +1,13 @@
 //! Lanes: one for each model that a pipeline uses, with its driver and its prices.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rust_decimal::Decimal;
 use sqlx::PgPool;
 
 use crate::batch::{Batcher, Keyed, LaneSettings, SpeechLane, SpeechSettings, Vital, most_in_memory};
 use crate::chunk::{Rules, Tokenizer};
 use crate::config::{Config, Meter, Model, Provider, Secret};
-use crate::db;
 use crate::db::app::Plan;
 use crate::db::prices::Dated;
 use crate::domain::OwnerId;
@@ -18,9 +16,7 @@ use crate::jobs::{Means, Speech, Vectors};
 
 use super::StartError;
 use super::models::{embedder, transcriber};
-
-/// Dated prices by provider, model and meter.
-type Prices = HashMap<(String, String, String), Vec<Dated>>;
+use super::prices::{Prices, set_prices};
 
 /// The lanes of a worker; pipelines of one model share one.
 pub(super) struct Lanes<'a> {
@@ -179,24 +175,4 @@ pub(super) fn rules(plan: &Plan) -> Rules {
         longer: chunks.longer,
         longest: plan.model.longest,
     }
-}
-
-/// Writes the configured prices and returns all there are. What runs here costs nothing.
-async fn set_prices(config: &Config, pool: &PgPool) -> sqlx::Result<Prices> {
-    for price in &config.prices {
-        let Some(model) = config.models.get(&price.model) else { continue };
-        db::prices::set(pool, &model.provider, &model.name, price.meter.word(), price.usd, price.from).await?;
-    }
-    for model in config.models.values() {
-        let provider = config.providers.get(&model.provider);
-        if provider.is_some_and(|provider| provider.kind.runs_here()) {
-            let always = time::OffsetDateTime::UNIX_EPOCH;
-            db::prices::set(pool, &model.provider, &model.name, Meter::Tokens.word(), Decimal::ZERO, always).await?;
-        }
-    }
-    let mut prices = Prices::new();
-    for price in db::prices::all(pool).await? {
-        prices.entry((price.provider.clone(), price.model.clone(), price.meter.clone())).or_default().push(price);
-    }
-    Ok(prices)
 }

@@ -1,15 +1,13 @@
-//! Models made ready: their driver, their tokenizer, their price.
+//! Models made ready: their driver and their tokenizer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rust_decimal::Decimal;
-use time::OffsetDateTime;
 use url::Url;
 
 use crate::chunk::Tokenizer;
-use crate::config::{Config, Meter, Model, Provider, ProviderKind, Secret, Speech, TokenizerKind};
+use crate::config::{Model, Provider, ProviderKind, Secret, Speech, TokenizerKind};
 use crate::embedded::{self, Artifact};
 use crate::net::{self, Patience};
 use crate::providers::{
@@ -19,16 +17,6 @@ use crate::providers::{
 /// How long a request may take where the configuration does not say: one of texts, and one of a recording, which is heard.
 const TEXTS: Duration = Duration::from_mins(1);
 const SOUND: Duration = Duration::from_mins(10);
-
-/// The price of one token of a model, as configured for `now`, or of one minute of what it hears. What runs here costs nothing;
-/// none: nobody knows.
-pub fn unit_price(config: &Config, model: &Model, now: OffsetDateTime) -> Option<Decimal> {
-    let meter = if model.speech.is_some() { Meter::AudioMinutes } else { Meter::Tokens };
-    let of_model =
-        config.prices.iter().filter(|price| price.model == model.label && price.meter == meter && price.from <= now);
-    let here = config.providers.get(&model.provider).is_some_and(|provider| provider.kind.runs_here());
-    of_model.max_by_key(|price| price.from).map(|price| price.usd).or(here.then_some(Decimal::ZERO))
-}
 
 pub(super) async fn embedder(provider: &Provider, model: &Model) -> Result<(Arc<dyn Embedder>, Tokenizer), String> {
     match &provider.kind {

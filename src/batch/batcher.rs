@@ -85,6 +85,9 @@ pub enum EmbedFailure {
     Garbled(String),
     #[error("the provider limits the rate")]
     RateLimited { after: Duration },
+    /// Known beforehand: nothing was asked.
+    #[error("the budget of provider {provider} is used up")]
+    Budget { after: Duration, provider: String },
     #[error("the provider is away: {text}")]
     Unavailable { after: Duration, text: String },
     #[error("the provider refuses the credential: {text}")]

@@ -112,7 +112,12 @@ impl Budget {
     async fn take(&self, tokens: usize) -> Result<(), EmbedFailure> {
         let Some(cost) = self.cost(tokens) else { return Ok(()) };
         let wait = self.moment(cost).await.map_err(|error| EmbedFailure::Database(db::describe(&error)))?;
-        wait.map_err(|wait| EmbedFailure::RateLimited { after: wait.min(LONGEST_PAUSE) })
+        wait.map_err(|wait| self.used_up(wait))
+    }
+
+    /// Nothing more is allowed for so long.
+    pub fn used_up(&self, wait: Duration) -> EmbedFailure {
+        EmbedFailure::Budget { after: wait.min(LONGEST_PAUSE), provider: self.provider.clone() }
     }
 
     /// Waits for the next free moment; where that is too far away, says how far.

@@ -114,12 +114,13 @@ impl Gate {
         LaneStatus { provider: provider.to_owned(), model: model.to_owned(), tenants: tenants.to_vec(), paused }
     }
 
-    /// A pause that gives jobs back and was not told yet: for how long, and why.
-    pub fn news(&self) -> Option<(Duration, String)> {
+    /// Tells of a pause that gives jobs back and was not told yet.
+    pub fn tell(&self, lane: &LaneStatus) {
         let mut gate = self.state();
-        let left = gate.left().filter(|&left| left > PATIENCE && gate.told != gate.until)?;
+        let Some(left) = gate.left().filter(|&left| left > PATIENCE && gate.told != gate.until) else { return };
         gate.told = gate.until;
-        Some((left, gate.failure.as_ref()?.to_string()))
+        let why = gate.failure.as_ref().map(ToString::to_string);
+        tracing::warn!(lane = lane.name(), seconds = left.as_secs(), why, "the lane is paused");
     }
 
     /// For how long it is shut, if it is, and what that means for a request.
@@ -227,6 +228,7 @@ impl EmbedFailure {
     fn waiting(self, after: Duration) -> Self {
         match self {
             Self::RateLimited { .. } => Self::RateLimited { after },
+            Self::Budget { provider, .. } => Self::Budget { after, provider },
             Self::Unavailable { text, .. } => Self::Unavailable { after, text },
             Self::Credential { text, .. } => Self::Credential { after, text },
             Self::Misconfigured { text, .. } => Self::Misconfigured { after, text },

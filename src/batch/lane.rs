@@ -161,7 +161,7 @@ impl Lane {
                     }
                 }
                 Ok(Err(error)) => self.decide(error, batch, tries, &mut sending).await,
-                Err(error) => fail(batch, &EmbedFailure::Database(db::describe(&error))),
+                Err(failure) => fail(batch, &failure),
             }
         }
         match self.gate.suspicion() {
@@ -180,9 +180,7 @@ impl Lane {
         let LaneSettings { provider, model, .. } = &self.settings;
         tracing::warn!(provider, model, texts = batch.len(), %error, "a provider request failed");
         self.act(error, batch, tries, sending).await;
-        if let Some((left, why)) = self.gate.news() {
-            tracing::warn!(lane = self.status().name(), seconds = left.as_secs(), why, "the lane is paused");
-        }
+        self.gate.tell(&self.status());
     }
 
     async fn act(&self, error: ProviderError, batch: Vec<Item>, tries: u32, sending: &mut Sending) {
@@ -306,17 +304,24 @@ impl Lane {
     }
 
     /// One request on the books: intent, call, result.
-    async fn request(&self, batch: &mut [Item], reserved: Reserved) -> sqlx::Result<Result<Embedded, ProviderError>> {
+    async fn request(
+        &self,
+        batch: &mut [Item],
+        reserved: Reserved,
+    ) -> Result<Result<Embedded, ProviderError>, EmbedFailure> {
         let intent = self.intent(batch);
         match self.budget.intend(self.owner, &intent).await {
             Ok(None) => {}
             Ok(Some(wait)) => {
                 reserved.give_back(&self.pool).await;
-                return Ok(Err(ProviderError::RateLimited { after: Some(wait) }));
+                let failure = self.budget.used_up(wait);
+                self.gate.shut(wait.min(LONGEST_PAUSE), failure.clone());
+                self.gate.tell(&self.status());
+                return Err(failure);
             }
             Err(error) => {
                 reserved.give_back(&self.pool).await;
-                return Err(error);
+                return Err(EmbedFailure::Database(db::describe(&error)));
             }
         }
         let texts: Vec<String> = batch.iter_mut().map(|item| std::mem::take(&mut item.text)).collect();

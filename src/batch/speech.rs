@@ -178,7 +178,9 @@ impl Lane {
             Ok(None) => {}
             Ok(Some(wait)) => {
                 asked.reserved.give_back(&self.pool).await;
-                return Err(self.wait(wait));
+                let failure = self.budget.used_up(wait);
+                self.gate.shut(wait.min(LONGEST_PAUSE), failure.clone());
+                return Err(failure);
             }
             Err(error) => {
                 asked.reserved.give_back(&self.pool).await;

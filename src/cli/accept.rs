@@ -9,7 +9,7 @@ use crate::db;
 use crate::db::app::Plan;
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 use super::{ask, cost, show};
 
 #[derive(Debug, clap::Args)]
@@ -61,8 +61,8 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     }
     let Some(name) = &args.pipeline else { return Ok(()) };
     let (config, pool, plan) = session.plan(name).await?;
-    if !db::pipelines::is_at_home(&pool).await? {
-        return Err(app::StartError::Copied.into());
+    if !args.dry_run {
+        session::at_home(&pool).await?;
     }
     // Rows that were there before are counted by giving each its job.
     let readiness = app::register(&pool, &plan, config.worker.sweep_rows, &|| false).await?;
@@ -81,7 +81,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
         is_audio: plan.model.speech.is_some(),
-        usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
+        usd_estimated: cost::of_tokens(&app::KnownPrices::read(&config, &pool).await?, &plan.model, estimate.tokens),
         accepted: false,
     };
     if args.dry_run || (bill.is_empty() && readiness == Readiness::Ready) {

@@ -84,7 +84,7 @@ pub(super) async fn registered(pool: &PgPool, pipeline: &str) -> Result<(), Fail
     }
     let names: Vec<String> = known.into_iter().map(|registered| registered.name).collect();
     let names = if names.is_empty() { "none yet".to_owned() } else { names.join(", ") };
-    Err(Failure::Failed(format!(
+    Err(Failure::Usage(format!(
         "no pipeline {pipeline} is registered in this database, which knows {names}; a worker registers the pipelines of its \
          configuration when it starts"
     )))

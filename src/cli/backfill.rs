@@ -13,7 +13,7 @@ use crate::db::app::{ClosingIn, Plan, Unworked, Wanted};
 use crate::domain::SourceKey;
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 use super::{ask, cost, show};
 
 #[derive(Debug, clap::Args)]
@@ -74,8 +74,8 @@ struct Backfill {
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let (config, pool, plan) = session.plan(&args.pipeline).await?;
-    if !db::pipelines::is_at_home(&pool).await? {
-        return Err(app::StartError::Copied.into());
+    if !args.dry_run {
+        session::at_home(&pool).await?;
     }
     let readiness = app::register(&pool, &plan, config.worker.sweep_rows, &|| false).await?;
     if readiness != Readiness::Ready {
@@ -92,7 +92,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         rows_sampled: estimate.sampled,
         tokens_estimated: estimate.tokens,
         files_of_unknown_tokens: estimate.files,
-        usd_estimated: cost::of_tokens(&config, &plan.model, estimate.tokens),
+        usd_estimated: cost::of_tokens(&app::KnownPrices::read(&config, &pool).await?, &plan.model, estimate.tokens),
         dry_run: args.dry_run,
         opened: 0,
         seconds: 0.0,

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 use sqlx::PgPool;
+use time::OffsetDateTime;
 
-use crate::app::{self, Asked};
+use crate::app::{self, Asked, KnownPrices};
 use crate::config::{Config, Model, Provider, ProviderKind};
 use crate::db;
 use crate::db::app::{Misfit, Plan, TargetPlan};
@@ -67,8 +68,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         if args.offline { session.config_without_secrets()? } else { (session.config()?, BTreeSet::new()) };
     let mut findings = vec![of_config(&config, &missing)];
     if !args.offline {
-        findings.extend(of_machine(&config).await);
-        match db::connect(&config.database).await {
+        let connected = db::connect(&config.database).await;
+        findings.extend(of_machine(&config, &prices(&config, connected.as_ref().ok()).await).await);
+        match connected {
             Ok(pool) => findings.extend(of_database(&pool, &config).await?),
             Err(error) => findings.push(Finding::new(Level::Error, "database", said(&error))),
         }
@@ -97,6 +99,10 @@ fn said(error: &dyn std::error::Error) -> String {
     Failure::of(error).text().unwrap_or_default()
 }
 
+fn with_way_out(error: app::StartError) -> String {
+    Failure::from(error).text().unwrap_or_default()
+}
+
 fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {
     let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
     let counted = show::count(names.len() as u64, "pipeline");
@@ -108,10 +114,20 @@ fn of_config(config: &Config, missing: &BTreeSet<String>) -> Finding {
     Finding::new(Level::Ok, "configuration", message)
 }
 
-async fn of_machine(config: &Config) -> Vec<Finding> {
+/// Without the table, which is what is wrong then, those of the configuration.
+async fn prices(config: &Config, pool: Option<&PgPool>) -> KnownPrices {
+    let known = match pool {
+        Some(pool) => KnownPrices::read(config, pool).await.ok(),
+        None => None,
+    };
+    known.unwrap_or_else(|| KnownPrices::of_file(config))
+}
+
+async fn of_machine(config: &Config, prices: &KnownPrices) -> Vec<Finding> {
     let mut findings = of_parser(config).await;
     findings.extend(of_stores(config).await);
     for model in config.models.values() {
+        findings.extend(of_price(config, model, prices));
         findings.extend(of_model(config, model));
         let Some(provider) = config.providers.get(&model.provider) else { continue };
         findings.extend(of_provider(provider, model).await);
@@ -184,16 +200,26 @@ async fn of_stores(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// Only what somebody is paid for has to have a price.
+fn of_price(config: &Config, model: &Model, prices: &KnownPrices) -> Option<Finding> {
+    let runs_here = config.providers.get(&model.provider)?.kind.runs_here();
+    let message = match prices.of(model, OffsetDateTime::now_utc()) {
+        _ if runs_here => return None,
+        Some(price) if price.is_configured => return None,
+        Some(price) => format!(
+            "its price of {} is from the table, no longer in the file, and goes on to count; say another under [[prices]], with the \
+             date it holds from",
+            show::usd(Some(price.usd))
+        ),
+        None => "no price is known: usage is booked without a cost; add it under [[prices]]".to_owned(),
+    };
+    Some(Finding::new(Level::Warning, format!("model {}", model.label), message))
+}
+
 fn of_model(config: &Config, model: &Model) -> Option<Finding> {
     let about = format!("model {}", model.label);
     let provider = config.providers.get(&model.provider)?;
     let finding = match &provider.kind {
-        ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. }
-            if app::unit_price(config, model, time::OffsetDateTime::now_utc()).is_none() =>
-        {
-            let message = "no price is known: usage is booked without a cost; add it under [[prices]]";
-            Finding::new(Level::Warning, about, message)
-        }
         // What the provider says of it follows.
         ProviderKind::OpenAi { .. } | ProviderKind::ElevenLabs { .. } => return None,
         ProviderKind::Hash => Finding::new(Level::Ok, about, "lexical, for tests"),
@@ -295,11 +321,11 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
                 findings.push(finding);
             }
             if !db::pipelines::is_noted_here(pool).await? {
-                findings.push(Finding::new(Level::Error, "database", app::StartError::Copied.to_string()));
+                findings.push(Finding::new(Level::Error, "database", with_way_out(app::StartError::Copied)));
             }
         }
         Err(app::StartError::Database(error)) => return Err(error.into()),
-        Err(error) => findings.push(Finding::new(Level::Error, "schema", error.to_string())),
+        Err(error) => findings.push(Finding::new(Level::Error, "schema", with_way_out(error))),
     }
     let resolved = app::resolve(pool, config).await?;
     for plan in &resolved.plans {

@@ -5,17 +5,17 @@ use serde::Serialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::app;
+use crate::app::KnownPrices;
 use crate::config::{Config, Model};
 use crate::db::operate::{self, Filter};
 
 use super::show;
 
 /// The cost of so many tokens of a model; none where its price is not known.
-pub(super) fn of_tokens(config: &Config, model: &Model, tokens: i64) -> Option<Decimal> {
+pub(super) fn of_tokens(prices: &KnownPrices, model: &Model, tokens: i64) -> Option<Decimal> {
     // How long a recording is, is known when it was heard.
-    let price = app::unit_price(config, model, OffsetDateTime::now_utc()).filter(|_| model.speech.is_none());
-    price.map(|price| price * Decimal::from(tokens))
+    let price = prices.of(model, OffsetDateTime::now_utc()).filter(|_| model.speech.is_none());
+    price.map(|price| price.usd * Decimal::from(tokens))
 }
 
 /// What opening the jobs of one pipeline again would cost.
@@ -33,6 +33,7 @@ pub(super) struct Share {
 
 /// What a retry would open and cost at most, pipeline by pipeline.
 pub(super) async fn of_retry(pool: &PgPool, config: &Config, filter: &Filter) -> sqlx::Result<Vec<Share>> {
+    let known = KnownPrices::read(config, pool).await?;
     let mut shares = Vec::new();
     for registered in crate::db::pipelines::all(pool).await? {
         if filter.pipeline.as_ref().is_some_and(|asked| *asked != registered.name) {
@@ -45,7 +46,7 @@ pub(super) async fn of_retry(pool: &PgPool, config: &Config, filter: &Filter) ->
         }
         // Where the configuration leaves a choice of models, the dearest is the careful answer.
         let models = config.pipeline(&registered.name).map(|pipeline| pipeline.models.as_slice()).unwrap_or_default();
-        let prices = models.iter().map(|label| of_tokens(config, config.models.get(label)?, found.tokens));
+        let prices = models.iter().map(|label| of_tokens(&known, config.models.get(label)?, found.tokens));
         let usd = prices.collect::<Option<Vec<_>>>().and_then(|prices| prices.into_iter().max());
         // What was never embedded has no tokens yet: a sum without it would promise too little.
         let usd = usd.filter(|_| found.unknown == 0);

@@ -7,14 +7,13 @@ use std::sync::Arc;
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::app;
 use crate::batch;
 use crate::db::app::Plan;
-use crate::db::{self, operate};
+use crate::db::operate;
 use crate::domain::{JobId, SourceKey};
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{self, Session};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -62,8 +61,8 @@ struct Refused {
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let (_, pool, plan) = session.plan(&args.pipeline).await?;
     let plan = alone(&plan, &args.name)?;
-    if !db::pipelines::is_at_home(&pool).await? {
-        return Err(app::StartError::Copied.into());
+    if !args.dry_run {
+        session::at_home(&pool).await?;
     }
     let mut report = Report {
         pipeline: plan.pipeline.name.clone(),

@@ -111,6 +111,7 @@ impl From<sqlx::Error> for Failure {
         let failure = Self::Failed(db::describe(&error));
         match db::hint(&error) {
             Some(hint) => failure.and(hint),
+            None if db::is_forbidden(&error) => failure.and("`gristmill grants` prints the rights that a role needs"),
             None => failure,
         }
     }
@@ -120,7 +121,10 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
             StartError::Database(error) => error.into(),
-            error => Self::of(&error),
+            error => match error.way_out() {
+                Some(way_out) => Self::of(&error).and(way_out),
+                None => Self::of(&error),
+            },
         }
     }
 }

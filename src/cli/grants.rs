@@ -1,17 +1,23 @@
 //! `gristmill grants`
 
 use clap::ValueEnum;
+use serde::Serialize;
 
 use crate::app;
 use crate::db;
-use crate::db::app::grants;
+use crate::db::app::grants::{self, By, Grant};
 
 use super::failure::Failure;
 use super::session::Session;
+use super::show;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Run it as somebody who sees everything; whoever owns the tables runs what it prints.\n\n\
-                        Example: gristmill grants --role gristmill_worker | psql \"$OWNER_URL\"")]
+#[command(
+    after_help = "Run it as somebody who sees everything. It prints a block for each role that has to run one, and says which: the owner of schema \
+                        gristmill, the owners of the application's tables and schemas, and a superuser where row security is on. A block \
+                        is one transaction: it is applied whole, or not at all. A superuser may run them all.\n\n\
+                        Example: gristmill grants --role gristmill_worker | psql -v ON_ERROR_STOP=1 \"$SUPERUSER_URL\""
+)]
 pub(super) struct Args {
     /// What the role is for
     #[arg(long = "for", value_enum, default_value = "worker")]
@@ -41,12 +47,16 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         // The schema may not be there yet.
         let pool = db::connect(&config.database).await?;
         let mut connection = pool.acquire().await?;
-        return print(session, &grants::of_migrator(&mut connection, &role).await?);
+        return print(session, vec![grants::of_migrator(&mut connection, &role).await?]);
     }
     let pool = app::connect(&config).await?;
+    let ours = By::Owner(grants::owner_of_schema(&mut *pool.acquire().await?, "gristmill").await?);
+    let on_ours = |statements: Vec<String>| -> Vec<Grant> {
+        statements.into_iter().map(|sql| Grant { by: ours.clone(), sql }).collect()
+    };
     let statements = match args.purpose {
-        Purpose::Reader => grants::of_reader(&role),
-        Purpose::Owner => grants::of_owner(&role),
+        Purpose::Reader => on_ours(grants::of_reader(&role)),
+        Purpose::Owner => on_ours(grants::of_owner(&role)),
         Purpose::Worker | Purpose::Migrator => {
             let resolved = app::resolve(&pool, &config).await?;
             if !resolved.refused.is_empty() {
@@ -58,20 +68,49 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
                 )));
             }
             let mut connection = pool.acquire().await?;
-            let mut statements = grants::of_worker(&role);
+            let mut statements = on_ours(grants::of_worker(&role));
             for plan in &resolved.plans {
-                for statement in grants::of_pipeline(&mut connection, plan, &role).await? {
-                    if !statements.contains(&statement) {
-                        statements.push(statement);
-                    }
-                }
+                statements.extend(grants::of_pipeline(&mut connection, plan, &role).await?);
             }
             statements
         }
     };
-    print(session, &statements)
+    print(session, statements)
 }
 
-fn print(session: &Session, statements: &[String]) -> Result<(), Failure> {
-    session.print(statements, |statements| statements.iter().map(|one| format!("{one};\n")).collect())
+/// What one role runs, in one transaction.
+#[derive(Debug, Serialize)]
+struct Block {
+    /// None: a superuser.
+    run_by: Option<String>,
+    statements: Vec<String>,
+}
+
+/// Each statement once, in its giver's block; a superuser's come last.
+fn blocks(grants: Vec<Grant>) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    for Grant { by, sql } in grants {
+        let run_by = match by {
+            By::Owner(role) => Some(role),
+            By::Superuser => None,
+        };
+        match blocks.iter_mut().find(|block| block.run_by == run_by) {
+            Some(block) if block.statements.contains(&sql) => {}
+            Some(block) => block.statements.push(sql),
+            None => blocks.push(Block { run_by, statements: vec![sql] }),
+        }
+    }
+    blocks.sort_by_key(|block| block.run_by.is_none());
+    blocks
+}
+
+fn print(session: &Session, grants: Vec<Grant>) -> Result<(), Failure> {
+    session.print(&blocks(grants), |blocks| blocks.iter().map(block).collect::<Vec<_>>().join("\n"))
+}
+
+fn block(block: &Block) -> String {
+    let who = block.run_by.as_ref().map_or_else(|| "a superuser".to_owned(), |role| format!("{role}, or a superuser"));
+    let statements: String = block.statements.iter().map(|one| format!("{one};\n")).collect();
+    // A role's name may hold what it likes, and a comment ends with its line.
+    format!("-- To be run by {}\nbegin;\n{statements}commit;\n", show::line(&who, 200))
 }

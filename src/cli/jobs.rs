@@ -203,6 +203,7 @@ struct Retried {
     /// The numbers of these jobs.
     would_open_jobs: Vec<i64>,
     opened: usize,
+    opened_jobs: Vec<i64>,
 }
 
 async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
@@ -214,7 +215,7 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
     if retry.dry_run {
         let shares = cost::of_retry(&pool, &config, &filter).await?;
         let jobs = matching(&pool, &filter, Wish::Retry).await?;
-        let told = Retried { would_open: shares, would_open_jobs: jobs, opened: 0 };
+        let told = Retried { would_open: shares, would_open_jobs: jobs, opened: 0, opened_jobs: Vec::new() };
         return session.print(&told, |retried| {
             if retried.would_open.is_empty() {
                 return "no job matches that could be opened".to_owned();
@@ -226,13 +227,13 @@ async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
         });
     }
     session::refuse_copy(&pool).await?;
-    let opened = in_slices(&pool, &filter, Wish::Retry, retry.fresh).await?.len();
-    if opened == 0 && !retry.which.ids.is_empty() {
+    let opened = in_slices(&pool, &filter, Wish::Retry, retry.fresh).await?;
+    if opened.is_empty() && !retry.which.ids.is_empty() {
         return Err(Failure::Failed("none of these jobs is finished or waiting: there is nothing to retry".to_owned()));
     }
-    session.print(&Retried { would_open: Vec::new(), would_open_jobs: Vec::new(), opened }, |retried| {
-        format!("{} opened", show::count(retried.opened as u64, "job"))
-    })
+    let told =
+        Retried { would_open: Vec::new(), would_open_jobs: Vec::new(), opened: opened.len(), opened_jobs: opened };
+    session.print(&told, |retried| format!("{} opened", show::count(retried.opened as u64, "job")))
 }
 
 /// The first of these numbers; `--json` has them all.

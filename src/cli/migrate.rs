@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sqlx::PgPool;
+use sqlx::migrate::MigrateError;
 
 use crate::app;
 use crate::db;
@@ -54,7 +55,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         return Err(app::StartError::NewSchema { found, wanted: Set::Ours.newest() }.into());
     }
     for &set in sets {
-        let done = migrate::run(&pool, set).await.map_err(|error| Failure::of(&error))?;
+        let done = migrate::run(&pool, set).await.map_err(|error| refused(&error, set))?;
         applied.push(Applied { what: name(set), from: done.from, to: done.to });
     }
     session.print(&applied, |applied| {
@@ -65,6 +66,25 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         };
         applied.iter().map(line).collect::<Vec<_>>().join("\n")
     })
+}
+
+/// Where a right is what it lacks, who gives it.
+fn refused(error: &MigrateError, set: Set) -> Failure {
+    let forbidden = match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+            Some(error).filter(|error| db::is_forbidden(error))
+        }
+        _ => None,
+    };
+    let Some(forbidden) = forbidden else { return Failure::of(error) };
+    let way_out = match set {
+        Set::Ours => "`gristmill grants --for migrator` prints the right that a role needs",
+        Set::Starter => {
+            "the starter's tables go to schema public: let its owner run `grant create on schema public` to this role, or the statements \
+             that `gristmill migrate --starter --sql` prints"
+        }
+    };
+    Failure::Failed(db::describe(forbidden)).and(way_out)
 }
 
 fn name(set: Set) -> &'static str {

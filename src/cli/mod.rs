@@ -161,10 +161,13 @@ impl Command {
 
     fn log_filter(&self) -> &'static str {
         match self {
-            Self::Run(_) => "info",
+            // What is wrong with a connection is told by whoever needed it.
+            Self::Run(_) => "info,sqlx=error",
             // Its own lines say what happens.
             Self::Demo(_) => "error,gristmill::worker::attempt=off",
-            _ => "warn",
+            // A lane that ends with it has nothing to say to others, and its failure is what the command says.
+            Self::Search(_) => "warn,sqlx=error,gristmill::batch=error",
+            _ => "warn,sqlx=error",
         }
     }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::db;
 
+use super::ask;
 use super::failure::Failure;
 use super::session::{self, Session};
 
@@ -33,21 +34,20 @@ struct Now<'a> {
 
 pub(super) async fn pause(session: &Session, args: &PauseArgs) -> Result<(), Failure> {
     let pool = session.database().await?;
-    let found = db::pipelines::pause(&pool, &args.pipeline, &args.reason).await?;
-    tell(session, &args.pipeline, found, true)
+    ask::registered(&pool, &args.pipeline).await?;
+    db::pipelines::pause(&pool, &args.pipeline, &args.reason).await?;
+    tell(session, &args.pipeline, true)
 }
 
 pub(super) async fn resume(session: &Session, args: &ResumeArgs) -> Result<(), Failure> {
     let pool = session.database().await?;
     session::refuse_copy(&pool).await?;
-    let found = db::pipelines::resume(&pool, &args.pipeline).await?;
-    tell(session, &args.pipeline, found, false)
+    ask::registered(&pool, &args.pipeline).await?;
+    db::pipelines::resume(&pool, &args.pipeline).await?;
+    tell(session, &args.pipeline, false)
 }
 
-fn tell(session: &Session, pipeline: &str, found: bool, paused: bool) -> Result<(), Failure> {
-    if !found {
-        return Err(Failure::Failed(format!("no pipeline {pipeline} is registered here; see `gristmill status`")));
-    }
+fn tell(session: &Session, pipeline: &str, paused: bool) -> Result<(), Failure> {
     session.print(&Now { pipeline, paused }, |now| {
         format!("{} {}", now.pipeline, if now.paused { "is paused" } else { "goes on" })
     })

@@ -1,5 +1,7 @@
 //! `gristmill search`
 
+use std::time::Duration;
+
 use serde::Serialize;
 use sqlx::PgPool;
 
@@ -70,12 +72,19 @@ pub(super) async fn nearest(
 ) -> Result<Vec<Hit>, Failure> {
     let embedding = question.embed(plan, vectors).await.map_err(|failure| match &failure {
         EmbedFailure::Ceiling { after, .. } => {
-            let left = show::seconds(after.as_secs_f64());
-            Failure::of(&failure).and(&format!("raise it in workers.toml, or ask again in {left}"))
+            Failure::of(&failure).and(&format!("raise it in workers.toml, or ask {}", again(*after)))
+        }
+        EmbedFailure::Budget { after, .. } | EmbedFailure::RateLimited { after } => {
+            Failure::of(&failure).and(&format!("ask {}", again(*after)))
         }
         _ => Failure::of(&failure),
     })?;
     Ok(search(&mut *pool.acquire().await?, plan, &embedding.vector, limit).await?)
+}
+
+fn again(after: Duration) -> String {
+    // In whole seconds, and never too early.
+    format!("again in {}", show::seconds(after.as_secs_f64().ceil()))
 }
 
 /// Hits for people, nearest first; `name` says what they call the row.

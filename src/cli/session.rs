@@ -147,6 +147,11 @@ pub(super) async fn refuse_copy(pool: &PgPool) -> Result<(), Failure> {
     if db::pipelines::is_noted_here(pool).await? { Ok(()) } else { Err(app::StartError::Copied.into()) }
 }
 
+/// As [`refuse_copy`], and notes which database this is where nobody has.
+pub(super) async fn at_home(pool: &PgPool) -> Result<(), Failure> {
+    if db::pipelines::is_at_home(pool).await? { Ok(()) } else { Err(app::StartError::Copied.into()) }
+}
+
 /// Refuses to open jobs of a pipeline whose new generation nobody has accepted: they would be paid for under it, and be on no bill.
 pub(super) async fn accepted(pool: &PgPool, plans: &[Arc<Plan>]) -> Result<(), Failure> {
     for plan in plans {

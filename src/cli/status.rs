@@ -24,8 +24,14 @@ pub(super) struct Args {
     all: bool,
 }
 
+/// Said instead of asking for workers, which would not start.
+const COPY: &str = "this database is a copy of the one gristmill was set up in: no worker starts, and nothing that is paid for is done, \
+                    before `gristmill accept --database`";
+
 #[derive(Debug, Serialize)]
 struct Status {
+    /// Of another database, and nobody has said that workers may run in it.
+    unconfirmed_copy: bool,
     pipelines: Vec<Pipeline>,
     /// Jobs that are neither finished nor in hand, by reason.
     left: Vec<Left>,
@@ -37,7 +43,7 @@ struct Status {
 #[derive(Debug, Serialize)]
 struct Pipeline {
     name: String,
-    /// `ready`, `paused`, `counting`, `new generation`, `unregistered` or `does not fit`.
+    /// `ready`, `copy`, `paused`, `counting`, `new generation`, `unregistered` or `does not fit`.
     standing: &'static str,
     why: Option<String>,
     /// Completed, skipped and cancelled ones with `--all` only.
@@ -69,12 +75,19 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let pool = session.database().await?;
     let counted: Vec<JobState> = JobState::ALL.into_iter().filter(|state| args.all || is_backlog(*state)).collect();
     let mut status = Status {
+        unconfirmed_copy: !db::pipelines::is_noted_here(&pool).await?,
         pipelines: registered(&pool, &counted).await?,
         left: db::backlog::left(&pool, None).await?,
         workers: workers(&pool).await?,
         notes: Vec::new(),
     };
     compare(session, &pool, &counted, &mut status).await?;
+    if status.unconfirmed_copy {
+        // What else stands in the way is said as it is.
+        for pipeline in status.pipelines.iter_mut().filter(|pipeline| pipeline.standing == "ready") {
+            pipeline.standing = "copy";
+        }
+    }
     session.print(&status, |status| people(status, &counted))
 }
 
@@ -218,8 +231,10 @@ fn people(status: &Status, counted: &[JobState]) -> String {
     if !status.workers.is_empty() {
         text.push_str(&show::table(&["worker", "version", "in hand", "seen"], &["in hand", "seen"], workers.collect()));
     }
-    if status.workers.iter().all(|worker| worker.gone) {
-        let line = if status.workers.is_empty() { "" } else { "\n" };
+    let line = if status.workers.is_empty() { "" } else { "\n" };
+    if status.unconfirmed_copy {
+        text.push_str(&format!("{line}{COPY}"));
+    } else if status.workers.iter().all(|worker| worker.gone) {
         text.push_str(&format!("{line}no worker is alive: start one with `gristmill run`"));
     }
     for worker in status.workers.iter().filter(|worker| !worker.gone) {

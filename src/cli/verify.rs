@@ -3,7 +3,6 @@
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::app;
 use crate::db;
 use crate::db::app::{Finding, FindingKind, Plan};
 
@@ -43,9 +42,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let (_, pool, plans) = session.plans(&names).await?;
     let mut verified = Verified { findings: Vec::new(), unregistered: Vec::new(), opened: false };
     if args.fix {
-        if !db::pipelines::is_at_home(&pool).await? {
-            return Err(app::StartError::Copied.into());
-        }
+        session::at_home(&pool).await?;
         session::accepted(&pool, &plans).await?;
     }
     for plan in plans {

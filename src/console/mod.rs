@@ -11,6 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
+use futures_util::future::BoxFuture;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
@@ -54,6 +55,8 @@ pub struct Watched {
     pub lanes: Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>,
     /// Jobs in hand, and how many there may be.
     pub hands: Box<dyn Fn() -> (usize, usize) + Send + Sync>,
+    /// Whether the worker knows, and has said, that the database is away.
+    pub is_away: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
     /// Cancelled when the worker stops claiming: nothing more should be sent to it.
     pub stopping: CancellationToken,
 }
@@ -208,6 +211,9 @@ impl Console {
                     telemetry::pipeline_paused(&pipeline.name, pipeline.paused_at.is_some());
                 }
                 return true;
+            }
+            Ok(Err(error)) if (self.watched.is_away)().await => {
+                tracing::debug!(error = db::describe(&error), "the backlog could not be counted");
             }
             Ok(Err(error)) => tracing::warn!(error = db::describe(&error), "the backlog could not be counted"),
             Err(_) => tracing::warn!("the backlog could not be counted in time"),

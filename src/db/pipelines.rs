@@ -220,6 +220,35 @@ pub async fn unregistered(db: impl PgExecutor<'_>, names: &[String]) -> sqlx::Re
     query.fetch_optional(db).await
 }
 
+/// What a row that was there before still is, by the word that held then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    Waiting,
+    Ignored,
+    /// Completed, and no worker ever had it in hand.
+    Adopted,
+}
+
+/// Whether any row that was there before is still so.
+pub async fn has_earlier(db: impl PgExecutor<'_>, name: &str, still: Earlier) -> sqlx::Result<bool> {
+    let (state, kind) = match still {
+        Earlier::Waiting => ("waiting", Some("unaccepted")),
+        Earlier::Ignored => ("skipped", Some("skipped")),
+        Earlier::Adopted => ("completed", None),
+    };
+    sqlx::query_scalar!(
+        r#"select exists (
+               select from gristmill.embedding_jobs
+               where pipeline = $1 and state = $2 and starts = 0 and error_kind is not distinct from $3
+           ) as "has!""#,
+        name,
+        state,
+        kind,
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Pauses a pipeline with a reason that `status` shows.
 pub async fn pause(db: impl PgExecutor<'_>, name: &str, reason: &str) -> sqlx::Result<bool> {
     let done = sqlx::query!("select gristmill.pause($1, $2) as paused", name, reason).fetch_one(db).await?;

@@ -14,6 +14,7 @@ pub struct Dated {
     pub model: String,
     pub meter: String,
     pub usd: Decimal,
+    pub from: OffsetDateTime,
     /// When it begins to hold, as the database's clock said when it was read; none: it does.
     pub begins: Option<Instant>,
 }
@@ -49,7 +50,7 @@ pub async fn set(
 pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Dated>> {
     let asked = Instant::now();
     let prices = sqlx::query!(
-        r#"select id, provider, model, meter, usd, extract(epoch from valid_from - clock_timestamp())::float8 as "begins_in!"
+        r#"select id, provider, model, meter, usd, valid_from, extract(epoch from valid_from - clock_timestamp())::float8 as "begins_in!"
            from gristmill.prices order by provider, model, meter, valid_from"#,
     )
     .fetch_all(db)
@@ -60,7 +61,19 @@ pub async fn all(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Dated>> {
         model: price.model,
         meter: price.meter,
         usd: price.usd,
+        from: price.valid_from,
         begins: Duration::try_from_secs_f64(price.begins_in).ok().and_then(|wait| asked.checked_add(wait)),
     });
     Ok(dated.collect())
+}
+
+/// Whether anything was booked under a price: then it stays as it is.
+pub async fn is_booked(db: impl PgExecutor<'_>, id: i64) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from gristmill.usage_events where price_id = $1)
+               or exists (select from gristmill.provider_calls where price_id = $1) as "booked!""#,
+        id,
+    )
+    .fetch_one(db)
+    .await
 }

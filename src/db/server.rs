@@ -20,24 +20,25 @@ pub async fn version(db: impl PgExecutor<'_>) -> sqlx::Result<String> {
 #[derive(Debug, Clone, Copy)]
 pub struct Backend {
     pid: i32,
-    /// Numbers are used again.
-    started: OffsetDateTime,
+    /// Numbers are used again. Hidden from who has logged in as somebody else than he now is (`role` in the connection's options).
+    started: Option<OffsetDateTime>,
 }
 
 /// The process that answers.
 pub async fn backend(db: impl PgExecutor<'_>) -> sqlx::Result<Backend> {
     sqlx::query_as!(
         Backend,
-        r#"select pid as "pid!", backend_start as "started!" from pg_catalog.pg_stat_activity where pid = pg_backend_pid()"#
+        r#"select pid as "pid!", backend_start as "started" from pg_catalog.pg_stat_activity where pid = pg_backend_pid()"#
     )
     .fetch_one(db)
     .await
 }
 
-/// Whether a process is there and works on a statement.
+/// Whether a process is there and works on a statement, or hides what it does.
 pub async fn is_at_work(db: impl PgExecutor<'_>, backend: Backend) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
-        r#"select exists (select from pg_catalog.pg_stat_activity where pid = $1 and backend_start = $2 and state = 'active') as "there!""#,
+        r#"select exists (select from pg_catalog.pg_stat_activity where pid = $1 and backend_start is not distinct from $2
+                               and coalesce(state, 'active') = 'active') as "there!""#,
         backend.pid,
         backend.started,
     )

@@ -103,9 +103,16 @@ pub struct Calls {
     pub purpose: String,
     pub outcome: String,
     pub calls: i64,
+    #[serde(serialize_with = "whole")]
     pub inputs: Decimal,
+    #[serde(serialize_with = "whole")]
     pub tokens: Decimal,
     pub cost: Option<Decimal>,
+}
+
+/// A count is a number to programs, however large; only what has decimals is a string.
+fn whole<S: serde::Serializer>(count: &Decimal, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_i128(count.trunc().mantissa())
 }
 
 /// Provider calls since a time, by model, purpose and outcome; of one tenant its searches, since a call for jobs is of many.

@@ -110,7 +110,9 @@ impl JobError {
             | Self::LongRecording { .. }
             | Self::Embed(EmbedFailure::Refused(_) | EmbedFailure::RefusedAudio(_)) => fail(ErrorKind::Refused),
             Self::Embed(EmbedFailure::Garbled(_)) => retry(ErrorKind::Garbled),
-            Self::Embed(EmbedFailure::RateLimited { after }) => snooze(ErrorKind::RateLimited, *after),
+            Self::Embed(EmbedFailure::RateLimited { after } | EmbedFailure::Budget { after, .. }) => {
+                snooze(ErrorKind::RateLimited, *after)
+            }
             Self::Embed(EmbedFailure::Unavailable { after, .. }) => snooze(ErrorKind::Unavailable, *after),
             Self::Embed(EmbedFailure::Credential { after, .. }) => snooze(ErrorKind::Credential, *after),
             Self::Embed(EmbedFailure::Misconfigured { after, .. }) => snooze(ErrorKind::Misconfigured, *after),

@@ -24,6 +24,9 @@ pub(super) async fn run(engine: Arc<Engine>) {
             match look(&engine.pool, &deps.fit.plan()).await {
                 Ok(0) => {}
                 Ok(_) => engine.wake.notify_waiters(),
+                Err(error) if engine.outage.is_on().await => {
+                    tracing::debug!(error = db::describe(&error), "the job table could not be asked");
+                }
                 Err(error) => {
                     tracing::warn!(
                         job.pipeline = deps.plan.pipeline.name,

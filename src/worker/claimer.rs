@@ -66,7 +66,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
                     hand_on(&engine, deps, jobs, &sender).await;
                 }
                 Err(error) => {
-                    tracing::warn!(pipeline = deps.plan.pipeline.name, error = db::describe(&error), "claiming failed");
+                    failed(&engine, deps, &error).await;
                     away = true;
                 }
             }
@@ -85,6 +85,19 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
             () = tokio::time::sleep(wait) => rings.iter_mut().for_each(Ring::forget_cursors),
             () = engine.stop.cancelled() => {}
         }
+    }
+}
+
+async fn failed(engine: &Engine, deps: &Deps, error: &sqlx::Error) {
+    let (pipeline, said) = (&deps.plan.pipeline.name, db::describe(error));
+    let is_away = tokio::select! {
+        is_away = engine.outage.is_on() => is_away,
+        () = engine.stop.cancelled() => return,
+    };
+    if is_away {
+        tracing::debug!(pipeline, error = said, "claiming failed");
+    } else {
+        tracing::warn!(pipeline, error = said, "claiming failed");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Delivers the webhooks that ended jobs have left, at least once each. No job waits for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -40,6 +41,8 @@ pub struct Deliverer {
     pipeline: String,
     webhook: Webhook,
     client: Client,
+    /// The last ones were not taken.
+    is_refused: AtomicBool,
 }
 
 impl Deliverer {
@@ -48,7 +51,8 @@ impl Deliverer {
     /// # Errors
     /// The HTTP client cannot be built.
     pub fn new(pipeline: String, webhook: Webhook) -> Result<Self, NetError> {
-        Ok(Self { pipeline, webhook, client: net::trusted(net::Patience::Whole(ANSWER))? })
+        let client = net::trusted(net::Patience::Whole(ANSWER))?;
+        Ok(Self { pipeline, webhook, client, is_refused: AtomicBool::new(false) })
     }
 
     pub fn pipeline(&self) -> &str {
@@ -101,9 +105,17 @@ impl Deliverer {
         if !delivered.is_empty() {
             outbox::delivered(pool, &delivered).await?;
             telemetry::webhooks(&self.pipeline, "delivered", delivered.len());
+            if failures.is_empty() && self.is_refused.swap(false, Ordering::Relaxed) {
+                tracing::info!(job.pipeline = self.pipeline, "webhooks are taken again");
+            }
         }
         let Some((_, error)) = failures.first() else { return Ok(()) };
-        tracing::warn!(job.pipeline = self.pipeline, webhooks = failures.len(), error, "webhooks were not taken");
+        // Once: until one is taken again there is nothing new to say.
+        if self.is_refused.swap(true, Ordering::Relaxed) {
+            tracing::debug!(job.pipeline = self.pipeline, webhooks = failures.len(), error, "webhooks were not taken");
+        } else {
+            tracing::warn!(job.pipeline = self.pipeline, webhooks = failures.len(), error, "webhooks were not taken");
+        }
         let given_up = outbox::put_off(pool, &failures, PATIENCE).await?.len();
         telemetry::webhooks(&self.pipeline, "refused", failures.len() - given_up);
         if given_up > 0 {
@@ -140,7 +152,10 @@ fn missed(deliverer: &Deliverer, error: &sqlx::Error) {
 pub(super) async fn run(engine: Arc<Engine>, nth: usize, stop: CancellationToken) {
     let deliverer = &engine.deliverers[nth];
     let deliver = async |fresh| {
-        if let Err(error) = deliverer.deliver(&engine.pool, fresh).await {
+        let Err(error) = deliverer.deliver(&engine.pool, fresh).await else { return };
+        if engine.outage.is_on().await {
+            tracing::debug!(error = db::describe(&error), "looking for webhooks to deliver failed");
+        } else {
             missed(deliverer, &error);
         }
     };

@@ -27,7 +27,7 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     let mut away: Option<Instant> = None;
     // At once: a line as old as the other connections fares as they do.
     let mut wait = Duration::ZERO;
-    while !pause(wait, &stop).await {
+    while !due(wait, &engine, &stop).await {
         let patience = if line.slow { every } else { SILENCE.min(every) };
         let error = tokio::select! {
             biased;
@@ -35,6 +35,7 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
                 Ok(()) => {
                     line.slow = false;
                     wait = every;
+                    engine.outage.found(false);
                     if let Some(since) = away.take() {
                         tracing::info!("leases are renewed again: the database is back after {} s", since.elapsed().as_secs());
                     }
@@ -56,6 +57,15 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
             tracing::warn!(jobs = engine.hands.count(), error, "leases could not be renewed; trying until they are");
         }
         away.get_or_insert_with(Instant::now);
+        engine.outage.found(true);
+    }
+}
+
+/// Waits for the next beat, or until somebody has to know whether the database is away; says whether it is to stop.
+async fn due(wait: Duration, engine: &Engine, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        stopped = pause(wait, stop) => stopped,
+        () = engine.outage.asked() => stop.is_cancelled(),
     }
 }
 

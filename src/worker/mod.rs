@@ -11,6 +11,7 @@ mod fitter;
 mod hands;
 mod heartbeat;
 mod listener;
+mod outage;
 mod rescuer;
 mod ring;
 mod sweeper;
@@ -77,6 +78,7 @@ pub struct Engine {
     pub releases: acknowledger::Releases,
     /// Held while words of jobs in hand are written, or taken back.
     speaking: Mutex<()>,
+    pub outage: outage::Outage,
     /// How the sweeps of every pipeline go.
     pub swept: Progress,
 }
@@ -100,6 +102,7 @@ impl Engine {
             give_up: CancellationToken::new(),
             releases: acknowledger::Releases::new(),
             speaking: Mutex::default(),
+            outage: outage::Outage::default(),
             swept: Progress::default(),
             pool,
             keyed,

@@ -40,7 +40,12 @@ pub(super) async fn run(engine: Arc<Engine>) {
             Ok(())
         };
         if let Err(error) = step().await {
-            tracing::warn!(error = db::describe(&error), "looking after waiting and orphaned jobs failed");
+            let said = db::describe(&error);
+            if engine.outage.is_on().await {
+                tracing::debug!(error = said, "looking after waiting and orphaned jobs failed");
+            } else {
+                tracing::warn!(error = said, "looking after waiting and orphaned jobs failed");
+            }
             if db::is_passing(&error) {
                 trusted_from = Instant::now() + engine.settings.lease;
             }

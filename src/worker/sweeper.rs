@@ -121,9 +121,13 @@ async fn sweep(engine: &Engine, deps: &Deps, since: &mut Option<OffsetDateTime>)
             {
                 tracing::debug!(error = db::describe(&error), "the catalogue could not be asked");
             }
-            let error = db::describe(&error);
-            tracing::warn!(job.pipeline = name, error, "the sweep failed");
-            engine.swept.note(name, Err(error));
+            let said = db::describe(&error);
+            if engine.outage.is_on().await {
+                tracing::debug!(job.pipeline = name, error = said, "the sweep failed");
+            } else {
+                tracing::warn!(job.pipeline = name, error = said, "the sweep failed");
+            }
+            engine.swept.note(name, Err(said));
         }
     }
 }

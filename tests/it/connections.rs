@@ -99,6 +99,10 @@ async fn an_outage_is_said_once_and_so_is_its_end() {
     let cut: i32 = world.value(LISTENER).await;
     world.sql(&format!("select pg_terminate_backend({cut})")).await;
     eventually(&world, &format!("(select exists ({LISTENER} and pid <> {cut}))")).await;
+    // By then it has said so.
+    world.insert("note", "One.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    eventually(&world, "(select bool_and(state = 'completed') from gristmill.embedding_jobs)").await;
 
     let ended = terminate(worker).await;
     let said = |what: &str| ended.err.matches(what).count();

@@ -8,6 +8,7 @@ use gristmill::db::app::Plan;
 use insta::assert_snapshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::gristmill;
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::world::{USER, World};
 
@@ -267,7 +268,7 @@ async fn another_word_for_rows_that_were_there_before_is_said_to_come_too_late()
 
     let world = world.change("existing = \"ignore\"", "existing = \"adopt\"");
     assert_snapshot!(said(&world).await, @r#"workers.toml:36: pipelines.documents: existing was "backfill" when the rows that were there before got their jobs, and "adopt" changes nothing of that: `gristmill accept documents` opens those that wait"#);
-    let checked = crate::cli::gristmill(&world, &["check"]).await.ok().out;
+    let checked = gristmill(&world, &["check"]).await.ok().out;
     assert!(checked.contains("existing was"), "{checked}");
 }
 
@@ -295,7 +296,7 @@ async fn the_bill_is_judged_by_a_sample_that_is_cut_and_counted_as_a_job_would()
 /// Rows of the starter pipeline that `backfill` names, as a program reads it.
 async fn backfill(world: &World, arguments: &[&str]) -> serde_json::Value {
     let all: Vec<&str> = ["--json", "backfill", "documents"].iter().chain(arguments).copied().collect();
-    let ended = crate::cli::gristmill(world, &all).await.ok();
+    let ended = gristmill(world, &all).await.ok();
     serde_json::from_str(&ended.out).expect("JSON")
 }
 
@@ -319,12 +320,12 @@ async fn a_backfill_opens_what_was_ignored_held_or_never_seen_and_says_first_wha
     assert!((1_500..2_500).contains(&bill["tokens_estimated"].as_i64().unwrap()), "{bill}");
     assert!(bill["usd_estimated"].is_string(), "{bill}");
     assert_eq!(standing(&world).await, before, "a look changes nothing");
-    let refused = crate::cli::gristmill(&world, &["backfill", "documents", "--where", "nope > 1"]).await;
+    let refused = gristmill(&world, &["backfill", "documents", "--where", "nope > 1"]).await;
     assert!(refused.code == 1 && refused.err.contains("nope"), "{}", refused.err);
 
     let odd =
         ["backfill", "documents", "--yes", "--where", "(case when name = 'late 7' then 'seven' else '7' end)::int = 7"];
-    let refused = crate::cli::gristmill(&world, &odd).await;
+    let refused = gristmill(&world, &odd).await;
     let late: String = world.value("select id::text from public.documents where name = 'late 7'").await;
     assert!(
         refused.code == 1 && refused.err.contains(&late) && refused.err.contains("'seven' else"),
@@ -390,4 +391,34 @@ async fn rows_that_are_accepted_in_bulk_go_behind_new_ones() {
     let order = "select d.name from gristmill.embedding_jobs j join public.documents d on j.source_key = jsonb_build_array(d.id::text) \
                  where state = 'pending' order by -priority, run_at, j.id limit 1";
     assert_eq!(world.list(order).await, ["new"]);
+}
+
+#[tokio::test]
+async fn another_word_is_not_too_late_where_no_row_was_there_before() {
+    let said = async |world: &World| gristmill(world, &["check"]).await.out.contains("existing was");
+    let world = World::new().await.change("existing = \"backfill\"", "existing = \"adopt\"");
+    world.register().await;
+    world.insert("new", "New text.").await;
+    world.work().await;
+    let world = world.change("existing = \"adopt\"", "existing = \"backfill\"");
+    assert!(!said(&world).await, "nothing was adopted");
+
+    let world = World::new().await.change("existing = \"backfill\"", "existing = \"ignore\"");
+    world.register().await;
+    let world = world.change("existing = \"ignore\"", "existing = \"backfill\"");
+    assert!(!said(&world).await, "nothing was ignored");
+
+    let world = World::new().await;
+    world.insert("old", "Old text.").await;
+    world.register().await;
+    gristmill(&world, &["accept", "documents", "--yes"]).await.ok();
+    world.work().await;
+    let world = world.change("existing = \"backfill\"", "existing = \"adopt\"");
+    assert!(!said(&world).await, "none waits any more");
+
+    let world = World::new().await.change("existing = \"backfill\"", "existing = \"ignore\"");
+    world.insert("old", "Old text.").await;
+    world.register().await;
+    let world = world.change("existing = \"ignore\"", "existing = \"backfill\"");
+    assert!(said(&world).await, "one is ignored");
 }

@@ -78,7 +78,9 @@ async fn prepared(role: &str, more: &str) -> World {
 /// What the owner runs: as one may who reads it.
 async fn granted(world: &World, role: &str) -> Vec<String> {
     let out = gristmill(world, &["grants", "--role", role]).await.ok().out;
-    out.split_inclusive(";\n").map(str::to_owned).collect()
+    let frame = |line: &&str| line.starts_with("-- ") || ["begin;\n", "commit;\n", "\n"].contains(line);
+    let statements: String = out.split_inclusive('\n').filter(|line| !frame(line)).collect();
+    statements.split_inclusive(";\n").map(str::to_owned).collect()
 }
 
 async fn run(world: &World, statements: &[String]) {
@@ -110,7 +112,8 @@ async fn a_pipeline_with_everything_runs_as_a_role_that_owns_nothing() {
     alter table "app"."note_vectors" enable row level security;
     revoke all on "app"."note_vectors" from "anon", "authenticated";
     alter table "app"."note_vectors" add foreign key ("note") references "app"."notes" ("id") on delete cascade;
-    grant usage on schema "app", "public" to "gristmill_test_granted";
+    grant usage on schema "app" to "gristmill_test_granted";
+    grant usage on schema "public" to "gristmill_test_granted";
     grant select, update ("ended_at", "status") on "app"."asks" to "gristmill_test_granted";
     grant select, update ("words") on "app"."folders" to "gristmill_test_granted";
     grant select, insert, update ("cents") on "app"."log" to "gristmill_test_granted";
@@ -176,6 +179,48 @@ async fn a_pipeline_with_everything_runs_as_a_role_that_owns_nothing() {
 }
 
 #[tokio::test]
+async fn each_block_names_the_role_that_can_run_it() {
+    let role = "gristmill_test_blocks";
+    let world = prepared(role, "").await;
+    for owner in ["gristmill_test_blocks_ours", "gristmill_test_blocks_tables"] {
+        make_role(&world, owner).await;
+    }
+    world
+        .sql(
+            "do $$ declare one record; begin \
+               for one in select oid::regclass as name, relnamespace::regnamespace::text as schema from pg_class \
+                          where relnamespace in ('gristmill'::regnamespace, 'app'::regnamespace) and relkind in ('r', 'v') loop \
+                 execute format('alter table %s owner to gristmill_test_blocks_%s', one.name, case one.schema when 'app' then 'tables' else 'ours' end); \
+               end loop; \
+               for one in select oid::regprocedure as name from pg_proc where pronamespace = 'gristmill'::regnamespace loop \
+                 execute format('alter function %s owner to gristmill_test_blocks_ours', one.name); \
+               end loop; \
+             end $$; \
+             alter schema app owner to gristmill_test_blocks_tables; alter schema gristmill owner to gristmill_test_blocks_ours",
+        )
+        .await;
+    let out = gristmill(&world, &["grants", "--role", role]).await.ok().out;
+    let superuser: String = world.value("select current_user::text").await;
+    let mut givers = Vec::new();
+    for block in out.split("-- To be run by ").skip(1) {
+        let (who, statements) = block.split_once('\n').expect("it is a comment");
+        let who = who.trim_end_matches(", or a superuser");
+        assert!(statements.starts_with("begin;\n") && statements.trim_end().ends_with("\ncommit;"), "{statements}");
+        let runs_as = if who == "a superuser" { &superuser } else { who };
+        let mut connection = world.database.connect().await;
+        let whole = format!("set role {runs_as}; {statements}");
+        connection.execute(AssertSqlSafe(whole)).await.unwrap_or_else(|error| panic!("{who}: {error}"));
+        givers.push(who.replace(&superuser, "(this server's)"));
+    }
+    assert_eq!(
+        givers,
+        ["gristmill_test_blocks_ours", "gristmill_test_blocks_tables", "(this server's)", "a superuser"]
+    );
+    let checked = gristmill(&as_role(world, role).await, &["check"]).await;
+    assert_eq!(checked.code, 0, "{}", checked.out);
+}
+
+#[tokio::test]
 async fn every_right_that_is_taken_away_is_named() {
     let role = "gristmill_test_stripped";
     let world = prepared(role, "").await;
@@ -185,7 +230,9 @@ async fn every_right_that_is_taken_away_is_named() {
     let world = as_role(world, role).await;
     assert_eq!(misfits(&world).await, "");
     let mut unnamed = Vec::new();
-    for statement in statements.iter().filter(|one| one.starts_with("grant ")) {
+    // Schema public is everybody's to use unless somebody has said otherwise.
+    let taken_away = |one: &&String| one.starts_with("grant ") && !one.starts_with("grant usage on schema \"public\"");
+    for statement in statements.iter().filter(taken_away) {
         // Rights of rows in our own schema, and those on sequences and functions, are one list.
         let taken = statement.replacen("grant ", "revoke ", 1).replace(" to \"", " from \"");
         owner.execute(AssertSqlSafe(taken)).await.expect("the owner may");

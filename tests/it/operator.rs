@@ -1,17 +1,20 @@
 //! What an operator reads: numbers that hold, reasons that are true, and nothing that is no fault.
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gristmill::db::attempts;
+use gristmill::db::{self, attempts};
 use gristmill::domain::OwnerId;
 use insta::assert_snapshot;
+use serde_json::Value;
 use sqlx::Executor as _;
 
 use crate::cli::{command, gristmill, run};
 use crate::extract::pdf;
 use crate::fake_openai::{Answer, FakeOpenAi, Options};
+use crate::schema::make_role;
 use crate::world::{DIMENSIONS, USER, World};
 
 fn vendor() -> FakeOpenAi {
@@ -31,8 +34,11 @@ async fn a_ledger_of_any_size_adds_up() {
 
     let calls = gristmill(&world, &["usage", "--json"]).await.ok().json()["calls"][0].clone();
 
-    let numbers = ["inputs", "tokens", "cost"].map(|name| calls[name].as_str().unwrap_or_default().to_owned());
-    assert_eq!(numbers, ["6442450941", "27670116110564327421", "3000000000000000000"]);
+    // Counts are numbers, and what has decimals is a string.
+    assert_eq!((&calls["calls"], &calls["inputs"]), (&3.into(), &6_442_450_941_i64.into()));
+    assert_eq!(calls["cost"], "3000000000000000000");
+    let text = gristmill(&world, &["usage", "--json"]).await.ok().out;
+    assert!(text.contains("\"tokens\": 27670116110564327421,"), "{text}");
 }
 
 #[tokio::test]
@@ -165,6 +171,143 @@ async fn a_retry_names_the_jobs_that_it_would_open() {
 
     assert_eq!(told["would_open_jobs"], serde_json::json!((1..=23).collect::<Vec<_>>()));
     assert!(people.contains("jobs: 1, 2, 3,") && people.contains(", 20, …") && !people.contains("21"), "{people}");
+}
+
+#[tokio::test]
+async fn a_retry_names_the_jobs_that_it_opened() {
+    let world = World::new().await;
+    world.register().await;
+    world.insert_sentences(3).await;
+    world.work().await;
+
+    let told = gristmill(&world, &["jobs", "retry", "--pipeline", "documents", "--json"]).await.ok().json();
+
+    assert_eq!((&told["opened"], &told["opened_jobs"]), (&3.into(), &serde_json::json!([1, 2, 3])));
+}
+
+#[tokio::test]
+async fn a_pipeline_that_nobody_knows_is_a_mistake_of_the_command_line() {
+    let world = World::new().await;
+    world.register().await;
+    for arguments in [
+        &["pause", "nope"][..],
+        &["resume", "nope"],
+        &["wait", "nope", "1"],
+        &["enqueue", "nope", "1"],
+        &["jobs", "list", "--pipeline", "nope"],
+        &["jobs", "cancel", "--pipeline", "nope"],
+        &["jobs", "retry", "--pipeline", "nope"],
+        &["forget", "nope", "1"],
+        &["search", "text", "--pipeline", "nope"],
+        &["verify", "nope"],
+        &["accept", "nope"],
+        &["backfill", "nope"],
+        &["effects", "nope", "log"],
+    ] {
+        let ran = gristmill(&world, arguments).await;
+        assert!(
+            ran.code == 2 && ran.out.is_empty() && ran.err.contains("no pipeline nope"),
+            "{arguments:?}: {} {}",
+            ran.code,
+            ran.err
+        );
+    }
+}
+
+#[tokio::test]
+async fn advice_is_a_hint_of_its_own() {
+    let role = "gristmill_test_stranger";
+    let world = World::new().await;
+    make_role(&world, role).await;
+    let (ours, theirs) = (world.config_file(), world.files.path().join("stranger.toml"));
+    std::fs::write(&theirs, world.toml_as(role)).expect("the file can be written");
+    let refused = async |config: &Path, arguments: &[&str]| {
+        let mut command = command(&[arguments, &["--json", "--config"]].concat());
+        command.arg(config);
+        let ran = run(command).await;
+        let said: Value = serde_json::from_str(ran.err.lines().last().unwrap_or_default()).expect("it is JSON");
+        let word = |key: &str| said["error"][key].as_str().unwrap_or_default().to_owned();
+        format!("{}\n{}", word("message"), word("hint"))
+    };
+    assert_snapshot!(refused(&theirs, &["status"]).await, @"
+    permission denied for schema gristmill
+    `gristmill grants` prints the rights that a role needs
+    ");
+
+    world.sql("update gristmill._sqlx_migrations set version = version + 1 where version = (select max(version) from gristmill._sqlx_migrations)").await;
+    let said = refused(&ours, &["status"]).await;
+    assert!(said.ends_with("\nupdate the binary"), "{said}");
+    world.sql("drop schema gristmill cascade").await;
+    assert_snapshot!(refused(&ours, &["status"]).await, @"
+    schema gristmill is not there
+    run `gristmill migrate`
+    ");
+    let name = &world.database.name;
+    let said = refused(&theirs, &["migrate"]).await.replace(name, "[name]");
+    assert_snapshot!(said, @"
+    permission denied for database [name]
+    `gristmill grants --for migrator` prints the right that a role needs
+    ");
+    world.sql(&format!("grant create on database {name} to {role}")).await;
+    assert_snapshot!(refused(&theirs, &["migrate", "--starter"]).await, @"
+    permission denied for schema public
+    the starter's tables go to schema public: let its owner run `grant create on schema public` to this role, or the statements that `gristmill migrate --starter --sql` prints
+    ");
+}
+
+#[tokio::test]
+async fn a_copy_that_nobody_confirmed_is_said_and_tells_what_it_would_cost() {
+    let world = World::new().await;
+    world.insert("note", "Grain in, flour out.").await;
+    world.register().await;
+    assert!(db::pipelines::is_at_home(&world.pool).await.expect("the database is there"));
+    world.sql("update gristmill.installation set identity = 'elsewhere'").await;
+
+    let told = gristmill(&world, &["status", "--json"]).await.ok().json();
+    assert_eq!((&told["unconfirmed_copy"], &told["pipelines"][0]["standing"]), (&true.into(), &"copy".into()));
+    let people = gristmill(&world, &["status"]).await.ok().out;
+    assert!(people.contains("gristmill accept --database") && !people.contains("gristmill run"), "{people}");
+
+    for command in ["accept", "backfill"] {
+        let told = gristmill(&world, &[command, "documents", "--dry-run", "--json"]).await.ok().json();
+        assert!(told["tokens_estimated"].as_i64() > Some(0), "{told}");
+    }
+    assert_eq!(world.states().await, "1 waiting unaccepted");
+    assert_eq!(world.value::<String>("select identity from gristmill.installation").await, "elsewhere");
+
+    gristmill(&world, &["accept", "--database", "--yes"]).await.ok();
+    let told = gristmill(&world, &["status", "--json"]).await.ok().json();
+    assert_eq!((&told["unconfirmed_copy"], &told["pipelines"][0]["standing"]), (&false.into(), &"ready".into()));
+}
+
+#[tokio::test]
+async fn a_price_that_left_the_file_counts_as_long_as_the_table_has_it() {
+    const PRICES: &str = "[[prices]]\nmodel = \"small\"\nmeter = \"tokens\"\nusd = \"0.00000002\"\nfrom = 2026-01-01\n";
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "Grain in, flour out.").await;
+    world.work().await;
+    let world = world.change(PRICES, "");
+    let costs = async |world: &World| {
+        let retried = gristmill(world, &["jobs", "retry", "1", "--dry-run", "--json"]).await.ok().json();
+        let accepted = gristmill(world, &["accept", "documents", "--dry-run", "--json"]).await.ok().json();
+        format!("{} {}", retried["would_open"][0]["usd"], accepted["usd_estimated"])
+    };
+
+    let checked = gristmill(&world, &["check"]).await.out;
+    assert!(checked.contains("0.00000002 USD") && checked.contains("no longer in the file"), "{checked}");
+    assert_eq!(costs(&world).await, r#""0.00000014" "0""#);
+
+    // What was booked under a date's price stays its price, whatever the file says of that date now.
+    let dearer = format!("{}\n[pipelines.documents]\n", PRICES.replace("0.00000002", "0.00000009"));
+    let world = world.change("[pipelines.documents]\n", &dearer);
+    assert_eq!(costs(&world).await, r#""0.00000014" "0""#);
+    world.sql("insert into gristmill.prices (provider, model, meter, usd, valid_from) values ('vendor', 'small', 'tokens', 1, '2026-02-01+00')").await;
+    assert_eq!(costs(&world).await, r#""7" "0""#);
+    let world = world.change("from = 2026-01-01", "from = 2026-02-01");
+    assert_eq!(costs(&world).await, r#""0.00000063" "0""#);
+    assert_eq!(world.value::<i64>("select count(*) from gristmill.prices where usd = 0.00000009").await, 0);
 }
 
 #[tokio::test]

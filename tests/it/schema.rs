@@ -76,18 +76,21 @@ async fn a_schema_of_another_version_is_refused_with_the_way_out() {
     let world = World::new().await;
     let said = async |world: &World| match app::check_schema(&world.pool).await {
         Ok(()) => "fine".to_owned(),
-        Err(error) => error.to_string().replace(&format!(" {}:", Set::Ours.newest()), " [newest]:"),
+        Err(error) => {
+            let way_out = error.way_out().unwrap_or_default();
+            format!("{error}; {way_out}").replace(&format!(" {};", Set::Ours.newest()), " [newest];")
+        }
     };
     assert_eq!(said(&world).await, "fine");
 
     world.sql("delete from gristmill._sqlx_migrations where version > 1").await;
-    assert_snapshot!(said(&world).await, @"schema gristmill is at version 1, this binary needs [newest]: run `gristmill migrate`");
+    assert_snapshot!(said(&world).await, @"schema gristmill is at version 1, this binary needs [newest]; run `gristmill migrate`");
 
     world.sql("update gristmill._sqlx_migrations set version = 7000").await;
-    assert_snapshot!(said(&world).await, @"schema gristmill is at version 7000, newer than this binary's [newest]: update the binary");
+    assert_snapshot!(said(&world).await, @"schema gristmill is at version 7000, newer than this binary's [newest]; update the binary");
 
     world.sql("drop schema gristmill cascade").await;
-    assert_snapshot!(said(&world).await, @"schema gristmill is not there: run `gristmill migrate`");
+    assert_snapshot!(said(&world).await, @"schema gristmill is not there; run `gristmill migrate`");
 }
 
 /// Everything in the schema that a role may use, as `object: rights`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gristmill::db::calls;
+use gristmill::db::{budgets, calls};
 use insta::assert_snapshot;
 use serde_json::Value;
 
@@ -142,4 +142,25 @@ async fn a_search_counts_under_the_ceiling_and_is_refused_by_it() {
     world.insert("note", "The mill grinds grain and more than that.").await;
     world.work().await;
     assert_eq!(world.states().await, "1 waiting ceiling");
+}
+
+#[tokio::test]
+async fn a_search_that_the_budget_stops_says_when_to_come_again() {
+    let vendor = vendor();
+    let world = world_of(&vendor).await;
+    let fingerprint = world.config().providers["vendor"].kind.key().expect("it has one").fingerprint();
+    budgets::shut(&world.pool, "vendor", &fingerprint, Duration::from_mins(2)).await.expect("it may");
+    let said = async |world: &World| {
+        let ran = gristmill(world, &["search", QUESTION]).await;
+        let seconds = ran.err.split("again in ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        format!("{} {}", ran.code, ran.err.trim().replace(&format!("again in {seconds} "), "again in [n] "))
+    };
+
+    assert_eq!(vendor.requests(), 1);
+    assert_snapshot!(said(&world).await, @"1 error: the budget of provider vendor is used up; ask again in [n] min");
+    world.sql("delete from gristmill.budgets").await;
+    let world = world.change("kind = \"openai\"", "kind = \"openai\"\nrequests_per_minute = 1");
+    assert_eq!(said(&world).await, "0 ");
+    assert_snapshot!(said(&world).await, @"1 error: the budget of provider vendor is used up; ask again in [n] s");
+    assert_eq!(vendor.requests(), 2);
 }

@@ -350,3 +350,28 @@ async fn a_run_that_ends_by_itself_tries_again_what_is_due() {
     tokio::time::timeout(Duration::from_mins(1), both).await.expect("the receiver is asked");
     assert_eq!(world.list(OUTBOX).await, ["completed 2 delivered"]);
 }
+
+#[tokio::test]
+async fn a_receiver_that_takes_nothing_is_told_once() {
+    let receiver = Receiver::start().await;
+    let world = world(&receiver).await;
+    *receiver.first.lock().unwrap() = vec![503, 500];
+    let worker = crate::cli::serve(&world);
+    for (nth, text) in [(1, "The mill grinds."), (2, "The mill stands.")] {
+        world.insert("note", text).await;
+        world
+            .sql("select gristmill.enqueue('documents', id) from public.documents where processing_status = 'pending'")
+            .await;
+        world.wait_for(&format!("select count(error) = {nth} from gristmill.outbox")).await;
+    }
+    due(&world).await;
+    world.wait_for("select bool_and(delivered_at is not null) from gristmill.outbox").await;
+
+    let ran = crate::cli::terminate(worker).await;
+
+    let lines: Vec<Value> = ran.err.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of_webhooks =
+        lines.iter().filter(|line| line["message"].as_str().is_some_and(|said| said.contains("webhooks")));
+    let said: Vec<String> = of_webhooks.map(|line| format!("{} {}", line["level"], line["message"])).collect();
+    assert_eq!(said, [r#""WARN" "webhooks were not taken""#, r#""INFO" "webhooks are taken again""#]);
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use gristmill::app::{self, Running};
 use gristmill::config::Config;
 use gristmill::db;
-use gristmill::db::app::grants;
+use gristmill::db::app::grants::{self, By};
 use gristmill::embedded::{self, Artifact};
 use gristmill::extract::Extractor;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -273,9 +273,9 @@ impl World {
         let mut connection = self.pool.acquire().await.expect("the database is there");
         let mut statements = grants::of_worker(role);
         for plan in &resolved.plans {
-            statements.extend(grants::of_pipeline(&mut connection, plan, role).await.expect("the plan holds"));
+            let granted = grants::of_pipeline(&mut connection, plan, role).await.expect("the plan holds");
+            statements.extend(granted.into_iter().filter(|one| one.by != By::Superuser).map(|one| one.sql));
         }
-        statements.retain(|one| !one.starts_with("alter role"));
         drop(connection);
         self.sql(&statements.join(";\n")).await;
     }

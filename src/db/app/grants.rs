@@ -158,9 +158,11 @@ pub fn of_owner(role: &str) -> Vec<String> {
 ///
 /// # Errors
 /// The database is away.
-pub async fn of_migrator(connection: &mut PgConnection, role: &str) -> sqlx::Result<Vec<String>> {
-    let database: String = sqlx::query_scalar("select current_database()::text").fetch_one(connection).await?;
-    Ok(vec![format!("grant create on database {} to {}", quote(&database), quote(role))])
+pub async fn of_migrator(connection: &mut PgConnection, role: &str) -> sqlx::Result<Grant> {
+    let query =
+        "select datname::text, pg_get_userbyid(datdba)::text from pg_database where datname = current_database()";
+    let (database, owner): (String, String) = sqlx::query_as(query).fetch_one(connection).await?;
+    Ok(Grant { by: By::Owner(owner), sql: format!("grant create on database {} to {}", quote(&database), quote(role)) })
 }
 
 /// Rights by table: whole ones, or on columns.
@@ -178,16 +180,50 @@ struct Needs {
 ///
 /// # Errors
 /// The database is away.
-pub async fn of_pipeline(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<String>> {
+pub async fn of_pipeline(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
     let Some(creation) = &plan.create else { return statements(connection, plan, role).await };
+    // It refers to the source, so whoever owns that one makes it.
+    let by = By::Owner(owner_of_table(connection, &plan.pipeline.source.table).await?);
     let mut trial = connection.begin().await?;
     create::try_out(&mut trial, &plan.pipeline, creation).await?;
     let granted = statements(&mut trial, plan, role).await?;
     trial.rollback().await?;
-    Ok(creation.all().cloned().chain(granted).collect())
+    let created = creation.all().map(|sql| Grant { by: by.clone(), sql: sql.clone() });
+    Ok(created.chain(granted).collect())
 }
 
-async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<String>> {
+/// A statement that gives a right, and who may give it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    pub by: By,
+    pub sql: String,
+}
+
+/// Whoever may give a right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// The role that owns what the right is on.
+    Owner(String),
+    Superuser,
+}
+
+/// The role that owns a schema. What the database's owner is by another name is told as that one.
+///
+/// # Errors
+/// The database is away.
+pub async fn owner_of_schema(connection: &mut PgConnection, schema: &str) -> sqlx::Result<String> {
+    let query = "select case when nspowner = 'pg_database_owner'::regrole then pg_get_userbyid(datdba) else pg_get_userbyid(nspowner) end::text \
+                 from pg_namespace, pg_database where nspname = $1 and datname = current_database()";
+    sqlx::query_scalar(query).bind(schema).fetch_one(connection).await
+}
+
+async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<String> {
+    let query = "select pg_get_userbyid(relowner)::text from pg_class \
+                 where relname = $1 and relnamespace = (select oid from pg_namespace where nspname = $2)";
+    sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_one(connection).await
+}
+
+async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
     let mut rights = Rights::new();
     of_tables(plan, &mut rights);
     for effect in &plan.effects {
@@ -218,15 +254,21 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     if !plan.vector.schema.is_empty() {
         schemas.insert(&plan.vector.schema);
     }
-    let schemas: Vec<String> = schemas.into_iter().map(quote).collect();
-    let mut statements = vec![format!("grant usage on schema {} to {to}", schemas.join(", "))];
+    let mut statements = Vec::new();
+    for schema in schemas {
+        let by = By::Owner(owner_of_schema(connection, schema).await?);
+        statements.push(Grant { by, sql: format!("grant usage on schema {} to {to}", quote(schema)) });
+    }
     let mut secured = Vec::new();
     for (name, needs) in &rights {
         let Some(table) = catalog::table(connection, name).await? else { continue };
-        statements.push(format!("grant {} on {} to {to}", needs.sql(), table.sql()));
+        let is_made = plan.create.is_some() && plan.pipeline.target.table.as_ref() == Some(name);
+        let owned = if is_made { &plan.pipeline.source.table } else { name };
+        let by = By::Owner(owner_of_table(connection, owned).await?);
+        statements.push(Grant { by: by.clone(), sql: format!("grant {} on {} to {to}", needs.sql(), table.sql()) });
         if needs.whole.contains("insert") {
             for (sequence, _) in catalog::sequences(connection, &table).await? {
-                statements.push(format!("grant usage on sequence {sequence} to {to}"));
+                statements.push(Grant { by: by.clone(), sql: format!("grant usage on sequence {sequence} to {to}") });
             }
         }
         if table.secured {
@@ -235,7 +277,8 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     }
     if !secured.is_empty() {
         // A policy that hid rows would make them look gone.
-        statements.push(format!("alter role {to} bypassrls /* row security is on for {} */", secured.join(", ")));
+        let sql = format!("alter role {to} bypassrls /* row security is on for {} */", secured.join(", "));
+        statements.push(Grant { by: By::Superuser, sql });
     }
     Ok(statements)
 }
