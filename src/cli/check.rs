@@ -320,6 +320,7 @@ async fn of_database(pool: &PgPool, config: &Config) -> Result<Vec<Finding>, Fai
                 finding.fix = Some(fix);
                 findings.push(finding);
             }
+            findings.extend(of_migrations(pool).await?);
             if !db::pipelines::is_noted_here(pool).await? {
                 findings.push(Finding::new(Level::Error, "database", with_way_out(app::StartError::Copied)));
             }
@@ -371,6 +372,21 @@ async fn unaccepted(pool: &PgPool, plan: &Plan) -> sqlx::Result<Option<Finding>>
     };
     let readiness = readiness.filter(|readiness| *readiness != app::Readiness::NewGeneration { rows: 0 });
     Ok(readiness.map(|readiness| Finding::new(Level::Error, about(name), app::say(name, &readiness))))
+}
+
+/// Nobody else looks at what was applied before the next migration, which would be refused.
+async fn of_migrations(pool: &PgPool) -> sqlx::Result<Option<Finding>> {
+    let altered: Vec<String> = db::migrate::altered(pool).await?.iter().map(ToString::to_string).collect();
+    let which = match altered.as_slice() {
+        [] => return Ok(None),
+        [one] => format!("version {one} was"),
+        [others @ .., last] => format!("versions {} and {last} were", others.join(", ")),
+    };
+    let message = format!(
+        "{which} applied from another text than this binary's, or not to the end (gristmill._sqlx_migrations): the schema may be \
+         another than it is taken for, and `gristmill migrate` will refuse; use the build that applied it, or restore what that table held"
+    );
+    Ok(Some(Finding::new(Level::Warning, "schema", message)))
 }
 
 async fn of_versions(pool: &PgPool) -> sqlx::Result<Finding> {

@@ -22,13 +22,17 @@ pub(super) enum Failure {
     Hinted { failure: Box<Self>, hint: String },
 }
 
+/// What a program is told of a failure that the output says everything about.
+const SAID: &str = "standard output says what was found";
+
 impl Failure {
     /// Says it once, on standard error, and gives its exit code. For programs it is one line of JSON, the last there.
     pub(super) fn report(self, json: bool) -> ExitCode {
         let (kind, code) = self.kind();
-        if let Some(text) = self.text() {
-            let people = || format!("{}: {text}", if code == 3 { kind } else { "error" });
-            eprintln!("{}", if json { self.json(kind) } else { people() });
+        if json {
+            eprintln!("{}", self.json(kind));
+        } else if let Some(text) = self.text() {
+            eprintln!("{}: {text}", if code == 3 { kind } else { "error" });
         }
         ExitCode::from(code)
     }
@@ -57,7 +61,7 @@ impl Failure {
             Self::Hinted { failure, hint } => (&**failure, Some(hint)),
             failure => (failure, None),
         };
-        let mut error = serde_json::json!({ "kind": kind, "message": failure.text() });
+        let mut error = serde_json::json!({ "kind": kind, "message": failure.text().as_deref().unwrap_or(SAID) });
         if let Some(hint) = hint {
             error["hint"] = hint.as_str().into();
         }
@@ -68,6 +72,10 @@ impl Failure {
     pub(super) fn of_command_line(error: &clap::Error) -> Self {
         let said = error.render().to_string();
         let said = said.trim().trim_start_matches("error: ");
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            let usage = said.lines().find(|line| line.starts_with("Usage: ")).unwrap_or(said);
+            return Self::Usage("the command line ends too early".to_owned()).and(usage);
+        }
         match said.split_once("\n\n") {
             Some((message, hint)) => Self::Usage(message.to_owned()).and(hint.trim()),
             None => Self::Usage(said.to_owned()),

@@ -149,7 +149,10 @@ pub fn main() -> ExitCode {
 
 /// Whether a command line that cannot be read asks for JSON.
 fn wants_json() -> bool {
-    std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json")
+    std::env::args_os().take_while(|argument| argument != "--").any(|argument| {
+        // One that is given a value is refused, in JSON.
+        argument.to_str().is_some_and(|argument| argument == "--json" || argument.starts_with("--json="))
+    })
 }
 
 impl Command {

@@ -121,6 +121,22 @@ pub async fn applied(db: impl PgExecutor<'_> + Copy, set: Set) -> sqlx::Result<O
     sqlx::query_scalar(query).fetch_one(db).await
 }
 
+/// The versions of schema `gristmill` that were applied from another text than this binary's, or not to their end: a next [`run`] refuses
+/// them.
+///
+/// # Errors
+/// The database is away, or the table of what was applied is not there.
+pub async fn altered(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<i64>> {
+    let recorded: Vec<(i64, Vec<u8>, bool)> =
+        sqlx::query_as("select version, checksum, success from gristmill._sqlx_migrations order by version")
+            .fetch_all(db)
+            .await?;
+    let is_ours =
+        |version: i64, checksum: &[u8]| OURS.iter().any(|ours| ours.version == version && *ours.checksum == *checksum);
+    let altered = recorded.into_iter().filter(|(version, checksum, success)| !success || !is_ours(*version, checksum));
+    Ok(altered.map(|(version, ..)| version).collect())
+}
+
 /// Creates the pgvector extension where it is missing and may be created: beside others in `extensions` where an application has
 /// that schema, else in `public`.
 ///

@@ -37,7 +37,8 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
                     wait = every;
                     engine.outage.found(false);
                     if let Some(since) = away.take() {
-                        tracing::info!("leases are renewed again: the database is back after {} s", since.elapsed().as_secs());
+                        // The database may have been there all the while, and our tables not.
+                        tracing::info!("leases are renewed again, after {} s", since.elapsed().as_secs());
                     }
                     continue;
                 }

@@ -437,13 +437,20 @@ async fn failures_are_json_where_that_is_asked_for() {
     world.register().await;
     world.insert("note", "Waits.").await;
     gristmill(&world, &["pause", "documents"]).await.ok();
+    // Of another row, whose end `wait` tells.
+    let key = world.insert("note", "Cancelled.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+    gristmill(&world, &["jobs", "cancel", "--key", &key]).await.ok();
     for (arguments, code, kind, message, hint) in [
         (&["nonsense"][..], 2, "usage", "unrecognized subcommand 'nonsense'", Some("Usage: gristmill")),
         (&["jobs", "retry"], 2, "usage", "this would mean every job", None),
         (&["jobs", "retry", "99999"], 1, "failed", "there is no job 99999", None),
         (&["run", "--once"], 3, "unfinished", "gristmill resume documents", None),
+        (&["status", "--json=x"], 2, "usage", "unexpected value 'x'", Some("Usage: gristmill status")),
+        (&["wait", "documents", &key], 1, "failed", "standard output says what was found", None),
     ] {
-        let ran = gristmill(&world, &[arguments, &["--json"]].concat()).await;
+        let json = if arguments.iter().any(|argument| argument.starts_with("--json")) { &[][..] } else { &["--json"] };
+        let ran = gristmill(&world, &[json, arguments].concat()).await;
         assert_eq!(ran.code, code, "{arguments:?}: {} {}", ran.out, ran.err);
         let said: Value = serde_json::from_str(ran.err.lines().last().unwrap_or_default())
             .unwrap_or_else(|error| panic!("{arguments:?}: {error} in {:?}", ran.err));
@@ -451,6 +458,11 @@ async fn failures_are_json_where_that_is_asked_for() {
         assert!(error["kind"] == kind && error["message"].as_str().unwrap_or_default().contains(message), "{said}");
         assert!(hint.is_none_or(|hint| error["hint"].as_str().is_some_and(|said| said.contains(hint))), "{said}");
     }
+    let ended = run(command(&["--json", "jobs"])).await;
+    let said: Value = serde_json::from_str(&ended.err).unwrap_or_else(|error| panic!("{error} in {:?}", ended.err));
+    let usage = "Usage: gristmill jobs [OPTIONS] <COMMAND>";
+    let expected = serde_json::json!({ "kind": "usage", "message": "the command line ends too early", "hint": usage });
+    assert_eq!((ended.code, &said["error"]), (2, &expected));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let mut second = command(&["run", "--once", "--json", "--config"]);
     second

@@ -106,7 +106,7 @@ async fn an_outage_is_said_once_and_so_is_its_end() {
 
     let ended = terminate(worker).await;
     let said = |what: &str| ended.err.matches(what).count();
-    let leases = (said("leases could not be renewed"), said("leases are renewed again: the database is back after"));
+    let leases = (said("leases could not be renewed"), said("leases are renewed again, after"));
     let announcements = (said("announcements are not heard"), said("announcements are heard again"));
     assert_eq!((ended.code, leases, announcements), (0, (1, 1), (1, 1)), "{}", ended.err);
 }

@@ -1,5 +1,8 @@
 //! What is forgotten is nowhere: a canary is searched for in every column of every table of ours.
 
+use std::time::Duration;
+
+use gristmill::db::calls;
 use insta::assert_snapshot;
 use sqlx::AssertSqlSafe;
 
@@ -190,4 +193,30 @@ async fn what_a_call_under_way_will_bring_is_waited_for() {
 
     world.sql("update gristmill.provider_calls set outcome = 'failed' where outcome = 'intent'").await;
     gristmill(&world, &forget).await.ok();
+}
+
+#[tokio::test]
+async fn a_search_under_way_is_waited_for_and_a_killed_one_until_a_worker_marks_it() {
+    let world = world().await;
+    without(&world, "team = 'canary team'").await;
+    // As a search leaves it: no worker's, and no job's.
+    world
+        .sql(
+            "insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, purpose) \
+                 values ('00000000-0000-0000-0000-000000000002', gen_random_uuid(), 'vendor', 'tiny', 1, 1, 'search'); \
+             insert into gristmill.provider_call_jobs values ('00000000-0000-0000-0000-000000000002', 0, 0, 'canary team', 1, 1)",
+        )
+        .await;
+    let forget = ["forget", "--tenant", "canary team", "--yes"];
+
+    let refused = gristmill(&world, &forget).await;
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    assert_snapshot!(refused.err, @"error: a search of this tenant is under way; try again when it has ended; of one that was killed, a running worker marks the call as unknown within a few minutes");
+
+    world
+        .sql("update gristmill.provider_calls set started_at = now() - interval '1 hour' where outcome = 'intent'")
+        .await;
+    calls::mark_unknown(&world.pool, Duration::from_mins(1)).await.unwrap();
+    gristmill(&world, &forget).await.ok();
+    assert_snapshot!(canaries(&world).await, @"");
 }

@@ -117,12 +117,12 @@ async fn a_pipeline_with_everything_runs_as_a_role_that_owns_nothing() {
     grant select, update ("ended_at", "status") on "app"."asks" to "gristmill_test_granted";
     grant select, update ("words") on "app"."folders" to "gristmill_test_granted";
     grant select, insert, update ("cents") on "app"."log" to "gristmill_test_granted";
-    grant usage on sequence app.log_id_seq to "gristmill_test_granted";
     grant select on "app"."muted" to "gristmill_test_granted";
     grant select, insert, update, delete on "app"."note_vectors" to "gristmill_test_granted";
     grant select, update ("status") on "app"."notes" to "gristmill_test_granted";
     grant select on "app"."plans" to "gristmill_test_granted";
     grant select, update ("team") on "app"."turns" to "gristmill_test_granted";
+    grant usage on sequence app.log_id_seq to "gristmill_test_granted";
     alter role "gristmill_test_granted" bypassrls /* row security is on for app.note_vectors */;
     "#);
     assert!(!statements.iter().any(|one| one.contains("forget") || one.contains("delete on gristmill.usage")));
@@ -335,4 +335,94 @@ async fn the_owner_of_the_tables_installs_triggers_and_views_and_takes_them_away
     assert_eq!(seen, 1, "announced by a trigger, shown by a view");
     gristmill(&world, &["triggers", "remove"]).await.ok();
     gristmill(&world, &["views", "remove"]).await.ok();
+}
+
+const EFFECTS: &str = r#"
+[[pipelines.notes.effects]]
+name = "gone"
+sql = "delete from app.muted where note = {id} and exists (select 1 from app.loud as loud where loud.id = {id}) and exists (select from app.heard())"
+[[pipelines.notes.effects]]
+name = "named"
+sql = "update app.titled set title = {body} where id = {id}"
+[[pipelines.notes.effects]]
+name = "own"
+sql = "update app.asked set called = {body} where number = {id}"
+[[pipelines.notes.effects]]
+name = "both"
+sql = "merge into app.sums as s using (select {id} as id) as given on given.id = s.id when matched then update set x = 1 when not matched then insert (id) values (given.id)"
+[[pipelines.notes.effects]]
+name = "numbered"
+sql = "insert into app.lines (note) values ({id})"
+[[pipelines.notes.effects]]
+name = "held"
+sql = "select from app.held where id = {id} for update"
+"#;
+
+const VIEWS: &str = "create table app.shouts (id bigint, words int); create view app.loud as select id from app.shouts; \
+    create table app.ears (id bigint); create function app.heard() returns setof app.ears language sql stable as 'select * from app.ears'; \
+    create table app.titles (id bigint primary key, title text, x int); create view app.titled as select id, title from app.titles; \
+    create table app.names (name text, n bigint, x int); \
+    create view app.asked with (security_invoker = true) as select n as number, name as called from app.names where exists (select from app.loud); \
+    create table app.sums (id bigint primary key, x int) partition by range (id); \
+    create table app.sums_low partition of app.sums default; \
+    create table app.numbers (id bigserial primary key, note bigint); create view app.lines as select id, note from app.numbers; \
+    create table app.held (id bigint, x int); ";
+
+#[tokio::test]
+async fn what_goes_through_a_view_is_asked_of_the_view() {
+    let role = "gristmill_test_viewing";
+    let mut world = configured(World::new().await, NOTES);
+    world.toml.push_str(EFFECTS);
+    for role in [role, "anon", "authenticated"] {
+        make_role(&world, role).await;
+    }
+    world.sql(&format!("{TABLES}{VIEWS}")).await;
+    let world = reconnected(world).await;
+    let statements = granted(&world, role).await;
+    let relations = ["ears", "loud", "shouts", "titl", "asked", "names", "muted", "sums", "lines", "numbers", "held"];
+    let of_effects: Vec<&str> = statements
+        .iter()
+        .map(|one| one.trim())
+        .filter(|one| {
+            relations
+                .iter()
+                .any(|name| one.contains(&format!("app\".\"{name}")) || one.contains(&format!("app.{name}_id")))
+        })
+        .collect();
+    assert_snapshot!(of_effects.join("\n"), @r#"
+    grant select, update ("called") on "app"."asked" to "gristmill_test_viewing";
+    grant select on "app"."ears" to "gristmill_test_viewing";
+    grant select, update ("id") on "app"."held" to "gristmill_test_viewing";
+    grant insert on "app"."lines" to "gristmill_test_viewing";
+    grant select on "app"."loud" to "gristmill_test_viewing";
+    grant select, delete on "app"."muted" to "gristmill_test_viewing";
+    grant select, update ("name") on "app"."names" to "gristmill_test_viewing";
+    grant select, insert, update ("x") on "app"."sums" to "gristmill_test_viewing";
+    grant select, update ("title") on "app"."titled" to "gristmill_test_viewing";
+    grant usage on sequence app.numbers_id_seq to "gristmill_test_viewing";
+    "#);
+
+    run(&world, &statements).await;
+    let owner = world.pool.clone();
+    let world = as_role(world, role).await;
+    let checked = gristmill(&world, &["check"]).await;
+    assert_eq!(checked.code, 0, "{}", checked.out);
+    world.register().await;
+    owner
+        .execute(
+            "insert into app.shouts values (1); insert into app.titles values (1); insert into app.names values ('', 1); \
+             insert into app.notes (id, team, folder, body) values (1, 'a', 1, 'The mill grinds.')",
+        )
+        .await
+        .expect("the owner may");
+    world.work().await;
+    let told: Vec<String> = sqlx::query_scalar(
+        "select concat_ws(' ', state, reason) from gristmill.embedding_jobs union all select title from app.titles union all \
+         select name from app.names union all select concat_ws(' ', 'sum', id) from app.sums union all \
+         select concat_ws(' ', 'line', id, note) from app.numbers",
+    )
+    .fetch_all(&owner)
+    .await
+    .expect("the owner sees all");
+    assert_eq!(told, ["completed", "The mill grinds.", "The mill grinds.", "sum 1", "line 1 1"]);
 }

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Column as _, Executor as _, PgPool, SqlSafeStr as _, TypeInfo as _};
 
+use crate::cli::gristmill;
 use crate::world::World;
 
 /// A database that has pgvector and nothing of ours.
@@ -91,6 +92,23 @@ async fn a_schema_of_another_version_is_refused_with_the_way_out() {
 
     world.sql("drop schema gristmill cascade").await;
     assert_snapshot!(said(&world).await, @"schema gristmill is not there; run `gristmill migrate`");
+}
+
+#[tokio::test]
+async fn a_migration_that_was_applied_from_another_text_is_named() {
+    let world = World::new().await;
+    world.register().await;
+    let said = async || {
+        let findings = gristmill(&world, &["check", "--json"]).await.ok().json();
+        let warnings = findings.as_array().unwrap().iter().filter(|one| one["about"] == "schema");
+        warnings.map(|one| format!("{} {}", one["level"], one["message"])).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(said().await, "");
+
+    world.sql("update gristmill._sqlx_migrations set checksum = 'x' where version in (2, 12)").await;
+
+    assert_snapshot!(said().await, @r#""warning" "versions 2 and 12 were applied from another text than this binary's, or not to the end (gristmill._sqlx_migrations): the schema may be another than it is taken for, and `gristmill migrate` will refuse; use the build that applied it, or restore what that table held""#);
+    assert_eq!(gristmill(&world, &["migrate"]).await.code, 1);
 }
 
 /// Everything in the schema that a role may use, as `object: rights`.

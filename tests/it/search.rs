@@ -80,6 +80,23 @@ async fn forgetting_a_tenant_that_only_searched_says_what_it_renamed() {
 }
 
 #[tokio::test]
+async fn nobody_is_forgotten_while_he_searches() {
+    let vendor = vendor();
+    let world = world_of(&vendor).await;
+    let gate = vendor.hold();
+    let (searched, ()) = tokio::join!(gristmill(&world, &["search", QUESTION, "--tenant", "acme"]), async {
+        vendor.arrived(2).await;
+        let refused = gristmill(&world, &["forget", "--tenant", "acme", "--yes"]).await;
+        gate.open();
+        assert!(refused.code == 1 && refused.err.contains("a search of this tenant is under way"), "{}", refused.err);
+    });
+    searched.ok();
+    gristmill(&world, &["forget", "--tenant", "acme", "--yes"]).await.ok();
+    let left = world.list("select tenant from gristmill.provider_call_jobs where tenant = 'acme'").await;
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_search_that_dies_leaves_an_unknown_call() {
     let vendor = vendor();
     let world = world_of(&vendor).await;

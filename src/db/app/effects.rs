@@ -39,6 +39,14 @@ impl EffectPlan {
         self.on.contains(&occasion)
     }
 
+    /// The tables that it inserts into, views looked through.
+    pub(super) fn inserts(&self) -> impl Iterator<Item = TableName> {
+        self.writes.iter().filter_map(|write| {
+            let (schema, table) = write.strip_prefix("insert ")?.split_once('.')?;
+            Some(TableName { schema: schema.to_owned(), table: table.to_owned() })
+        })
+    }
+
     /// The row names it uses, those of its shared row included.
     pub fn row_names(&self) -> impl Iterator<Item = &str> {
         let of_key = self.shared.iter().flat_map(|shared| &shared.key).flat_map(|(_, template)| template.names());

@@ -7,8 +7,8 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use crate::config::TableName;
 
 use super::catalog::{self, Column, Table};
+use super::parsed::{Asked, asked};
 use super::plan::{Plan, TargetPlan};
-use super::updated::{Updated, updated};
 use super::{create, effects, quote};
 
 /// What a worker does with our own tables: what an append-only ledger allows, and no more.
@@ -217,6 +217,12 @@ pub async fn owner_of_schema(connection: &mut PgConnection, schema: &str) -> sql
     sqlx::query_scalar(query).bind(schema).fetch_one(connection).await
 }
 
+/// Who may give rights on a table; one that we make, its source's owner makes.
+async fn granter(connection: &mut PgConnection, plan: &Plan, name: &TableName) -> sqlx::Result<By> {
+    let is_made = plan.create.is_some() && plan.pipeline.target.table.as_ref() == Some(name);
+    owner_of_table(connection, if is_made { &plan.pipeline.source.table } else { name }).await.map(By::Owner)
+}
+
 async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<String> {
     let query = "select pg_get_userbyid(relowner)::text from pg_class \
                  where relname = $1 and relnamespace = (select oid from pg_namespace where nspname = $2)";
@@ -226,10 +232,13 @@ async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sql
 async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
     let mut rights = Rights::new();
     of_tables(plan, &mut rights);
+    // Through a view as well, rows are numbered by the table below it.
+    let mut numbered = BTreeSet::new();
     for effect in &plan.effects {
         let explained = effects::explain(connection, &effect.statement).await?;
-        let named = updated(connection, &effect.statement).await?;
-        touched(&explained, &named, &mut rights);
+        let asked = asked(connection, &effect.statement.sql, effect.statement.names.len()).await?;
+        add(&explained, asked, &mut rights);
+        numbered.extend(effect.inserts());
         if let Some(shared) = &effect.shared {
             let needs = rights.entry(shared.name.clone()).or_default();
             needs.whole.insert("select");
@@ -239,15 +248,13 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
             }
         }
     }
-    if let Some(limit) = &plan.limit {
-        let asked = format!("explain (verbose, format json) {}", limit.sql.replace("$1", "null"));
-        let explained = sqlx::raw_sql(AssertSqlSafe(asked)).fetch_one(&mut *connection).await?.try_get(0)?;
-        touched(&explained, &Updated::new(), &mut rights);
-    }
     // What the configuration's own expressions over a row read besides it.
-    let read = format!("explain (verbose, format json) {}", plan.everything_read());
-    let explained = sqlx::raw_sql(AssertSqlSafe(read)).fetch_one(&mut *connection).await?.try_get(0)?;
-    touched(&explained, &Updated::new(), &mut rights);
+    let limit = plan.limit.as_ref().map(|limit| limit.sql.replace("$1", "null"));
+    for sql in limit.into_iter().chain([plan.everything_read()]) {
+        let explain = format!("explain (verbose, format json) {sql}");
+        let explained = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?.try_get(0)?;
+        add(&explained, asked(connection, &sql, 0).await?, &mut rights);
+    }
 
     let to = quote(role);
     let mut schemas: BTreeSet<&str> = rights.keys().map(|table| table.schema.as_str()).collect();
@@ -261,18 +268,20 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     }
     let mut secured = Vec::new();
     for (name, needs) in &rights {
-        let Some(table) = catalog::table(connection, name).await? else { continue };
-        let is_made = plan.create.is_some() && plan.pipeline.target.table.as_ref() == Some(name);
-        let owned = if is_made { &plan.pipeline.source.table } else { name };
-        let by = By::Owner(owner_of_table(connection, owned).await?);
-        statements.push(Grant { by: by.clone(), sql: format!("grant {} on {} to {to}", needs.sql(), table.sql()) });
+        let by = granter(connection, plan, name).await?;
+        statements.push(Grant { by, sql: format!("grant {} on {} to {to}", needs.sql(), catalog::table_sql(name)) });
         if needs.whole.contains("insert") {
-            for (sequence, _) in catalog::sequences(connection, &table).await? {
-                statements.push(Grant { by: by.clone(), sql: format!("grant usage on sequence {sequence} to {to}") });
-            }
+            numbered.insert(name.clone());
         }
-        if table.secured {
+        if catalog::table(connection, name).await?.is_some_and(|table| table.secured) {
             secured.push(name.to_string());
+        }
+    }
+    for name in &numbered {
+        let Some(table) = catalog::table(connection, name).await? else { continue };
+        let by = granter(connection, plan, name).await?;
+        for (sequence, _) in catalog::sequences(connection, &table).await? {
+            statements.push(Grant { by: by.clone(), sql: format!("grant usage on sequence {sequence} to {to}") });
         }
     }
     if !secured.is_empty() {
@@ -304,14 +313,6 @@ fn of_tables(plan: &Plan, rights: &mut Rights) {
 }
 
 impl Needs {
-    /// To update these columns, or where nobody knows which, all.
-    fn update(&mut self, columns: Option<&BTreeSet<String>>) {
-        match columns {
-            Some(columns) => self.updated.extend(columns.iter().cloned()),
-            None => drop(self.whole.insert("update")),
-        }
-    }
-
     fn sql(&self) -> String {
         let columns = |right: &str, columns: &BTreeSet<String>| {
             let whole = self.whole.contains(right) || columns.is_empty();
@@ -324,39 +325,44 @@ impl Needs {
     }
 }
 
-/// The tables that a planned statement reads and changes; of those that it updates, the columns that it names.
-fn touched(plan: &serde_json::Value, named: &Updated, rights: &mut Rights) {
+/// What a statement asks for itself, and what its plan reads and changes that it does not tell of.
+fn add(plan: &serde_json::Value, asked: Asked, rights: &mut Rights) {
+    touched(plan, &asked, rights);
+    for (name, found) in asked {
+        if is_foreign(&name) && !(found.whole.is_empty() && found.updated.is_empty()) {
+            let needs = rights.entry(name).or_default();
+            needs.whole.extend(found.whole);
+            needs.updated.extend(found.updated);
+        }
+    }
+}
+
+/// Our own tables are another's business, and the catalogue is everybody's.
+fn is_foreign(name: &TableName) -> bool {
+    !["gristmill", "pg_catalog", "information_schema"].contains(&name.schema.as_str())
+}
+
+/// The tables that a planned statement reads and changes by way of functions that the planner looks into; where Postgres does not tell what
+/// the statement asks for, all of them.
+fn touched(plan: &serde_json::Value, asked: &Asked, rights: &mut Rights) {
     match plan {
-        serde_json::Value::Array(parts) => parts.iter().for_each(|part| touched(part, named, rights)),
+        serde_json::Value::Array(parts) => parts.iter().for_each(|part| touched(part, asked, rights)),
         serde_json::Value::Object(node) => {
             let word = |key: &str| node.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
             let name = TableName { schema: word("Schema"), table: word("Relation Name") };
-            // Our own tables are another's business, and the catalogue is everybody's.
-            if !name.table.is_empty()
-                && !["gristmill", "pg_catalog", "information_schema"].contains(&name.schema.as_str())
-            {
-                let columns = named.get(&name);
-                let needs = rights.entry(name).or_default();
-                match (word("Operation").as_str(), word("Conflict Resolution").as_str()) {
-                    ("Insert", "UPDATE") => {
-                        needs.whole.extend(["select", "insert"]);
-                        needs.update(columns);
-                    }
+            if !name.table.is_empty() && is_foreign(&name) && !asked.contains_key(&name) {
+                let needed: &[&str] = match (word("Operation").as_str(), word("Conflict Resolution").as_str()) {
+                    ("Insert", "UPDATE") => &["select", "insert", "update"],
                     // What is returned, or conflicts, is read.
-                    ("Insert", _) => needs.whole.extend(["select", "insert"]),
-                    ("Update", _) => {
-                        needs.whole.insert("select");
-                        needs.update(columns);
-                    }
-                    ("Delete", _) => needs.whole.extend(["select", "delete"]),
-                    ("Merge", _) => {
-                        needs.whole.extend(["select", "insert", "delete"]);
-                        needs.update(columns);
-                    }
-                    _ => needs.whole.extend(["select"]),
-                }
+                    ("Insert", _) => &["select", "insert"],
+                    ("Update", _) => &["select", "update"],
+                    ("Delete", _) => &["select", "delete"],
+                    ("Merge", _) => &["select", "insert", "update", "delete"],
+                    _ => &["select"],
+                };
+                rights.entry(name).or_default().whole.extend(needed);
             }
-            node.values().for_each(|part| touched(part, named, rights));
+            node.values().for_each(|part| touched(part, asked, rights));
         }
         _ => {}
     }

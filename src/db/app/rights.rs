@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use crate::config::{Pipeline, Place, TableName};
+use crate::config::{Pipeline, Place};
 
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
@@ -119,9 +119,7 @@ pub(super) async fn check_sequences(
     let mut tables: Vec<(&Place, Table)> =
         target.map(|table| (&plan.pipeline.target.place, table.clone())).into_iter().collect();
     for effect in &plan.effects {
-        let inserts = effect.writes.iter().filter_map(|write| write.strip_prefix("insert ")?.split_once('.'));
-        for (schema, table) in inserts {
-            let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
+        for name in effect.inserts() {
             tables.extend(catalog::table(connection, &name).await?.map(|table| (&effect.place, table)));
         }
     }
