@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio::sync::mpsc;
 
 use crate::db;
-use crate::db::claims::{self, Claimed, Claimer};
+use crate::db::claims::{self, Claimed, Claimer, Cursor};
 use crate::domain::{ClaimedJob, SourceKey};
 use crate::failpoint::{self, Point};
 use crate::jobs::Deps;
@@ -23,7 +23,7 @@ const LOOK: usize = 1_000;
 /// With work waiting, a claim is worth it when this part of the slots is free, or after this long.
 const WORTH: usize = 4;
 const GATHER: Duration = Duration::from_millis(4);
-/// The first pause after a claim that the database did not take; it doubles up to the usual pause.
+/// The first pause after a claim that the database did not take, or that found all jobs held; it doubles up to the usual pause.
 const FIRST: Duration = Duration::from_millis(100);
 /// How often jobs are looked for whose workers died.
 const CRASHED_EVERY: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         // Armed before the look: what is announced during it is not missed.
         let woken = engine.wake.notified();
         let mut claimed = 0;
-        let mut away = false;
+        let (mut away, mut held) = (false, false);
         let crashed = crashed_at.is_none_or(|at| at.elapsed() > CRASHED_EVERY);
         for nth in 0..rings.len() {
             let nth = (first + nth) % rings.len();
@@ -61,8 +61,9 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
                 Err(error) => Err(error),
             };
             match claimed_now {
-                Ok(jobs) => {
+                Ok(Taken { jobs, is_rest_held }) => {
                     claimed += jobs.len();
+                    held |= is_rest_held;
                     hand_on(&engine, deps, jobs, &sender).await;
                 }
                 Err(error) => {
@@ -78,8 +79,9 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         if claimed > 0 && !away {
             continue;
         }
-        let wait = if away { outage } else { engine.settings.poll };
-        outage = if away { (outage * 2).min(engine.settings.poll) } else { FIRST };
+        let soon = away || held;
+        let wait = if soon { outage } else { engine.settings.poll };
+        outage = if soon { (outage * 2).min(engine.settings.poll) } else { FIRST };
         tokio::select! {
             () = woken, if !away => rings.iter_mut().for_each(Ring::forget_cursors),
             () = tokio::time::sleep(wait) => rings.iter_mut().for_each(Ring::forget_cursors),
@@ -117,6 +119,14 @@ async fn room(engine: &Engine) {
     }
 }
 
+/// What a claim brought.
+#[derive(Default)]
+struct Taken {
+    jobs: Vec<Claimed>,
+    /// Nothing, though jobs are pending: somebody holds their rows, or their pipeline is paused.
+    is_rest_held: bool,
+}
+
 async fn claim(
     engine: &Engine,
     connection: &mut PgConnection,
@@ -124,7 +134,7 @@ async fn claim(
     ring: &mut Ring,
     quiet: &mut Quiet,
     crashed: bool,
-) -> sqlx::Result<Vec<Claimed>> {
+) -> sqlx::Result<Taken> {
     let by = Claimer {
         pipeline: &deps.plan.pipeline.name,
         generation: &deps.plan.generation,
@@ -134,12 +144,12 @@ async fn claim(
     if crashed || quiet.is_made(engine) {
         let jobs = claim_crashed(engine, &mut *connection, by, quiet).await?;
         if !jobs.is_empty() {
-            return Ok(jobs);
+            return Ok(Taken { jobs, is_rest_held: false });
         }
     }
     let free = engine.hands.free();
     if free == 0 || engine.hands.has_lonely() || quiet.is_made(engine) {
-        return Ok(Vec::new());
+        return Ok(Taken::default());
     }
     if ring.wants_look() {
         let after = ring.after.take();
@@ -149,14 +159,23 @@ async fn claim(
         }
         ring.refill(tenants, LOOK);
     }
-    let turn = ring.turn();
+    let mut turn = ring.turn();
     if turn.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Taken::default());
     }
     let each = free.div_ceil(turn.len());
-    let claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(free)).await?;
+    let mut claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(free)).await?;
+    let has_passed = turn.iter().any(|(_, cursor)| *cursor != Cursor::START);
+    if claimed.is_empty() && has_passed {
+        // What somebody held was passed over, and lies behind the cursors: a sweep, or an application that opens many at once.
+        ring.forget_cursors();
+        for (_, cursor) in &mut turn {
+            *cursor = Cursor::START;
+        }
+        claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(free)).await?;
+    }
     ring.settle(&turn, &claimed, each, claimed.len() >= free);
-    Ok(claimed)
+    Ok(Taken { is_rest_held: claimed.is_empty(), jobs: claimed })
 }
 
 /// A job that must be alone waits for a moment when nothing is in hand; where none comes by itself, one is made.

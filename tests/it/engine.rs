@@ -518,6 +518,25 @@ impl Drop for Process {
 }
 
 #[tokio::test]
+async fn jobs_that_were_passed_over_because_somebody_held_them_do_not_wait_for_the_next_poll() {
+    let world = World::new().await.change("poll = \"200ms\"", "poll = \"1h\"");
+    world.register().await;
+    backlog(&world, USER, 300).await;
+    let mut other = world.database.connect().await;
+    sqlx::raw_sql("begin; select from gristmill.embedding_jobs where id <= 200 for update")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let worker = world.start().await;
+    eventually(&world, "(select count(*) = 100 from gristmill.embedding_jobs where state = 'completed')").await;
+
+    sqlx::raw_sql("rollback").execute(&mut other).await.unwrap();
+
+    all_are(&world, "completed").await;
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn two_processes_share_the_jobs_and_each_runs_once() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await.change("slots = 16", "slots = 64");
