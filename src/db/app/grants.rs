@@ -223,6 +223,16 @@ async fn granter(connection: &mut PgConnection, plan: &Plan, name: &TableName) -
     owner_of_table(connection, if is_made { &plan.pipeline.source.table } else { name }).await.map(By::Owner)
 }
 
+/// Where the types of a table's columns are, those of Postgres's own apart: whoever writes a value names its type.
+async fn schemas_of_types(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<Vec<String>> {
+    let query = "select distinct kept.nspname::text from pg_attribute a \
+                 join pg_class c on c.oid = a.attrelid join pg_type t on t.oid = a.atttypid \
+                 join pg_namespace kept on kept.oid = t.typnamespace \
+                 where c.relname = $1 and c.relnamespace = (select oid from pg_namespace where nspname = $2) \
+                   and a.attnum > 0 and not a.attisdropped and kept.nspname <> 'pg_catalog'";
+    sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_all(connection).await
+}
+
 async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<String> {
     let query = "select pg_get_userbyid(relowner)::text from pg_class \
                  where relname = $1 and relnamespace = (select oid from pg_namespace where nspname = $2)";
@@ -257,14 +267,17 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     }
 
     let to = quote(role);
-    let mut schemas: BTreeSet<&str> = rights.keys().map(|table| table.schema.as_str()).collect();
+    let mut schemas: BTreeSet<String> = rights.keys().map(|table| table.schema.clone()).collect();
     if !plan.vector.schema.is_empty() {
-        schemas.insert(&plan.vector.schema);
+        schemas.insert(plan.vector.schema.clone());
+    }
+    for table in rights.keys() {
+        schemas.extend(schemas_of_types(connection, table).await?);
     }
     let mut statements = Vec::new();
     for schema in schemas {
-        let by = By::Owner(owner_of_schema(connection, schema).await?);
-        statements.push(Grant { by, sql: format!("grant usage on schema {} to {to}", quote(schema)) });
+        let by = By::Owner(owner_of_schema(connection, &schema).await?);
+        statements.push(Grant { by, sql: format!("grant usage on schema {} to {to}", quote(&schema)) });
     }
     let mut secured = Vec::new();
     for (name, needs) in &rights {
