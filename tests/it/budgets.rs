@@ -123,19 +123,22 @@ async fn a_limit_that_nobody_tells_is_found_out_by_all_workers_together() {
 async fn a_learnt_pace_slows_all_down_once_for_each_overload_and_is_forgotten_again() {
     let world = World::new().await;
     let lower = async |age: Duration| {
-        budgets::lower_pace(&world.pool, "vendor", "a", age, Duration::from_secs(3)).await.unwrap();
-        world.value::<i64>("select round(extract(epoch from pace))::bigint from gristmill.budgets").await
+        budgets::lower_pace(&world.pool, "vendor", "a", age, Duration::from_millis(300)).await.unwrap();
+        world.value::<i64>("select round(extract(milliseconds from pace))::bigint from gristmill.budgets").await
     };
     let now = Duration::ZERO;
-    assert_eq!(lower(now).await, 4);
+    assert_eq!(lower(now).await, 400);
     // Both were under way when it was lowered.
-    assert_eq!([lower(now).await, lower(Duration::from_hours(1)).await], [4, 4]);
+    assert_eq!([lower(now).await, lower(Duration::from_hours(1)).await], [400, 400]);
     // Refused again right after the pause: by half.
     world.sql("update gristmill.budgets set paced_from = clock_timestamp()").await;
-    assert_eq!(lower(now).await, 8);
+    assert_eq!(lower(now).await, 800);
     // It went well for a while, then not.
     world.sql("update gristmill.budgets set paced_from = clock_timestamp() - interval '1 hour'").await;
-    assert_eq!(lower(now).await, 11);
+    assert_eq!(lower(now).await, 1_067);
+    // And however often, no further than that an outage is over when it is over.
+    world.sql("update gristmill.budgets set paced_from = clock_timestamp()").await;
+    assert_eq!(lower(now).await, 2_000);
 
     let reset = "update gristmill.budgets set pace = '21 ms', refused_pace = '16 ms', shut_until = '-infinity'";
     world.sql(reset).await;
