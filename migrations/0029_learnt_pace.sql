@@ -49,8 +49,7 @@ $$;
 
 -- A request that was sent p_age ago was refused, and nobody said for how long: the pace, at first p_guess, is lowered to three
 -- quarters, or to half where it was lowered just before, but never beyond two seconds: an outage must not be learnt for a limit. What was
--- under way then tells of the same. All workers pause, and for how
--- long is returned.
+-- under way then tells of the same. All workers pause, and for how long is returned.
 create function gristmill.lower_pace(p_provider text, p_credential text, p_age interval, p_guess interval)
 returns interval language plpgsql set search_path = '' as $$
 declare

@@ -290,6 +290,8 @@ pub struct Running {
     pub lanes: Vec<Batcher>,
     /// The lanes of models that transcribe.
     pub speech: Vec<SpeechLane>,
+    /// The connections of statements over keys.
+    pub keyed: PgPool,
     pub refused: Vec<(String, String)>,
 }
 
@@ -437,9 +439,9 @@ async fn wire(
         let (batchers, speech) = (batchers.clone(), speech.clone());
         Box::new(move || status(&batchers, &speech))
     };
-    let parts = Parts { keyed, pipelines, deliverers, lanes };
+    let parts = Parts { pipelines, deliverers, lanes };
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), parts, vital, stop);
-    Ok(Running { engine, lanes: batchers, speech, refused })
+    Ok(Running { engine, lanes: batchers, speech, keyed, refused })
 }
 
 /// The ceiling of money of a pipeline, where it has one.

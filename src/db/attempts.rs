@@ -35,8 +35,8 @@ pub async fn of(db: impl PgExecutor<'_>, job: JobId) -> sqlx::Result<Vec<Attempt
     .await
 }
 
-/// A job's crashes that were none are taken back so many times in a revision: one that stops its worker for longer than a lease each time would
-/// otherwise go round for ever.
+/// A job's crashes that were none are taken back so many times in a revision: one that stops its worker for longer than a lease each time
+/// would otherwise go round for ever.
 const MOST_ACQUITTALS: i64 = 10;
 
 /// What became of the crashes that a living worker was said to have died of.
@@ -48,7 +48,8 @@ pub struct Acquitted {
 }
 
 /// Takes back the crashes noted in the last `within` of a worker that is alive: it was stopped, or cut off, for longer than its leases.
-/// Also of a job that somebody else has done since: what is told of it says the same as its timeline.
+/// Also of a job that somebody else has done since: what is told of it says the same as its timeline. The last crashes of a job were those
+/// that it had alone, so they go first.
 pub async fn acquit(db: impl PgExecutor<'_>, owner: OwnerId, within: Duration) -> sqlx::Result<Acquitted> {
     sqlx::query_as!(
         Acquitted,
@@ -67,9 +68,10 @@ pub async fn acquit(db: impl PgExecutor<'_>, owner: OwnerId, within: Duration) -
            ),
            acquitted as (
                update gristmill.embedding_jobs as job
-               set crashes = greatest(job.crashes - 1, 0),
-                   crashes_alone = greatest(job.crashes_alone - (job.crashes > $3)::int, 0)
-               from free join (select distinct job_id, revision from corrected) as wrong on wrong.job_id = free.id and wrong.revision = free.revision
+               set crashes = greatest(job.crashes - wrong.times, 0),
+                   crashes_alone = greatest(job.crashes_alone - greatest(least(wrong.times, job.crashes - $3), 0), 0)
+               from free join (select job_id, revision, count(*)::int as times from corrected group by 1, 2) as wrong
+                    on wrong.job_id = free.id and wrong.revision = free.revision
                where job.id = free.id and job.crashes > 0 and job.state not in ('failed', 'cancelled')
                  and (select count(*) from gristmill.job_attempts as lost
                       where lost.job_id = job.id and lost.revision = job.revision and lost.outcome = 'lost') < $4

@@ -34,7 +34,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
     let mut first = 0;
     let mut crashed_at: Option<Instant> = None;
     let mut quiet = Quiet::default();
-    let mut outage = FIRST;
+    let mut next = FIRST;
     while !engine.stop.is_cancelled() {
         room(&engine).await;
         if engine.stop.is_cancelled() {
@@ -80,8 +80,8 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
             continue;
         }
         let soon = away || held;
-        let wait = if soon { outage } else { engine.settings.poll };
-        outage = if soon { (outage * 2).min(engine.settings.poll) } else { FIRST };
+        let wait = if soon { next } else { engine.settings.poll };
+        next = if soon { (next * 2).min(engine.settings.poll) } else { FIRST };
         tokio::select! {
             () = woken, if !away => rings.iter_mut().for_each(Ring::forget_cursors),
             () = tokio::time::sleep(wait) => rings.iter_mut().for_each(Ring::forget_cursors),

@@ -84,8 +84,8 @@ struct Line {
     silent: Option<Backend>,
     /// That one was at work.
     slow: bool,
-    /// Leases were lost, perhaps as those of a dead worker.
-    was_away: bool,
+    /// Leases were lost, perhaps as those of a dead worker, in a silence of so long.
+    was_away: Option<Duration>,
 }
 
 impl Line {
@@ -115,7 +115,9 @@ impl Line {
         if !held.is_empty() {
             let lost = db::jobs::heartbeat(&mut *connection, &held, engine.settings.lease).await?;
             let lost: Vec<_> = held.into_iter().filter(|(job, _)| lost.contains(job)).collect();
-            self.was_away |= !lost.is_empty();
+            if !lost.is_empty() {
+                self.was_away.get_or_insert_default();
+            }
             engine.hands.tell_lost(&lost);
         }
         let names: Vec<String> = engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect();
@@ -124,8 +126,11 @@ impl Line {
             engine.vital.end(Broken::Unregistered(name));
         }
         let silent = engine.seen(&mut *connection).await?;
-        if self.was_away || silent > engine.settings.lease {
-            self.was_away = acquit(engine, &mut *connection, silent).await?;
+        if silent > engine.settings.lease || self.was_away.is_some() {
+            // Until nobody writes any of them, the silence to look back on is the longest.
+            let silent = silent.max(self.was_away.unwrap_or_default());
+            self.was_away = Some(silent);
+            self.was_away = acquit(engine, &mut *connection, silent).await?.then_some(silent);
         }
         Ok(())
     }

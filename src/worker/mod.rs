@@ -47,8 +47,6 @@ pub type Lanes = Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>;
 
 /// What an engine has to work on and with.
 pub struct Parts {
-    /// The connections of statements over keys.
-    pub keyed: PgPool,
     pub pipelines: Vec<Deps>,
     /// Of the pipelines that have a webhook.
     pub deliverers: Vec<Deliverer>,
@@ -58,7 +56,6 @@ pub struct Parts {
 /// What every task of the engine works with.
 pub struct Engine {
     pub pool: PgPool,
-    pub keyed: PgPool,
     pub owner: OwnerId,
     /// Host and process, for people.
     pub name: String,
@@ -93,7 +90,7 @@ impl Engine {
         vital: Vital,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let Parts { keyed, pipelines, deliverers, lanes } = parts;
+        let Parts { pipelines, deliverers, lanes } = parts;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Arc::new(Self {
             name: format!("{}:{}", if host.trim().is_empty() { "worker" } else { host.trim() }, std::process::id()),
@@ -105,7 +102,6 @@ impl Engine {
             outage: outage::Outage::default(),
             swept: Progress::default(),
             pool,
-            keyed,
             owner,
             settings,
             pipelines,

@@ -49,9 +49,9 @@ async fn a_crash_that_was_none_is_taken_back_of_a_job_that_another_worker_has_do
     world.work().await;
     let owner = OwnerId::fresh();
     sqlx::query(
-        "with job as (update gristmill.embedding_jobs set crashes = 1 returning id, revision) \
+        "with job as (update gristmill.embedding_jobs set crashes = 5, crashes_alone = 2 returning id, revision) \
          insert into gristmill.job_attempts (job_id, revision, attempt, worker, outcome, error_kind) \
-         select id, revision, 1, $1, 'crash', 'crashed' from job",
+         select id, revision, 1, $1, 'crash', 'crashed' from job, generate_series(1, 3)",
     )
     .bind(owner.0)
     .execute(&world.pool)
@@ -61,12 +61,14 @@ async fn a_crash_that_was_none_is_taken_back_of_a_job_that_another_worker_has_do
         let told = gristmill(&world, &["jobs", "show", "1", "--json"]).await.ok().json();
         format!("{} {} {}", told["state"], told["crashes"], told["attempts"][0]["outcome"]).replace('"', "")
     };
-    assert_eq!(shown().await, "completed 1 crash");
+    assert_eq!(shown().await, "completed 5 crash");
 
     let acquitted = attempts::acquit(&world.pool, owner, Duration::from_mins(1)).await.unwrap();
 
     assert_eq!((acquitted.jobs, acquitted.is_some_left), (1, false));
-    assert_eq!(shown().await, "completed 0 lost");
+    assert_eq!(shown().await, "completed 2 lost");
+    let alone: i16 = world.value("select crashes_alone from gristmill.embedding_jobs").await;
+    assert_eq!(alone, 0);
 }
 
 #[tokio::test]

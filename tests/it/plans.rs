@@ -87,7 +87,7 @@ async fn plans_made_for_empty_tables_go_by_keys_and_do_so_still_when_they_are_fu
     world.sql("select gristmill.retry(id) from gristmill.embedding_jobs").await;
     worker.idle().await;
 
-    let keyed = &worker.running.engine.keyed;
+    let keyed = &worker.running.keyed;
     let mut sessions = Vec::new();
     for _ in 0..keyed.size() {
         sessions.push(keyed.acquire().await.unwrap());
