@@ -14,6 +14,8 @@ impl Announcements {
     pub async fn listen(pool: &PgPool) -> sqlx::Result<Self> {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.ignore_pool_close_event(true);
+        // Whoever listens again is told first that nothing was heard.
+        listener.eager_reconnect(false);
         listener.listen("gristmill_jobs").await?;
         Ok(Self(listener))
     }
