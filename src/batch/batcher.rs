@@ -287,17 +287,6 @@ impl Batcher {
         Ok(())
     }
 
-    /// Drops parked vectors that are written now. Best effort: what stays is pruned by age.
-    pub async fn forget(&self, job: JobId, tenant: &str, texts: &[cache::TextHash]) {
-        if texts.is_empty() {
-            return;
-        }
-        let model = self.settings.cache_name();
-        if let Err(error) = cache::forget(&self.pool, job, tenant, &model, texts).await {
-            tracing::warn!(vectors = texts.len(), error = db::describe(&error), "parked vectors stay behind");
-        }
-    }
-
     /// Keeps vectors that were paid for and could not be written: the row moved during the attempt.
     pub async fn park(&self, job: JobId, tenant: &str, texts: &[(cache::TextHash, Bought)]) {
         for some in texts.chunks(AT_ONCE) {

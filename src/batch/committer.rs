@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::config::Meter;
 use crate::db;
 use crate::db::app::LoadedRow;
+use crate::db::cache::TextHash;
 use crate::domain::{Chunk, ClaimedJob, ErrorKind, Reason};
 
 use super::blame;
@@ -80,6 +81,8 @@ pub struct DoneWork {
     pub charge: Option<Charge>,
     /// Vectors that were there for equal texts.
     pub reused: usize,
+    /// Texts of which it may have parked vectors, and the model's name with them: they are forgotten with the commit.
+    pub parked: Option<(String, Vec<TextHash>)>,
     pub reader: Option<String>,
 }
 

@@ -202,8 +202,15 @@ fn work(plan: &Plan, job: &Done, now: &str) -> Work {
         skip: false,
         values: HashMap::new(),
     };
-    let done =
-        DoneWork { row: Arc::new(row), chunks: Vec::new(), vectors: Vec::new(), charge: None, reused: 0, reader: None };
+    let done = DoneWork {
+        row: Arc::new(row),
+        chunks: Vec::new(),
+        vectors: Vec::new(),
+        charge: None,
+        reused: 0,
+        parked: None,
+        reader: None,
+    };
     let claimed = ClaimedJob {
         by_need: false,
         need_ended: false,

@@ -1,7 +1,7 @@
 //! The one transaction: source rows, then job rows, then chunks, status, usage and the jobs' end. Nothing in here waits for a network
 //! other than the database's.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rust_decimal::Decimal;
 use sqlx::{PgConnection, PgPool};
@@ -9,6 +9,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::config::{Meter, OnLeave, PipelineKind};
 use crate::db;
 use crate::db::app::{self, ChunkRow, ColumnWrite, Existing, LoadedRow, Plan, SourceUpdate, TargetPlan, WriteKind};
+use crate::db::cache;
 use crate::db::jobs;
 use crate::db::transcripts;
 use crate::db::usage::{self, Booked, Event};
@@ -121,7 +122,7 @@ async fn write(
         asking::answer(&mut transaction, plan, &going).await?;
         effects::run(&mut transaction, plan, &going).await?;
         book(&mut transaction, plan, &going).await?;
-        forget_parts(&mut transaction, plan, &going).await?;
+        forget_kept(&mut transaction, plan, &going).await?;
         ending::finish(&mut transaction, plan, &going, &unsaid).await?;
     }
     failpoint::reach(Point::BeforeCommit);
@@ -445,8 +446,18 @@ async fn book(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -
     usage::book(connection, common, &events).await
 }
 
-/// Parts of transcripts that are written now, or that nobody waits for any more.
-async fn forget_parts(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+/// What was kept for a later try and is written now, or that nobody waits for any more.
+async fn forget_kept(connection: &mut PgConnection, plan: &Plan, going: &[Going<'_>]) -> sqlx::Result<()> {
+    let mut parked: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    for ready in going {
+        let End::Done(done) = &ready.work.end else { continue };
+        let Some((model, texts)) = &done.parked else { continue };
+        let of_job = texts.iter().map(|text| (ready.work.job.id, done.row.tenant.as_str(), text));
+        parked.entry(model).or_default().extend(of_job);
+    }
+    for (model, parked) in parked {
+        cache::forget(&mut *connection, model, &parked).await?;
+    }
     if plan.pipeline.kind != PipelineKind::Transcribe {
         return Ok(());
     }

@@ -158,21 +158,21 @@ pub async fn reusable(
     Ok(found.collect())
 }
 
-/// Drops the vectors of these texts that a job has parked: they are in a target now, and what was booked once must not be booked again.
-pub async fn forget(
-    db: impl PgExecutor<'_>,
-    job: JobId,
-    tenant: &str,
-    model: &str,
-    texts: &[TextHash],
-) -> sqlx::Result<()> {
-    let texts: Vec<Vec<u8>> = texts.iter().map(|text| text.to_vec()).collect();
+/// Drops the vectors that jobs of these tenants have parked for these texts: they are in a target now, and what was booked once must not
+/// be booked again.
+pub async fn forget(db: impl PgExecutor<'_>, model: &str, parked: &[(JobId, &str, &TextHash)]) -> sqlx::Result<()> {
+    let jobs: Vec<i64> = parked.iter().map(|(job, _, _)| job.0).collect();
+    let tenants: Vec<String> = parked.iter().map(|(_, tenant, _)| (*tenant).to_owned()).collect();
+    let texts: Vec<Vec<u8>> = parked.iter().map(|(_, _, text)| text.to_vec()).collect();
     sqlx::query!(
-        "delete from gristmill.vector_cache where tenant = $1 and model = $2 and digest = any ($3) and not reusable and job_id = $4",
-        tenant,
+        "delete from gristmill.vector_cache as kept
+         using unnest($2::bigint[], $3::text[], $4::bytea[]) as written (job_id, tenant, digest)
+         where kept.tenant = written.tenant and kept.model = $1 and kept.digest = written.digest and kept.job_id = written.job_id
+           and not kept.reusable",
         model,
+        &jobs,
+        &tenants,
         &texts,
-        job.0,
     )
     .execute(db)
     .await?;

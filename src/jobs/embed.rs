@@ -78,6 +78,8 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
 
     let tokens: u64 = bought.iter().filter_map(|(_, (_, tokens))| *tokens).sum();
     let reused = bought.iter().filter(|(_, (_, tokens))| tokens.is_none()).count();
+    let parked = parked
+        .then(|| (means.batcher.settings().cache_name(), bought.iter().map(|(text, _)| *text).collect::<Vec<_>>()));
     work.unwritten = bought;
     let price = means.batcher.settings().price();
     let cost = price.map(|(_, usd)| usd * Decimal::from(tokens));
@@ -91,6 +93,7 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let done = DoneWork {
         charge: (tokens > 0).then_some(charge),
         reused,
+        parked,
         reader,
         chunks: plan.chunks,
         vectors,
@@ -100,10 +103,6 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     let written = std::mem::take(&mut work.unwritten);
     if deps.plan.pipeline.cache {
         means.batcher.share(job.id, &row.tenant, &written).await;
-    }
-    if parked {
-        let texts: Vec<_> = written.into_iter().map(|(text, _)| text).collect();
-        means.batcher.forget(job.id, &row.tenant, &texts).await;
     }
     Ok(())
 }

@@ -48,7 +48,15 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, speech: &Speech, work: &m
 
     let charge = Charge { meter: Meter::AudioMinutes, quantity, price: price.map(|(id, _)| id), cost: spending.usd };
     let facts = facts_of(deps, &recording, parts, charge.cost);
-    let done = DoneWork { row, chunks: Vec::new(), vectors: Vec::new(), charge: Some(charge), reused: 0, reader: None };
+    let done = DoneWork {
+        row,
+        chunks: Vec::new(),
+        vectors: Vec::new(),
+        charge: Some(charge),
+        reused: 0,
+        parked: None,
+        reader: None,
+    };
     start::commit(job, deps, End::Done(Box::new(done)), facts, work).await
 }
 

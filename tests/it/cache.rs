@@ -225,13 +225,13 @@ async fn of_several_that_are_parked_a_job_takes_its_own_then_one_that_nobody_wil
 
     assert_eq!(find(2).await, [(Some(6), false)]);
     assert_eq!(find(1).await, [(Some(5), false)]);
-    cache::forget(&world.pool, JobId(1), "one", "m", &[[7; 32]]).await.unwrap();
+    cache::forget(&world.pool, "m", &[(JobId(1), "one", &[7; 32])]).await.unwrap();
     for _ in 0..2 {
         assert_eq!(find(1).await, [(Some(7), false)], "what it took is its own");
     }
-    cache::forget(&world.pool, JobId(1), "one", "m", &[[7; 32]]).await.unwrap();
+    cache::forget(&world.pool, "m", &[(JobId(1), "one", &[7; 32])]).await.unwrap();
     assert_eq!(find(1).await, [(Some(8), false)]);
-    cache::forget(&world.pool, JobId(1), "one", "m", &[[7; 32]]).await.unwrap();
+    cache::forget(&world.pool, "m", &[(JobId(1), "one", &[7; 32])]).await.unwrap();
     assert_eq!(find(1).await, [(Some(6), true)], "its buyer is open");
     assert_eq!(world.list("select job_id::text from gristmill.vector_cache").await, ["2"]);
 }
