@@ -1,7 +1,12 @@
 //! LISTEN on our one channel. Always paired with polling: a notification may be lost, and means no more than "look".
 
+use std::time::Duration;
+
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
+
+/// How long it is listened in silence. Then the other end has to say that it is there.
+const ASKED_AGAIN: Duration = Duration::from_mins(5);
 
 /// A connection that hears announcements.
 pub struct Announcements(PgListener);
@@ -25,9 +30,13 @@ impl Announcements {
     /// # Errors
     /// The connection broke; what was announced meanwhile is found by polling.
     pub async fn next(&mut self) -> sqlx::Result<()> {
-        match self.0.try_recv().await? {
-            Some(_) => Ok(()),
-            None => Err(sqlx::Error::WorkerCrashed),
+        loop {
+            match tokio::time::timeout(ASKED_AGAIN, self.0.try_recv()).await {
+                Ok(heard) => return heard?.map(drop).ok_or(sqlx::Error::WorkerCrashed),
+                Err(_) => {
+                    super::answered(sqlx::raw_sql("select").execute(&mut self.0)).await?;
+                }
+            }
         }
     }
 }

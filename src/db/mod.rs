@@ -81,6 +81,12 @@ const ABANDONED: [(&str, &str); 4] = [
     ("tcp_keepalives_count", "4"),
 ];
 
+/// Beyond this the server ends a statement.
+const LONGEST_STATEMENT: Duration = Duration::from_mins(10);
+/// Silent for longer than a statement may take and than an idle connection is kept, a connection is dead.
+const LONGEST_SILENCE: Duration = Duration::from_mins(11);
+/// Looked at as often as it is long, so that an idle connection is kept for no more than twice this.
+const KEPT_IDLE: Duration = Duration::from_mins(5);
 /// How long a connection that lies idle is taken to be whole.
 const TRUSTED: Duration = Duration::from_millis(500);
 /// How long one may take to say that it is.
@@ -133,7 +139,8 @@ fn pinned(vector_schema: Option<&str>, plans: &[(&str, &str)]) -> String {
     let session: String = session.map(|(name, value)| format!("set {name} = {value}; ")).collect();
     format!(
         "{session}set search_path = {search_path}; set row_security = off; \
-         set default_transaction_isolation = 'read committed'; set statement_timeout = '10min'"
+         set default_transaction_isolation = 'read committed'; set statement_timeout = {}",
+        LONGEST_STATEMENT.as_millis()
     )
 }
 
@@ -141,6 +148,7 @@ async fn open(options: PgConnectOptions, most: u32, pinned: String) -> sqlx::Res
     PgPoolOptions::new()
         .max_connections(most)
         .acquire_timeout(Duration::from_secs(10))
+        .idle_timeout(KEPT_IDLE)
         // Every loan would begin with a round trip; what was in use a moment ago is whole, and where it is not, its step is done again.
         .test_before_acquire(false)
         .before_acquire(|connection, loan| {
@@ -195,11 +203,12 @@ pub fn cut(pool: &PgPool) -> usize {
     port(pool).map_or(0, net::cut)
 }
 
-/// Lets the kernel find out which of the same connections have nobody at the other end.
-pub fn keep_alive(pool: &PgPool) {
-    if let Some(port) = port(pool) {
-        net::keep_alive(port);
-    }
+/// Lets the kernel find out which of the same connections have nobody at the other end, and ends those that have been silent for longer
+/// than any statement may take: whoever acknowledges what goes over them has forgotten them. Returns how many.
+pub fn keep_alive(pool: &PgPool) -> usize {
+    let Some(port) = port(pool) else { return 0 };
+    net::keep_alive(port);
+    net::cut_silent(port, LONGEST_SILENCE)
 }
 
 fn port(pool: &PgPool) -> Option<u16> {

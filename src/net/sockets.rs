@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::{Shutdown, TcpStream};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd as _;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
@@ -27,6 +29,35 @@ pub fn keep_alive(port: u16) {
 /// how many.
 pub fn cut(port: u16) -> usize {
     sockets(port).iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
+}
+
+/// Shuts those of the same connections over which nothing was sent nor received for longer than that. Returns how many.
+#[cfg(target_os = "linux")]
+pub fn cut_silent(port: u16, longest: Duration) -> usize {
+    let is_silent = |socket: &&TcpStream| silent_for(socket).is_some_and(|silent| silent > longest);
+    sockets(port).iter().filter(is_silent).filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
+}
+
+/// Elsewhere the kernel is not asked.
+#[cfg(not(target_os = "linux"))]
+pub fn cut_silent(_port: u16, _longest: Duration) -> usize {
+    0
+}
+
+/// How long ago data went over a connection, either way, by the kernel's account.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "socket2 does not ask for it")]
+fn silent_for(socket: &TcpStream) -> Option<Duration> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the kernel writes no more than `length` bytes into `info`, of which every pattern is a value.
+    let (asked, info) = unsafe {
+        let into = info.as_mut_ptr().cast();
+        let asked = libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut length);
+        (asked, info.assume_init())
+    };
+    let latest = info.tcpi_last_data_sent.min(info.tcpi_last_data_recv);
+    (asked == 0).then(|| Duration::from_millis(latest.into()))
 }
 
 /// By the port alone: that the name means another address by now is one of the ways in which old connections go dead.
@@ -71,5 +102,25 @@ mod tests {
         assert_eq!(one.read(&mut [0]).unwrap() + two.read(&mut [0]).unwrap(), 0);
         beside.set_nonblocking(true).unwrap();
         assert_eq!((&beside).read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn connections_over_which_nothing_goes_are_ended_and_no_others() {
+        use std::io::Write as _;
+
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        let [(mut silent, _there), (mut heard, mut speaker), (speaking, _reader)] =
+            [(); 3].map(|()| (TcpStream::connect(("127.0.0.1", port)).unwrap(), server.accept().unwrap().0));
+        assert_eq!(cut_silent(port, Duration::from_secs(1)), 0);
+
+        while silent_for(&silent).unwrap() < Duration::from_millis(200) {
+            speaker.write_all(b"!").unwrap();
+            (&speaking).write_all(b"?").unwrap();
+        }
+        assert_eq!(cut_silent(port, Duration::from_millis(100)), 1);
+        assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+        assert_eq!(heard.read(&mut [0]).unwrap(), 1);
     }
 }

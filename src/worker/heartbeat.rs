@@ -17,6 +17,8 @@ use super::{Engine, pause};
 const AGAIN: Duration = Duration::from_millis(500);
 /// The longest silence.
 const SILENCE: Duration = Duration::from_secs(5);
+const DEAD: &str =
+    "connections to the database went dead without a word: they are ended, and what was under way is done again";
 /// Silence is counted in so many steps: time in which this process was stopped is one of them.
 const STEPS: u32 = 10;
 
@@ -110,7 +112,10 @@ impl Line {
             self.connection = Some((fresh, backend));
         }
         let Some((connection, _)) = &mut self.connection else { return Ok(()) };
-        db::keep_alive(&engine.pool);
+        let silent = db::keep_alive(&engine.pool);
+        if silent > 0 {
+            tracing::warn!(connections = silent, "{DEAD}");
+        }
         let held = engine.hands.leases();
         if !held.is_empty() {
             let lost = db::jobs::heartbeat(&mut *connection, &held, engine.settings.lease).await?;
@@ -153,9 +158,6 @@ async fn acquit(engine: &Engine, connection: &mut PgConnection, silent: Duration
 async fn end_dead(engine: &Engine, fresh: PgConnection) -> sqlx::Result<PgConnection> {
     drop(fresh);
     let connections = db::cut(&engine.pool);
-    tracing::warn!(
-        connections,
-        "connections to the database went dead without a word: they are ended, and what was under way is done again"
-    );
+    tracing::warn!(connections, "{DEAD}");
     db::connect_beside(&engine.pool).await
 }
