@@ -221,7 +221,8 @@ pub(super) fn prices(sections: Vec<Section>, models: &BTreeMap<String, Option<Mo
 
 fn price(section: &mut Section, models: &BTreeMap<String, Option<Model>>) -> Option<Price> {
     let labels: BTreeSet<String> = models.keys().cloned().collect();
-    let meters = [Meter::Tokens, Meter::ReusedVectors, Meter::AudioMinutes].map(|meter| (meter.word(), meter));
+    // Vectors that are used again cost nothing.
+    let meters = [Meter::Tokens, Meter::AudioMinutes].map(|meter| (meter.word(), meter));
     let model = section.need("model", one_of(&labels, "models"), "\"small\"");
     let speech = model.as_ref().and_then(|label| Some(models[label].as_ref()?.speech.is_some()));
     let meter =

@@ -125,6 +125,11 @@ fn providers_models_and_prices_are_checked() {
             "4: models.small.tokenizer: must be \"cl100k\" or \"o200k\": only a local model brings its own",
         ],
     );
+    check_change(
+        "usd = 0.00000002",
+        "meter = \"reused_vectors\"\nusd = 1",
+        &["7: prices[0].meter: \"reused_vectors\" is not a word that is known here; known are tokens, audio_minutes"],
+    );
     check_change("usd = 0.00000002", "usd = -2", &["7: prices[0].usd: -2 is below zero"]);
     check_change(
         "from = 2026-01-01",
