@@ -145,6 +145,7 @@ fn pinned(vector_schema: Option<&str>, plans: &[(&str, &str)]) -> String {
 }
 
 async fn open(options: PgConnectOptions, most: u32, pinned: String) -> sqlx::Result<PgPool> {
+    let port = tcp_port(&options);
     PgPoolOptions::new()
         .max_connections(most)
         .acquire_timeout(Duration::from_secs(10))
@@ -170,6 +171,7 @@ async fn open(options: PgConnectOptions, most: u32, pinned: String) -> sqlx::Res
         })
         .after_connect(move |connection, _| {
             let pinned = pinned.clone();
+            port.into_iter().for_each(net::keep_alive);
             Box::pin(async move {
                 sqlx::raw_sql(sqlx::AssertSqlSafe(pinned)).execute(connection).await?;
                 Ok(())
@@ -212,7 +214,10 @@ pub fn keep_alive(pool: &PgPool) -> usize {
 }
 
 fn port(pool: &PgPool) -> Option<u16> {
-    let options = pool.connect_options();
+    tcp_port(&pool.connect_options())
+}
+
+fn tcp_port(options: &PgConnectOptions) -> Option<u16> {
     options.get_socket().is_none().then(|| options.get_port())
 }
 
