@@ -1,5 +1,6 @@
 //! `gristmill.workers`: who is alive.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sqlx::PgExecutor;
@@ -20,29 +21,50 @@ pub struct PausedLane {
     pub seconds: u64,
 }
 
+/// What a worker says of itself when it signs in.
+#[derive(Debug, Clone, Copy)]
+pub struct SignIn<'a> {
+    pub owner: OwnerId,
+    pub name: &'a str,
+    pub slots: i32,
+    /// For each pipeline, a digest of what it looks at to see a change.
+    pub watches: &'a BTreeMap<&'a str, &'a str>,
+}
+
 /// Signs a worker in, or says that it is still there, and which of its lanes are paused. How long it has said nothing, by the
 /// server's clock: time in which it was stopped is in it.
-pub async fn seen(
-    db: impl PgExecutor<'_>,
-    owner: OwnerId,
-    name: &str,
-    slots: i32,
-    paused: &[PausedLane],
-) -> sqlx::Result<Duration> {
+pub async fn seen(db: impl PgExecutor<'_>, worker: SignIn<'_>, paused: &[PausedLane]) -> sqlx::Result<Duration> {
     let silent = sqlx::query_scalar!(
         r#"with before as (select seen_at from gristmill.workers where id = $1)
-           insert into gristmill.workers (id, name, version, slots, paused_lanes) values ($1, $2, $3, $4, $5)
+           insert into gristmill.workers (id, name, version, slots, paused_lanes, watches) values ($1, $2, $3, $4, $5, $6)
            on conflict (id) do update set seen_at = clock_timestamp(), paused_lanes = excluded.paused_lanes
            returning coalesce((select extract(epoch from clock_timestamp() - seen_at) from before), 0)::float8 as "silent!""#,
-        owner.0,
-        name,
+        worker.owner.0,
+        worker.name,
         env!("CARGO_PKG_VERSION"),
-        slots,
+        worker.slots,
         Json(paused) as Json<&[PausedLane]>,
+        Json(worker.watches) as Json<&BTreeMap<&str, &str>>,
     )
     .fetch_one(db)
     .await?;
     Ok(Duration::try_from_secs_f64(silent).unwrap_or_default())
+}
+
+/// Whether a living worker that started later watches something else of a pipeline: then what is a change is its to say.
+pub async fn is_superseded(db: impl PgExecutor<'_>, owner: OwnerId, pipeline: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (
+               select from gristmill.workers as this join gristmill.workers as younger
+                   on (younger.started_at, younger.id) > (this.started_at, this.id) and younger.watches -> $2 <> this.watches -> $2
+               where this.id = $1 and younger.stopped_at is null and younger.seen_at > clock_timestamp() - make_interval(secs => $3)
+           ) as "superseded!""#,
+        owner.0,
+        pipeline,
+        GONE,
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Signs a worker out.

@@ -17,6 +17,7 @@ mod ring;
 mod sweeper;
 mod words;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::batch::{Broken, LaneStatus, Vital};
 use crate::config;
 use crate::db;
-use crate::db::workers::PausedLane;
+use crate::db::workers::{PausedLane, SignIn};
 use crate::domain::OwnerId;
 use crate::jobs::Deps;
 
@@ -152,7 +153,10 @@ impl Engine {
         };
         let paused: Vec<PausedLane> = (self.lanes)().into_iter().filter_map(paused).collect();
         let slots = i32::try_from(self.settings.slots).unwrap_or(i32::MAX);
-        db::workers::seen(db, self.owner, &self.name, slots, &paused).await
+        let plans = self.pipelines.iter().map(|deps| &deps.plan);
+        let watches: BTreeMap<_, _> = plans.map(|plan| (plan.pipeline.name.as_str(), plan.watched.as_str())).collect();
+        let worker = SignIn { owner: self.owner, name: &self.name, slots, watches: &watches };
+        db::workers::seen(db, worker, &paused).await
     }
 
     /// A part that panicked ends the whole.

@@ -102,11 +102,21 @@ async fn sweep(engine: &Engine, deps: &Deps, since: &mut Option<OffsetDateTime>)
         // Rows are dated by the database's clock; ours may be hours off.
         let began = db::server::now(&engine.pool).await?;
         let stopped = || engine.stop.is_cancelled();
+        if db::workers::is_superseded(&engine.pool, engine.owner, name).await? {
+            return Ok(None);
+        }
         let opened = pass(&engine.pool, &deps.fit.plan(), &engine.settings, *since, &stopped).await?;
-        Ok((began, opened))
+        Ok(Some((began, opened)))
     };
     match swept.await {
-        Ok((began, opened)) => {
+        Ok(None) => {
+            tracing::debug!(
+                job.pipeline = name,
+                "a worker that started later looks at other columns: the sweep is its"
+            );
+            engine.swept.note(name, Ok(()));
+        }
+        Ok(Some((began, opened))) => {
             *since = Some(began - LATE);
             mirror_cancelled(engine, deps).await;
             engine.swept.note(name, Ok(()));

@@ -31,6 +31,7 @@ mod files;
 mod forget;
 mod fuzz;
 mod grants;
+mod handing_on;
 mod index;
 #[path = "../chaos/invariants.rs"]
 mod invariants;

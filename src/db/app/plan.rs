@@ -61,6 +61,8 @@ pub struct Plan {
     pub(super) needs: Option<String>,
     pub(super) tenant: String,
     pub(super) fingerprint: String,
+    /// A digest of all that is read of a row to see whether it belongs to the set, and whether it changed.
+    pub watched: String,
     pub steady: Steady,
 }
 
@@ -319,6 +321,7 @@ async fn resolve_now(
         when: shape.when,
         needs: shape.needs,
         tenant: shape.tenant,
+        watched: shape.watched,
         fingerprint: shape.fingerprint,
         steady: Steady::default(),
         pipeline: pipeline.clone(),

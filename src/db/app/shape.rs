@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::config::{Assignment, Name, Pipeline, Template, TenantRule, TextRule, Value};
 
 use super::catalog::Table;
@@ -75,6 +77,8 @@ pub(super) struct Shape {
     pub(super) needs: Option<String>,
     pub(super) tenant: String,
     pub(super) fingerprint: String,
+    /// A digest of all that is read of a row to see whether it belongs to the set, and whether it changed.
+    pub(super) watched: String,
 }
 
 impl Shape {
@@ -94,16 +98,20 @@ impl Shape {
             Some(TenantRule::Constant(word)) => literal(word),
             Some(TenantRule::Expression(sql)) => format!("coalesce(({})::text, '')", sql.text),
         };
+        let lateral = Self::lateral(pipeline);
+        let when =
+            source.when.as_ref().map_or_else(|| "true".to_owned(), |sql| format!("coalesce(({}), false)", sql.text));
+        let needs = source.needs.as_ref().map(|sql| format!("coalesce(({}), false)", sql.text));
+        let fingerprint = format!("sha256(convert_to(jsonb_build_array({})::text, 'UTF8'))", content.join(", "));
+        let read = [&lateral, &when, needs.as_deref().unwrap_or_default(), &tenant, &fingerprint].join("\n");
         Self {
-            lateral: Self::lateral(pipeline),
+            watched: Sha256::digest(read).iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
             expressions: names.iter().map(|name| expression(name)).collect(),
-            when: source
-                .when
-                .as_ref()
-                .map_or_else(|| "true".to_owned(), |sql| format!("coalesce(({}), false)", sql.text)),
-            needs: source.needs.as_ref().map(|sql| format!("coalesce(({}), false)", sql.text)),
+            lateral,
+            when,
+            needs,
             tenant,
-            fingerprint: format!("sha256(convert_to(jsonb_build_array({})::text, 'UTF8'))", content.join(", ")),
+            fingerprint,
         }
     }
 

@@ -39,7 +39,7 @@ pub async fn sweep_set(
                     ({asks}) as gm_asks, ({by_need}) as gm_by_need \
              from {from} left join ( \
                  select id as gm_job, source_key as gm_source_key, state as gm_state, error_kind as gm_kind, \
-                        need_stands as gm_stands, fingerprint as gm_known, started_at as gm_started \
+                        need_stands as gm_stands, fingerprint as gm_known, tenant as gm_whose, started_at as gm_started \
                  from gristmill.embedding_jobs where pipeline = ${pipeline} \
              ) as gm_jobs on gm_source_key = {key} \
              where {when} and {behind} order by {list} limit ${limit} \
@@ -103,7 +103,9 @@ fn asks(plan: &Plan) -> String {
     let since = plan.key.len() + 1;
     let source = &plan.pipeline.source;
     let changed_at = source.changed_at.as_ref().map(|column| format!("source.{}", super::quote(column)));
-    let moved = format!("{} is distinct from gm_known", plan.fingerprint);
+    // Whose a failed row was may never have been read.
+    let handed_on = format!("gm_state in ('completed', 'skipped') and {} <> gm_whose", plan.tenant);
+    let moved = format!("({} is distinct from gm_known or {handed_on})", plan.fingerprint);
     let changed = changed_at.as_ref().filter(|_| source.reopen_on_change).map_or_else(
         || format!("${since}::timestamptz is not null and false"),
         |at| format!("(${since}::timestamptz is null or {at} > ${since}) and {moved}"),

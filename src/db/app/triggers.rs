@@ -196,7 +196,7 @@ fn announce(name: &str, rows: &str, alias: &str, condition: &str) -> String {
 /// old key of a row whose key changed.
 fn update_body(plan: &Plan, name: &str, new: &str, old: &str) -> String {
     let changed = if plan.pipeline.source.reopen_on_change {
-        "new_row.content is distinct from old_row.content"
+        "(new_row.content, new_row.tenant) is distinct from (old_row.content, old_row.tenant)"
     } else {
         "false"
     };

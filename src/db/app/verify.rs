@@ -63,7 +63,7 @@ pub async fn verify(
          from {from} left join ( \
              select id as gm_job, source_key as gm_source_key, state as gm_state, chunks as gm_wanted, generation as gm_generation, \
                     fingerprint as gm_known, digests as gm_digests, mirror_error as gm_unsaid, tokens as gm_tokens, pages as gm_pages, \
-                    tokens_of_text as gm_tokens_of_text \
+                    tokens_of_text as gm_tokens_of_text, tenant as gm_whose \
              from gristmill.embedding_jobs where pipeline = ${pipeline} \
          ) as gm_jobs on gm_source_key = {key} \
          cross join lateral (select {counts}) as chunk \
@@ -123,13 +123,14 @@ fn kind(plan: &Plan, generation: usize) -> String {
                   or (gm_known is not null and gm_known is distinct from {fingerprint})) then '\"stale\"' \
               when gm_state = 'completed' and gm_chunks > gm_wanted then '\"extra\"' \
               when gm_state = 'completed' and {altered} then '\"altered\"' \
-              when {WRITTEN} and {metadata} then '\"metadata\"' \
+              when {WRITTEN} and ({tenant} <> gm_whose or {metadata}) then '\"metadata\"' \
               when {unsaid} then '\"status\"' end::jsonb",
         when = plan.when,
         // A row that asks for itself and does not, needs no job.
         asks = plan.needs.as_deref().unwrap_or("true"),
         fingerprint = plan.fingerprint,
         altered = altered(plan),
+        tenant = plan.tenant,
         metadata = metadata(plan),
         unsaid = unsaid(plan),
     )

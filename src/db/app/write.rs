@@ -55,6 +55,8 @@ pub struct LockedRow {
     pub in_set: bool,
     /// None where the row is of the version that was asked about.
     pub fingerprint: Option<Vec<u8>>,
+    /// Whose it is; none as well.
+    pub tenant: Option<String>,
     /// What effects ask of the row.
     pub values: HashMap<String, Option<String>>,
 }
@@ -63,6 +65,7 @@ impl LockedRow {
     /// Whether its content is still what was loaded, where it was asked about that row's version.
     pub fn is_still(&self, loaded: &LoadedRow) -> bool {
         self.fingerprint.as_ref().is_none_or(|fingerprint| *fingerprint == loaded.fingerprint)
+            && self.tenant.as_ref().is_none_or(|tenant| *tenant == loaded.tenant)
     }
 }
 
@@ -79,17 +82,22 @@ pub async fn lock_sources(
 ) -> sqlx::Result<Vec<LockedRow>> {
     let count = plan.key.len();
     let names: Vec<String> = (1..=count).map(|nth| format!("gm_k{nth}")).collect();
-    let fingerprint = if plan.steady.versioned {
-        format!("case when {} = asked.gm_version then null else {} end", plan.version("source"), plan.fingerprint)
-    } else {
-        plan.fingerprint.clone()
+    let unless_still = |read: &str| {
+        if plan.steady.versioned {
+            format!("case when {} = asked.gm_version then null else {read} end", plan.version("source"))
+        } else {
+            read.to_owned()
+        }
     };
     let statement = format!(
-        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, array[{values}]::text[] as row_values \
+        "select asked.gm_nth as nth, {when} as in_set, {fingerprint} as fingerprint, {tenant} as tenant, \
+                array[{values}]::text[] as row_values \
          from unnest({arrays}) with ordinality as asked ({names}, gm_version, gm_nth) \
          join {source} as source on {key_match}{lateral} \
          order by {order} for no key update of source skip locked",
         when = plan.when,
+        fingerprint = unless_still(&plan.fingerprint),
+        tenant = unless_still(&plan.tenant),
         values = plan.locked_names.iter().map(|name| effects::expression(plan, name)).collect::<Vec<_>>().join(", "),
         arrays = text_arrays(count + 1),
         names = names.join(", "),
@@ -106,6 +114,7 @@ pub async fn lock_sources(
                 nth: nth_of(&row)?,
                 in_set: row.try_get("in_set")?,
                 fingerprint: row.try_get("fingerprint")?,
+                tenant: row.try_get("tenant")?,
                 values: plan.locked_names.iter().cloned().zip(values).collect(),
             })
         })
