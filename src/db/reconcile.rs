@@ -82,6 +82,8 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                           when job.revision > pairs.revision and not booked then 'overtaken'
                           when job.revision = pairs.revision and job.state <> 'completed' then 'ended'
                           when unknown or useless or tried then 'not_written'
+                          -- A server that crashed has lost what was parked, and whatever told of the attempt.
+                          when job.revision = pairs.revision and job.starts > 1 then 'not_written'
                           else 'not_charged'
                       end as reason
                from pairs left join gristmill.embedding_jobs as job on job.id = pairs.job_id

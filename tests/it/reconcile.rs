@@ -303,3 +303,31 @@ async fn a_ledger_that_was_tampered_with_is_named_with_its_jobs() {
     assert_eq!(people.code, 1);
     assert!(people.out.contains("FAULT") && people.out.contains("(jobs 2)"), "{}", people.out);
 }
+
+#[tokio::test]
+async fn what_a_crash_of_the_server_made_somebody_pay_again_is_said() {
+    let vendor = vendor();
+    let world = singly(&vendor).await;
+    world.insert("note", "Once.").await;
+    world.work().await;
+    world
+        .sql(
+            "with again as (
+                 insert into gristmill.provider_calls (id, worker, provider, model, inputs, tokens_estimated, finished_at, outcome, tokens, price_id, cost)
+                 select gen_random_uuid(), worker, provider, model, inputs, tokens_estimated, finished_at, outcome, tokens, price_id, cost
+                 from gristmill.provider_calls returning id
+             )
+             insert into gristmill.provider_call_jobs (call_id, job_id, revision, tenant, inputs, tokens, cost)
+             select again.id, job_id, revision, tenant, share.inputs, tokens, cost from again, gristmill.provider_call_jobs as share",
+        )
+        .await;
+    assert_snapshot!(reconciled(&world).await, @r"
+    exit 1
+    FAULT 5 paid and completed, and not charged [1]
+    ");
+    world.sql("update gristmill.embedding_jobs set starts = 2").await;
+    assert_snapshot!(reconciled(&world).await, @r"
+    exit 0
+    5 paid by an attempt whose answer could not be used or written [1]
+    ");
+}
