@@ -213,6 +213,11 @@ pub fn keep_alive(pool: &PgPool) -> usize {
     net::cut_silent(port, LONGEST_SILENCE)
 }
 
+/// Ends those of the same connections that are older than that, as far as they have been silent since. Returns how many.
+pub fn cut_older(pool: &PgPool, than: Duration) -> usize {
+    port(pool).map_or(0, |port| net::cut_silent(port, than))
+}
+
 fn port(pool: &PgPool) -> Option<u16> {
     tcp_port(&pool.connect_options())
 }

@@ -1,5 +1,7 @@
 //! The server itself: its clock, its versions, databases that a demo made.
 
+use std::time::Duration;
+
 use sqlx::types::Uuid;
 use sqlx::types::time::OffsetDateTime;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
@@ -22,13 +24,27 @@ pub struct Backend {
     pid: i32,
     /// Numbers are used again. Hidden from who has logged in as somebody else than he now is (`role` in the connection's options).
     started: Option<OffsetDateTime>,
+    /// When its server was started, and how long ago that was.
+    server_started: OffsetDateTime,
+    server_seconds: f64,
+}
+
+impl Backend {
+    /// For how long there has been another server than the one that `earlier` belonged to, if there is one: no connection that is older is
+    /// alive.
+    pub fn replaced(self, earlier: Self) -> Option<Duration> {
+        let is_other = self.server_started > earlier.server_started;
+        is_other.then(|| Duration::try_from_secs_f64(self.server_seconds).unwrap_or_default())
+    }
 }
 
 /// The process that answers.
 pub async fn backend(db: impl PgExecutor<'_>) -> sqlx::Result<Backend> {
     sqlx::query_as!(
         Backend,
-        r#"select pid as "pid!", backend_start as "started" from pg_catalog.pg_stat_activity where pid = pg_backend_pid()"#
+        r#"select pid as "pid!", backend_start as "started", pg_postmaster_start_time() as "server_started!",
+                  extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8 as "server_seconds!"
+           from pg_catalog.pg_stat_activity where pid = pg_backend_pid()"#
     )
     .fetch_one(db)
     .await

@@ -82,6 +82,8 @@ async fn silence(length: Duration) {
 #[derive(Default)]
 struct Line {
     connection: Option<(PgConnection, Backend)>,
+    /// Who was last at the other end of one.
+    latest: Option<Backend>,
     /// Who was at the other end of one that said nothing.
     silent: Option<Backend>,
     /// That one was at work.
@@ -109,13 +111,13 @@ impl Line {
                 }
             }
             let backend = server::backend(&mut fresh).await?;
+            // A server that was started anew says nothing over connections that something on the way still holds.
+            let replaced = self.latest.replace(backend).and_then(|earlier| backend.replaced(earlier));
+            tell_dead(replaced.map_or(0, |since| db::cut_older(&engine.pool, since)));
             self.connection = Some((fresh, backend));
         }
         let Some((connection, _)) = &mut self.connection else { return Ok(()) };
-        let silent = db::keep_alive(&engine.pool);
-        if silent > 0 {
-            tracing::warn!(connections = silent, "{DEAD}");
-        }
+        tell_dead(db::keep_alive(&engine.pool));
         let held = engine.hands.leases();
         if !held.is_empty() {
             let lost = db::jobs::heartbeat(&mut *connection, &held, engine.settings.lease).await?;
@@ -160,4 +162,10 @@ async fn end_dead(engine: &Engine, fresh: PgConnection) -> sqlx::Result<PgConnec
     let connections = db::cut(&engine.pool);
     tracing::warn!(connections, "{DEAD}");
     db::connect_beside(&engine.pool).await
+}
+
+fn tell_dead(connections: usize) {
+    if connections > 0 {
+        tracing::warn!(connections, "{DEAD}");
+    }
 }

@@ -16,6 +16,8 @@ struct State {
     /// So many commits more reach the server and are never acknowledged.
     commits_to_cut: AtomicUsize,
     cut: AtomicUsize,
+    /// The connections of so many commits more freeze for good when these have reached the server.
+    commits_to_freeze: AtomicUsize,
     delay_ms: AtomicUsize,
     /// Raised by one, it freezes every connection there is, for good: nothing arrives, nothing is closed.
     ice: watch::Sender<usize>,
@@ -69,6 +71,7 @@ impl Proxy {
         let state = Arc::new(State {
             commits_to_cut: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
+            commits_to_freeze: AtomicUsize::new(0),
             delay_ms: AtomicUsize::new(0),
             ice: watch::Sender::new(0),
         });
@@ -99,6 +102,15 @@ impl Proxy {
         self.state.cut.load(Ordering::SeqCst)
     }
 
+    pub fn freeze_commits(&self, count: usize) {
+        self.state.commits_to_freeze.store(count, Ordering::SeqCst);
+    }
+
+    /// How many of these did not come yet.
+    pub fn commits_to_freeze(&self) -> usize {
+        self.state.commits_to_freeze.load(Ordering::SeqCst)
+    }
+
     pub fn delay(&self, each_way: Duration) {
         self.state.delay_ms.store(usize::try_from(each_way.as_millis()).unwrap(), Ordering::SeqCst);
     }
@@ -125,10 +137,12 @@ async fn carry(mut client: TcpStream, server: Server, state: &State) -> io::Resu
                 if count == 0 { return Ok(()); }
                 pause(state).await;
                 // sqlx commits with a simple query of its own.
-                if asked[..count].ends_with(b"COMMIT\0") && take_one(&state.commits_to_cut) {
-                    cutting = true;
-                }
+                let commits = asked[..count].ends_with(b"COMMIT\0");
+                cutting |= commits && take_one(&state.commits_to_cut);
                 server.write_all(&asked[..count]).await?;
+                if commits && take_one(&state.commits_to_freeze) {
+                    std::future::pending::<()>().await;
+                }
             }
             read = server.read(&mut said) => {
                 let count = read?;

@@ -91,6 +91,32 @@ pub async fn half_open(arena: &mut Arena) -> Outcome {
     Ok(())
 }
 
+/// Something on the way holds a few connections for ever: that their server died, only those say that are not held.
+pub async fn frozen_and_crashed(arena: &mut Arena) -> Outcome {
+    through_proxy(arena);
+    arena.worker();
+    arena.insert(5).await;
+    arena.until_done(5).await?;
+    arena.proxy.freeze_commits(2);
+    arena.insert(60).await;
+    for _ in 0..400 {
+        if arena.proxy.commits_to_freeze() == 0 {
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    if arena.proxy.commits_to_freeze() > 0 {
+        return Err(Injected::Failed("two commits were not frozen".to_owned()));
+    }
+    server::crash();
+    sleep(Duration::from_millis(500)).await;
+    server::recover();
+    arena.until("select true").await?;
+    arena.healed();
+    arena.insert(20).await;
+    Ok(())
+}
+
 /// The way out: a person, or an orchestrator, starts another.
 pub async fn half_open_restarted(arena: &mut Arena) -> Outcome {
     half_open(arena).await?;
