@@ -39,6 +39,9 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
         Err(JobError::OtherKey(key)) => Box::pin(hand_on(engine, &job, deps, key, wanted, &work.trace)).await,
         _ => Box::pin(end(engine, &job, deps, wanted, work.row.take(), &work.trace)).await,
     };
+    if matches!(reached, Outcome::Lost) {
+        db::patiently(|| db::jobs::was_claimed(&engine.pool, &job)).await.ok();
+    }
     report(&job, &reached, &work.trace, started.elapsed());
     Box::pin(release_word(engine, &job, deps, &reached)).await;
 }

@@ -331,3 +331,24 @@ async fn what_a_crash_of_the_server_made_somebody_pay_again_is_said() {
     5 paid by an attempt whose answer could not be used or written [1]
     ");
 }
+
+#[tokio::test]
+async fn what_was_paid_under_a_claim_that_a_crash_of_the_server_forgot_is_not_paid_again() {
+    let vendor = vendor();
+    let world = singly(&vendor).await;
+    world.insert("note", "Once.").await;
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let forgotten = "update gristmill.embedding_jobs set state = 'pending', starts = 0, lease_id = null, lease_until = null, worker = null, \
+                     started_at = null, run_at = now() + interval '1 hour'";
+    world.sql(forgotten).await;
+    gate.open();
+    eventually(&world, "(select starts = 1 from gristmill.embedding_jobs)").await;
+    world.sql("update gristmill.embedding_jobs set run_at = now()").await;
+    worker.idle().await;
+    worker.stop().await;
+
+    assert_eq!((world.states().await, vendor.requests()), ("1 completed".to_owned(), 1));
+    assert_eq!(reconciled(&world).await, "exit 0");
+}
