@@ -156,6 +156,14 @@ async fn printed_migrations_record_what_they_apply() {
     hands.execute("update gristmill._sqlx_migrations set checksum = 'x'").await.expect("it may");
     let refused = sqlx::raw_sql(AssertSqlSafe(both)).execute(&mut hands).await.expect_err("another binary's version");
     assert!(refused.to_string().contains("is not the one of this binary"), "{refused}");
+    let (looked, tried) = (with(&["migrate", "--check"]).await, with(&["migrate"]).await);
+    let why = tried.err.lines().last().unwrap_or_default().trim_start_matches("error: ");
+    assert!(why.contains("was previously applied but has been modified"), "{why}");
+    let says = format!(
+        "schema gristmill: at version {}, which `gristmill migrate` refuses: {why}\n",
+        db::migrate::Set::Ours.newest()
+    );
+    assert_eq!((looked.code, looked.out, tried.code), (1, says, 1));
 }
 
 #[tokio::test]
