@@ -187,6 +187,14 @@ async fn check_names_what_does_not_fit_with_its_line() {
     let line = world.toml.lines().position(|line| line.contains("{mimetype}")).expect("it is there") + 1;
     let named = format!("workers.toml:{line}: pipelines.documents.file.type: {{mimetype}} is neither");
     assert!(ran.code == 1 && ran.out.contains(&named), "{named} is not in {}", ran.out);
+
+    // No SQL mends that, and what goes to psql is empty.
+    let ran = gristmill(&world, &["check", "--fix-sql"]).await;
+    let said = "error: 1 error found that no SQL mends; `gristmill check` says what it is\n";
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (1, "", said));
+    let ran = gristmill(&world, &["check", "--fix-sql", "--json"]).await;
+    assert_eq!((ran.code, ran.json()), (1, serde_json::json!([])));
+    assert!(ran.err.contains(r#""message":"1 error found that no SQL mends""#), "{}", ran.err);
 }
 
 #[tokio::test]
