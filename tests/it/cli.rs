@@ -498,12 +498,39 @@ async fn what_nothing_has_is_named() {
         (&["jobs", "cancel", "99999"], "there is no job 99999"),
         (&["enqueue", "documents", "1"], "\"1\" is not of the type of"),
         (&["enqueue", "documents", r#"["a", "b"]"#], "it has 2 values where the key of"),
+        (&["wait", "documents", "1"], "\"1\" is not of the type of"),
     ] {
         let ran = gristmill(&world, arguments).await;
         assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (1, "", 1), "{arguments:?}: {}", ran.err);
         assert!(ran.err.contains(said), "{arguments:?}: {}", ran.err);
     }
     assert_eq!(world.states().await, "");
+}
+
+#[tokio::test]
+async fn a_wait_that_takes_too_long_tells_programs_of_the_job() {
+    let world = World::new().await;
+    world.register().await;
+    let key = world.insert("note", "Waits.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+
+    let ran = gristmill(&world, &["wait", "documents", &key, "--timeout", "1ms", "--json"]).await;
+
+    let job = ran.json();
+    assert_eq!((ran.code, &job["state"], &job["key"]), (1, &"pending".into(), &serde_json::json!([key])), "{job}");
+    assert!(ran.err.contains(r#""message":"job 1 is still pending after 1ms""#), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn what_no_configuration_is_there_for_is_said_once() {
+    let world = World::new().await;
+    world.register().await;
+    for arguments in [&["status"][..], &["search", "anything"]] {
+        let mut command = command(arguments);
+        command.current_dir(world.files.path()).env("DATABASE_URL", &world.database.url);
+        let said = run(command).await.err;
+        assert_eq!(said.matches("there is no workers.toml here").count(), 1, "{arguments:?}: {said}");
+    }
 }
 
 #[tokio::test]
