@@ -13,7 +13,7 @@ use sqlx::PgPool;
 use crate::app;
 use crate::config::{Database, Secret};
 use crate::db;
-use crate::db::app::{NO_PGVECTOR, Surveyed, buckets, commonest_word, has_function, survey};
+use crate::db::app::{NO_PGVECTOR, Survey, Surveyed, buckets, commonest_word, has_function, survey};
 
 use super::failure::Failure;
 use super::session::{self, Session};
@@ -71,11 +71,12 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         .map_err(|_| Failure::Usage("DATABASE_URL is not set: it names the database to look at".to_owned()))?;
     let pool = db::connect(&Database { url: Secret::new(url), connections: 2 }).await?;
     let mut connection = pool.acquire().await?;
-    let tables = survey(&mut connection).await?;
+    let Survey { tables, hidden } = survey(&mut connection).await?;
     let around = surroundings(&mut connection, &tables).await?;
     let buckets = buckets(&mut connection).await?;
     drop(connection);
-    let Proposed { proposals, passed_over } = propose(&tables, &around);
+    let Proposed { proposals, mut passed_over } = propose(&tables, &around);
+    passed_over.extend(hidden.iter().map(|table| (table.to_string(), "this role may not read it")));
     if proposals.is_empty() {
         return Err(Failure::Failed(nothing(&passed_over)));
     }

@@ -4,6 +4,7 @@ use gristmill::config::Config;
 use insta::assert_snapshot;
 
 use crate::cli::{Ran, command, run};
+use crate::schema::make_role;
 use crate::stores::KEY;
 use crate::world::World;
 
@@ -171,6 +172,26 @@ async fn init_names_every_table_where_none_is_a_source() {
     public.nopk: it has no primary key
     public.numbers: it has no column of text
     ");
+}
+
+#[tokio::test]
+async fn init_names_the_tables_that_its_role_may_not_read() {
+    const ROLE: &str = "gristmill_test_proposing";
+    let world = World::new().await;
+    make_role(&world, ROLE).await;
+    let tables = "create table public.secrets (id int primary key, body text, embedding vector(384)); \
+                  create table public.notes (id int primary key, body text, embedding vector(384));";
+    world
+        .sql(&format!("{tables} grant usage on schema public to {ROLE}; grant select on public.notes to {ROLE}"))
+        .await;
+    let mut init = command(&["init", "--json", "--out", "-"]);
+    let mark = if world.database.url.contains('?') { '&' } else { '?' };
+    init.env("DATABASE_URL", format!("{}{mark}options=-crole%3D{ROLE}", world.database.url));
+
+    let said = run(init).await.ok().json();
+
+    assert_eq!(said["passed_over"]["public.secrets"], "this role may not read it", "{said}");
+    assert!(said["toml"].as_str().unwrap().contains("#   public.secrets: this role may not read it\n"), "{said}");
 }
 
 #[tokio::test]
