@@ -6,7 +6,7 @@ use clap::builder::PossibleValuesParser;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::db;
 use crate::db::operate::{self, Filter};
 use crate::domain::{ErrorKind, JobState, SourceKey};
@@ -88,6 +88,21 @@ pub(super) async fn registered(pool: &PgPool, pipeline: &str) -> Result<(), Fail
         "no pipeline {pipeline} is registered in this database, which knows {names}; a worker registers the pipelines of its \
          configuration when it starts"
     )))
+}
+
+/// Why no row of a pipeline can have a key. Whether there is such a row is for the worker to find out, and a pipeline of another
+/// configuration is not known here.
+pub(super) async fn misfit(
+    config: &Config,
+    pool: &PgPool,
+    pipeline: &str,
+    key: &SourceKey,
+) -> Result<Option<String>, Failure> {
+    let Some(pipeline) = config.pipeline(pipeline) else { return Ok(None) };
+    let mut connection = pool.acquire().await?;
+    let Ok((plan, _)) = db::app::resolve(&mut connection, config, pipeline).await? else { return Ok(None) };
+    let why = db::app::misfit_of_key(&mut connection, &plan, key).await?;
+    Ok(why.map(|why| format!("{key} cannot be a key of {}: {why}", pipeline.name)))
 }
 
 /// A row's key: the value of its one column, or a JSON array of several.

@@ -77,7 +77,17 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     }
     if args.fix_sql {
         let fixes: BTreeSet<&str> = findings.iter().filter_map(|finding| finding.fix.as_deref()).collect();
-        session.print(&fixes, |fixes| fixes.iter().copied().collect::<Vec<_>>().join("\n"))?;
+        if session.json || !fixes.is_empty() {
+            session.print(&fixes, |fixes| fixes.iter().copied().collect::<Vec<_>>().join("\n"))?;
+        }
+        let is_beyond_sql = |finding: &&Finding| finding.level == Level::Error && finding.fix.is_none();
+        let beyond = findings.iter().filter(is_beyond_sql).count() as u64;
+        if beyond > 0 {
+            let errors = show::count(beyond, "error");
+            return Err(
+                Failure::Failed(format!("{errors} found that no SQL mends")).and("`gristmill check` says what it is")
+            );
+        }
     } else {
         session.print(&findings, |findings| findings.iter().map(line).collect::<Vec<_>>().join("\n"))?;
     }

@@ -1,7 +1,9 @@
 //! `gristmill grants`
 
 use clap::ValueEnum;
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use crate::app;
 use crate::db;
@@ -23,7 +25,7 @@ pub(super) struct Args {
     #[arg(long = "for", value_enum, default_value = "worker")]
     purpose: Purpose,
     /// The role; default: named after what it is for
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     role: Option<String>,
 }
 
@@ -47,7 +49,8 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         // The schema may not be there yet.
         let pool = db::connect(&config.database).await?;
         let mut connection = pool.acquire().await?;
-        return print(session, vec![grants::of_migrator(&mut connection, &role).await?]);
+        let statements = vec![grants::of_migrator(&mut connection, &role).await?];
+        return print(session, &mut connection, &role, statements).await;
     }
     let pool = app::connect(&config).await?;
     let ours = By::Owner(grants::owner_of_schema(&mut *pool.acquire().await?, "gristmill").await?);
@@ -75,7 +78,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
             statements
         }
     };
-    print(session, statements)
+    print(session, &mut *pool.acquire().await?, &role, statements).await
 }
 
 /// What one role runs, in one transaction.
@@ -104,8 +107,20 @@ fn blocks(grants: Vec<Grant>) -> Vec<Block> {
     blocks
 }
 
-fn print(session: &Session, grants: Vec<Grant>) -> Result<(), Failure> {
-    session.print(&blocks(grants), |blocks| blocks.iter().map(block).collect::<Vec<_>>().join("\n"))
+async fn print(
+    session: &Session,
+    connection: &mut PgConnection,
+    role: &str,
+    grants: Vec<Grant>,
+) -> Result<(), Failure> {
+    let mut parts = Vec::new();
+    if !grants::is_role(connection, role).await? {
+        parts.push(format!("-- role {} does not exist yet\n", show::line(role, 200)));
+    }
+    session.print(&blocks(grants), |blocks| {
+        parts.extend(blocks.iter().map(block));
+        parts.join("\n")
+    })
 }
 
 fn block(block: &Block) -> String {

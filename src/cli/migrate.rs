@@ -10,13 +10,14 @@ use crate::db::migrate::{self, Set};
 
 use super::failure::Failure;
 use super::session::Session;
+use super::show;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  gristmill migrate                      create or update schema gristmill\n  \
                         gristmill migrate --starter            and tables for an application that has none\n  \
                         gristmill migrate --sql | psql …       let somebody else run the statements")]
 pub(super) struct Args {
-    /// Change nothing; exit with 1 where something is to be applied
+    /// Change nothing; exit with 1 where something is to be applied, or would be refused
     #[arg(long, conflicts_with = "sql")]
     check: bool,
     /// Print the statements instead of running them; needs no database. They skip what is applied and record what they apply
@@ -34,6 +35,9 @@ struct Applied {
     from: Option<i64>,
     /// The version this binary knows.
     to: i64,
+    /// Why `migrate` would change nothing of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
@@ -51,12 +55,12 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     // Only now: sessions look for vectors where pgvector is when they begin.
     let pool = db::connect(&config.database).await?;
     let mut applied = Vec::new();
-    if let Some(found) = migrate::applied(&pool, Set::Ours).await?.filter(|&found| found > Set::Ours.newest()) {
-        return Err(app::StartError::NewSchema { found, wanted: Set::Ours.newest() }.into());
+    if let Some(error) = newer(migrate::applied(&pool, Set::Ours).await?) {
+        return Err(error.into());
     }
     for &set in sets {
         let done = migrate::run(&pool, set).await.map_err(|error| refused(&error, set))?;
-        applied.push(Applied { what: name(set), from: done.from, to: done.to });
+        applied.push(Applied { what: name(set), from: done.from, to: done.to, refused: None });
     }
     session.print(&applied, |applied| {
         let line = |one: &Applied| match one.from {
@@ -66,6 +70,12 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         };
         applied.iter().map(line).collect::<Vec<_>>().join("\n")
     })
+}
+
+/// What a newer binary left is nothing to go on from.
+fn newer(found: Option<i64>) -> Option<app::StartError> {
+    let wanted = Set::Ours.newest();
+    found.filter(|&found| found > wanted).map(|found| app::StartError::NewSchema { found, wanted })
 }
 
 /// Where a right is what it lacks, who gives it.
@@ -97,17 +107,36 @@ fn name(set: Set) -> &'static str {
 async fn check(session: &Session, pool: &PgPool, sets: &[Set]) -> Result<(), Failure> {
     let mut found = Vec::new();
     for &set in sets {
-        found.push(Applied { what: name(set), from: migrate::applied(pool, set).await?, to: set.newest() });
+        let from = migrate::applied(pool, set).await?;
+        let refused = match from {
+            Some(_) => refusal(pool, set, from).await?,
+            None => None,
+        };
+        found.push(Applied { what: name(set), from, to: set.newest(), refused });
     }
     session.print(&found, |found| {
-        let line = |one: &Applied| match one.from {
-            Some(from) if from == one.to => format!("{}: at version {from}", one.what),
-            Some(from) => format!("{}: at version {from}, this binary knows {}", one.what, one.to),
-            None => format!("{}: missing, this binary knows version {}", one.what, one.to),
+        let line = |one: &Applied| match (&one.refused, one.from) {
+            (Some(why), from) => {
+                format!("{}: at version {}, which `gristmill migrate` refuses: {why}", one.what, show::maybe(from))
+            }
+            (None, Some(from)) if from == one.to => format!("{}: at version {from}", one.what),
+            (None, Some(from)) => format!("{}: at version {from}, this binary knows {}", one.what, one.to),
+            (None, None) => format!("{}: missing, this binary knows version {}", one.what, one.to),
         };
         found.iter().map(line).collect::<Vec<_>>().join("\n")
     })?;
-    if found.iter().all(|one| one.from == Some(one.to)) { Ok(()) } else { Err(Failure::Said) }
+    let is_there = |one: &Applied| one.from == Some(one.to) && one.refused.is_none();
+    if found.iter().all(is_there) { Ok(()) } else { Err(Failure::Said) }
+}
+
+/// In the words in which `migrate` would refuse.
+async fn refusal(pool: &PgPool, set: Set, found: Option<i64>) -> sqlx::Result<Option<String>> {
+    let newer = newer(found).filter(|_| set == Set::Ours).map(Failure::from);
+    let refusal = match newer {
+        Some(newer) => Some(newer),
+        None => migrate::refusal(pool, set).await?.map(|error| refused(&error, set)),
+    };
+    Ok(refusal.and_then(|failure| failure.text()))
 }
 
 /// Creates pgvector where it is missing; where it may not be created, that is an error only for tables that need it now.

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::db;
 use crate::db::backlog::Left;
 use crate::db::operate::{self, Filter};
+use crate::db::outbox;
 use crate::domain::JobState;
 use crate::telemetry::Metrics;
 use crate::worker::{Engine, pause};
@@ -32,7 +33,7 @@ use super::show;
 )]
 pub(super) struct Args {
     /// Work until nothing is left that could be done within ten seconds. Exit with 1 if a job failed meanwhile or a pipeline cannot be
-    /// swept, with 3 if jobs wait (for their time, a provider, `accept`, `resume`), telling why
+    /// swept, with 3 if jobs wait (for their time, a provider, `accept`, `resume`) or webhooks for another try, telling why
     #[arg(long)]
     once: bool,
 }
@@ -212,10 +213,17 @@ async fn stop_when_idle(engine: Arc<Engine>, stop: CancellationToken, until: Can
                 Some(format!("what is left could not be counted: {error}"))
             }
         };
-        tokio::select! {
-            () = engine.deliver_due() => {}
-            () = until.cancelled() => {}
-            () = stop.cancelled() => {}
+        let is_told = tokio::select! {
+            is_told = engine.deliver_due() => is_told,
+            () = until.cancelled() => false,
+            () = stop.cancelled() => false,
+        };
+        // A receiver that refused one is asked again within seconds, later within minutes.
+        if is_told
+            && failure.is_none()
+            && outbox::is_busy(&engine.pool, &telling(&engine), HORIZON).await.unwrap_or(false)
+        {
+            continue;
         }
         stop.cancel();
         return failure.map_or(Ok(()), |failure| Err(Failure::Failed(failure)));
@@ -226,13 +234,25 @@ fn names(engine: &Engine) -> Vec<String> {
     engine.pipelines.iter().map(|deps| deps.plan.pipeline.name.clone()).collect()
 }
 
+/// Pipelines whose webhooks this worker delivers.
+fn telling(engine: &Engine) -> Vec<String> {
+    engine.deliverers.iter().map(|deliverer| deliverer.pipeline().to_owned()).collect()
+}
+
 /// How a run ended.
 #[derive(Debug, Serialize)]
 struct Ended {
     /// Jobs that failed since it began.
     failed: i64,
     /// What it left, and why.
-    left: Vec<Left>,
+    left: Vec<Remaining>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Remaining {
+    Jobs(Left),
+    Webhooks(outbox::Left),
 }
 
 /// Says what failed since the run began, and what waits; a pipeline that does not fit its tables any more comes before both.
@@ -241,7 +261,9 @@ async fn judge(session: &Session, pool: &PgPool, engine: &Engine, began: OffsetD
         return Err(Failure::Failed(format!("pipeline {pipeline} does not fit its tables any more: {why}")));
     }
     let names = names(engine);
-    let mut ended = Ended { failed: 0, left: db::backlog::left(pool, Some(&names)).await? };
+    let jobs = db::backlog::left(pool, Some(&names)).await?.into_iter().map(Remaining::Jobs);
+    let webhooks = outbox::left(pool, &telling(engine)).await?.into_iter().map(Remaining::Webhooks);
+    let mut ended = Ended { failed: 0, left: jobs.chain(webhooks).collect() };
     for pipeline in names {
         let states = Some(vec![JobState::Failed.word().to_owned()]);
         let filter = Filter { pipeline: Some(pipeline), states, since: Some(began), ..Filter::default() };
@@ -255,7 +277,10 @@ async fn judge(session: &Session, pool: &PgPool, engine: &Engine, began: OffsetD
         let jobs = show::count(ended.failed, "job");
         lines.push(format!("{jobs} failed; see `gristmill jobs list --state failed`"));
     }
-    lines.extend(ended.left.iter().map(show::left));
+    lines.extend(ended.left.iter().map(|left| match left {
+        Remaining::Jobs(left) => show::left(left),
+        Remaining::Webhooks(left) => show::webhooks_left(left),
+    }));
     match (ended.failed, ended.left.is_empty()) {
         (0, true) => Ok(()),
         (0, false) => Err(Failure::Unfinished(lines.join("\n"))),

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -65,7 +65,13 @@ impl Session {
             None => Some(Path::new("workers.toml")).filter(|path| path.exists()),
         };
         let Some(path) = found else {
-            eprintln!("note: there is no workers.toml here; the built-in one is used (--config FILE names another)");
+            // Some commands read it twice.
+            static NOTED: Once = Once::new();
+            NOTED.call_once(|| {
+                eprintln!(
+                    "note: there is no workers.toml here; the built-in one is used (--config FILE names another)"
+                );
+            });
             refuse_strangers("the built-in workers.toml", config::DEFAULT)?;
             return Ok(("the built-in workers.toml".to_owned(), config::DEFAULT.to_owned()));
         };

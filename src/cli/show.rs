@@ -8,6 +8,7 @@ use rust_decimal::Decimal;
 use time::OffsetDateTime;
 
 use crate::db::backlog::Left;
+use crate::db::outbox;
 
 use super::failure::Failure;
 
@@ -89,6 +90,14 @@ pub(super) fn left(left: &Left) -> String {
         }
     };
     format!("{pipeline}: {jobs} {verb} {why}")
+}
+
+/// Webhooks that wait for another try, as a line.
+pub(super) fn webhooks_left(left: &outbox::Left) -> String {
+    let outbox::Left { pipeline, webhooks, due, reason, .. } = left;
+    let verb = if *webhooks == 1 { "waits" } else { "wait" };
+    let reason = reason.as_ref().map(|reason| format!(": {}", line(reason, 200))).unwrap_or_default();
+    format!("{pipeline}: {} {verb} (until {}){reason}", count(*webhooks, "webhook"), moment(*due))
 }
 
 /// A text of one line, cut to a length in characters.

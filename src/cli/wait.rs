@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
+use crate::app;
 use crate::config;
 use crate::db::operate::{self, Filter, Job};
 use crate::domain::SourceKey;
@@ -31,8 +32,14 @@ pub(super) struct Args {
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
-    let pool = session.database().await?;
+    let config = session.config_for_database()?;
+    let pool = app::connect(&config).await?;
     ask::registered(&pool, &args.pipeline).await?;
+    if find(&pool, args).await?.is_none()
+        && let Some(why) = ask::misfit(&config, &pool, &args.pipeline, &args.key).await?
+    {
+        return Err(Failure::Failed(why));
+    }
     let deadline = Instant::now() + args.timeout;
     loop {
         let job = find(&pool, args).await?;
@@ -42,6 +49,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
             return if well { Ok(()) } else { Err(Failure::Said) };
         }
         if Instant::now() >= deadline {
+            if let Some(job) = job.as_ref().filter(|_| session.json) {
+                session.print(job, people)?;
+            }
             return Err(Failure::Failed(match job {
                 None => format!("no job of {} for {} after {:?}", args.pipeline, args.key, args.timeout),
                 Some(job) => format!("job {} is still {} after {:?}{}", job.id, job.state, args.timeout, because(&job)),

@@ -127,14 +127,52 @@ pub async fn applied(db: impl PgExecutor<'_> + Copy, set: Set) -> sqlx::Result<O
 /// # Errors
 /// The database is away, or the table of what was applied is not there.
 pub async fn altered(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<i64>> {
-    let recorded: Vec<(i64, Vec<u8>, bool)> =
-        sqlx::query_as("select version, checksum, success from gristmill._sqlx_migrations order by version")
-            .fetch_all(db)
-            .await?;
-    let is_ours =
-        |version: i64, checksum: &[u8]| OURS.iter().any(|ours| ours.version == version && *ours.checksum == *checksum);
-    let altered = recorded.into_iter().filter(|(version, checksum, success)| !success || !is_ours(*version, checksum));
-    Ok(altered.map(|(version, ..)| version).collect())
+    let recorded = recorded(db, Set::Ours).await?;
+    let altered = recorded.into_iter().filter_map(|one| refusal_of(&OURS, &one).map(|_| one.version));
+    Ok(altered.collect())
+}
+
+/// What a next [`run`] would refuse to go on from.
+///
+/// # Errors
+/// The database is away, or the table of what was applied is not there.
+pub async fn refusal(db: impl PgExecutor<'_>, set: Set) -> sqlx::Result<Option<MigrateError>> {
+    let migrator = set.migrator();
+    let mut refusals: Vec<MigrateError> =
+        recorded(db, set).await?.iter().filter_map(|one| refusal_of(&migrator, one)).collect();
+    // In the order in which it looks for them.
+    refusals.sort_by_key(|refusal| match refusal {
+        MigrateError::Dirty(_) => 0,
+        MigrateError::VersionMissing(_) => 1,
+        _ => 2,
+    });
+    Ok(refusals.into_iter().next())
+}
+
+/// A migration as it was applied.
+#[derive(sqlx::FromRow)]
+struct Recorded {
+    version: i64,
+    checksum: Vec<u8>,
+    success: bool,
+}
+
+async fn recorded(db: impl PgExecutor<'_>, set: Set) -> sqlx::Result<Vec<Recorded>> {
+    let query = match set {
+        Set::Ours => "select version, checksum, success from gristmill._sqlx_migrations order by version",
+        Set::Starter => "select version, checksum, success from gristmill._starter_migrations order by version",
+    };
+    sqlx::query_as(query).fetch_all(db).await
+}
+
+fn refusal_of(migrator: &Migrator, recorded: &Recorded) -> Option<MigrateError> {
+    let version = recorded.version;
+    match migrator.iter().find(|migration| migration.version == version) {
+        _ if !recorded.success => Some(MigrateError::Dirty(version)),
+        None => Some(MigrateError::VersionMissing(version)),
+        Some(migration) if *migration.checksum != *recorded.checksum => Some(MigrateError::VersionMismatch(version)),
+        Some(_) => None,
+    }
 }
 
 /// Creates the pgvector extension where it is missing and may be created: beside others in `extensions` where an application has

@@ -343,6 +343,10 @@ pub fn is_outdated(error: &sqlx::Error) -> bool {
         if error.code().as_deref() == Some("XX000") && error.message().starts_with("cache lookup failed for type"))
 }
 
+/// Of the errors with data, those of a value that is not of the form, length or dimensions of what it is to become.
+const MISFITS: [&str; 12] =
+    ["22000", "22001", "22003", "22007", "22008", "22018", "22021", "22026", "22P02", "22P03", "22P04", "22P05"];
+
 /// What a database error may say in a reason: the message without the detail, which can quote a row's values.
 pub fn describe(error: &sqlx::Error) -> String {
     match error {
@@ -352,8 +356,10 @@ pub fn describe(error: &sqlx::Error) -> String {
                 (Some(table), Some(constraint)) => {
                     format!("constraint {constraint} of table {table} refused the row")
                 }
-                // Conversion errors quote the value that did not fit: the code has to stand for their words.
-                _ if code.starts_with("22") => format!("a value does not fit its column ({code})"),
+                _ if code == "22012" => format!("a division by zero ({code})"),
+                // Others with data quote the value: the code has to stand for their words.
+                _ if MISFITS.contains(&code.as_ref()) => format!("a value does not fit its column ({code})"),
+                _ if code.starts_with("22") => format!("an expression fails on a value ({code})"),
                 // An exception of the application's own may quote what it likes.
                 _ if code.starts_with("P0") => raised(database.as_ref()),
                 _ => database.message().to_owned(),

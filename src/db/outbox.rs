@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::PgExecutor;
+use sqlx::types::time::OffsetDateTime;
 use uuid::Uuid;
 
 /// A webhook to deliver.
@@ -121,6 +122,48 @@ pub async fn undelivered(db: impl PgExecutor<'_>) -> sqlx::Result<Vec<Undelivere
                select * from gristmill.outbox where delivered_at is null and failed_at is null
                union all select * from gristmill.outbox where failed_at is not null
            ) as open group by pipeline order by pipeline"#,
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Whether some of these pipelines' webhooks fall due within `horizon`, of those that were tried twice at most: others are tried again
+/// after longer, and where there are many, one of them is always due soon.
+pub async fn is_busy(db: impl PgExecutor<'_>, pipelines: &[String], horizon: Duration) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from gristmill.outbox
+               where pipeline = any ($1) and delivered_at is null and failed_at is null
+                 and attempts <= 2 and due_at < clock_timestamp() + make_interval(secs => $2)) as "busy!""#,
+        pipelines,
+        horizon.as_secs_f64(),
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// A pipeline's webhooks that wait for another try.
+#[derive(Debug, serde::Serialize)]
+pub struct Left {
+    pub pipeline: String,
+    /// `webhook`.
+    pub why: String,
+    pub webhooks: i64,
+    /// When the first of them is due.
+    #[serde(with = "time::serde::rfc3339")]
+    pub due: OffsetDateTime,
+    /// What the latest try met with.
+    pub reason: Option<String>,
+}
+
+/// What these pipelines' receivers do not have yet.
+pub async fn left(db: impl PgExecutor<'_>, pipelines: &[String]) -> sqlx::Result<Vec<Left>> {
+    sqlx::query_as!(
+        Left,
+        r#"select pipeline, 'webhook' as "why!", count(*) as "webhooks!", min(due_at) as "due!",
+                  (array_agg(error order by due_at desc) filter (where error is not null))[1] as reason
+           from gristmill.outbox where pipeline = any ($1) and delivered_at is null and failed_at is null
+           group by pipeline order by pipeline"#,
+        pipelines,
     )
     .fetch_all(db)
     .await

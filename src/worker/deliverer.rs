@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use sqlx::PgPool;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ pub struct Deliverer {
     client: Client,
     /// The last ones were not taken.
     is_refused: AtomicBool,
+    /// Whoever comes second finds done what the first took.
+    one_at_a_time: Mutex<()>,
 }
 
 impl Deliverer {
@@ -52,7 +55,7 @@ impl Deliverer {
     /// The HTTP client cannot be built.
     pub fn new(pipeline: String, webhook: Webhook) -> Result<Self, NetError> {
         let client = net::trusted(net::Patience::Whole(ANSWER))?;
-        Ok(Self { pipeline, webhook, client, is_refused: AtomicBool::new(false) })
+        Ok(Self { pipeline, webhook, client, is_refused: AtomicBool::new(false), one_at_a_time: Mutex::new(()) })
     }
 
     pub fn pipeline(&self) -> &str {
@@ -61,6 +64,7 @@ impl Deliverer {
 
     /// Delivers what is due, or only what nobody has tried yet.
     async fn deliver(&self, pool: &PgPool, fresh: bool) -> sqlx::Result<()> {
+        let _turn = self.one_at_a_time.lock().await;
         loop {
             let limit = i64::try_from(TAKEN).unwrap_or(i64::MAX);
             let taken = outbox::take(pool, &self.pipeline, HOLD, limit, fresh).await?;
@@ -131,15 +135,19 @@ impl Deliverer {
 }
 
 impl Engine {
-    /// Delivers what is due, for a worker that ends because there is no work: the next may come late, and end as soon.
-    pub async fn deliver_due(&self) {
+    /// Delivers what is due, for a worker that ends because there is no work: the next may come late, and end as soon. Says whether all of
+    /// it was tried.
+    pub async fn deliver_due(&self) -> bool {
+        let mut is_whole = true;
         for deliverer in &self.deliverers {
             match tokio::time::timeout(DUE, deliverer.deliver(&self.pool, false)).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => continue,
                 Ok(Err(error)) => missed(deliverer, &error),
                 Err(_) => tracing::warn!(job.pipeline = deliverer.pipeline, "webhooks are left for the next run"),
             }
+            is_whole = false;
         }
+        is_whole
     }
 }
 

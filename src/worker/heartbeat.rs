@@ -26,7 +26,8 @@ const STEPS: u32 = 10;
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
     let every = engine.settings.lease / 3;
     let mut line = Line::default();
-    let mut away: Option<Instant> = None;
+    let mut is_away = false;
+    let mut renewed = Instant::now();
     // At once: a line as old as the other connections fares as they do.
     let mut wait = Duration::ZERO;
     while !due(wait, &engine, &stop).await {
@@ -38,10 +39,12 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
                     line.slow = false;
                     wait = every;
                     engine.outage.found(false);
-                    if let Some(since) = away.take() {
-                        // The database may have been there all the while, and our tables not.
-                        tracing::info!("leases are renewed again, after {} s", since.elapsed().as_secs());
+                    if std::mem::take(&mut is_away) {
+                        // The database may have been there for a part of it, or all the while, and our tables not.
+                        let since = renewed.elapsed().as_secs();
+                        tracing::info!("leases are renewed again, after {since} s without");
                     }
+                    renewed = Instant::now();
                     continue;
                 }
                 Err(error) => {
@@ -56,10 +59,10 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
         };
         wait = AGAIN.min(every);
         // Once: until it is back there is nothing new to say.
-        if away.is_none() {
+        if !is_away {
             tracing::warn!(jobs = engine.hands.count(), error, "leases could not be renewed; trying until they are");
         }
-        away.get_or_insert_with(Instant::now);
+        is_away = true;
         engine.outage.found(true);
     }
 }

@@ -57,6 +57,12 @@ async fn peers_that_nobody_names_are_a_mistake() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_not_there_is_named() {
+    let ran = run(command(&["bench", "peers", "--quick", "--rows", "30", "--peer", "/nonexistent"])).await;
+    assert!(ran.code == 1 && ran.err.contains("--peer /nonexistent: No such file"), "{} {}", ran.code, ran.err);
+}
+
+#[tokio::test]
 async fn a_peer_is_measured_on_the_same_rows() {
     let folder = tempfile::tempdir().unwrap();
     let peer = folder.path().join("nobody.sh");

@@ -156,6 +156,14 @@ async fn printed_migrations_record_what_they_apply() {
     hands.execute("update gristmill._sqlx_migrations set checksum = 'x'").await.expect("it may");
     let refused = sqlx::raw_sql(AssertSqlSafe(both)).execute(&mut hands).await.expect_err("another binary's version");
     assert!(refused.to_string().contains("is not the one of this binary"), "{refused}");
+    let (looked, tried) = (with(&["migrate", "--check"]).await, with(&["migrate"]).await);
+    let why = tried.err.lines().last().unwrap_or_default().trim_start_matches("error: ");
+    assert!(why.contains("was previously applied but has been modified"), "{why}");
+    let says = format!(
+        "schema gristmill: at version {}, which `gristmill migrate` refuses: {why}\n",
+        db::migrate::Set::Ours.newest()
+    );
+    assert_eq!((looked.code, looked.out, tried.code), (1, says, 1));
 }
 
 #[tokio::test]
@@ -179,6 +187,14 @@ async fn check_names_what_does_not_fit_with_its_line() {
     let line = world.toml.lines().position(|line| line.contains("{mimetype}")).expect("it is there") + 1;
     let named = format!("workers.toml:{line}: pipelines.documents.file.type: {{mimetype}} is neither");
     assert!(ran.code == 1 && ran.out.contains(&named), "{named} is not in {}", ran.out);
+
+    // No SQL mends that, and what goes to psql is empty.
+    let ran = gristmill(&world, &["check", "--fix-sql"]).await;
+    let said = "error: 1 error found that no SQL mends; `gristmill check` says what it is\n";
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (1, "", said));
+    let ran = gristmill(&world, &["check", "--fix-sql", "--json"]).await;
+    assert_eq!((ran.code, ran.json()), (1, serde_json::json!([])));
+    assert!(ran.err.contains(r#""message":"1 error found that no SQL mends""#), "{}", ran.err);
 }
 
 #[tokio::test]
@@ -482,12 +498,39 @@ async fn what_nothing_has_is_named() {
         (&["jobs", "cancel", "99999"], "there is no job 99999"),
         (&["enqueue", "documents", "1"], "\"1\" is not of the type of"),
         (&["enqueue", "documents", r#"["a", "b"]"#], "it has 2 values where the key of"),
+        (&["wait", "documents", "1"], "\"1\" is not of the type of"),
     ] {
         let ran = gristmill(&world, arguments).await;
         assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (1, "", 1), "{arguments:?}: {}", ran.err);
         assert!(ran.err.contains(said), "{arguments:?}: {}", ran.err);
     }
     assert_eq!(world.states().await, "");
+}
+
+#[tokio::test]
+async fn a_wait_that_takes_too_long_tells_programs_of_the_job() {
+    let world = World::new().await;
+    world.register().await;
+    let key = world.insert("note", "Waits.").await.to_string();
+    gristmill(&world, &["enqueue", "documents", &key]).await.ok();
+
+    let ran = gristmill(&world, &["wait", "documents", &key, "--timeout", "1ms", "--json"]).await;
+
+    let job = ran.json();
+    assert_eq!((ran.code, &job["state"], &job["key"]), (1, &"pending".into(), &serde_json::json!([key])), "{job}");
+    assert!(ran.err.contains(r#""message":"job 1 is still pending after 1ms""#), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn what_no_configuration_is_there_for_is_said_once() {
+    let world = World::new().await;
+    world.register().await;
+    for arguments in [&["status"][..], &["search", "anything"]] {
+        let mut command = command(arguments);
+        command.current_dir(world.files.path()).env("DATABASE_URL", &world.database.url);
+        let said = run(command).await.err;
+        assert_eq!(said.matches("there is no workers.toml here").count(), 1, "{arguments:?}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -111,6 +111,25 @@ async fn an_outage_is_said_once_and_so_is_its_end() {
     assert_eq!((ended.code, leases, announcements), (0, (1, 1), (1, 1)), "{}", ended.err);
 }
 
+#[tokio::test]
+async fn an_outage_is_counted_from_the_last_renewal_before_it() {
+    const BEATS: &str = "(select min(pid) from pg_stat_activity where datname = current_database() \
+         and application_name = 'gristmill' and query like '%insert into gristmill.workers%' and pid <> pg_backend_pid())";
+    let world = World::new().await.change("lease = \"10s\"", "lease = \"6s\"");
+    world.register().await;
+    let worker = serve(&world);
+    eventually(&world, &format!("({BEATS} is not null)")).await;
+
+    // It is found out with the next renewal, two seconds after the last, and over half a second later.
+    let cut: String = world.value(&format!("select clock_timestamp()::text from pg_terminate_backend({BEATS})")).await;
+    eventually(&world, &format!("(select bool_and(seen_at > '{cut}') from gristmill.workers)")).await;
+
+    let ended = terminate(worker).await;
+    let after = ended.err.split("leases are renewed again, after ").nth(1).and_then(|said| said.split(' ').next());
+    let seconds: u64 = after.unwrap_or_else(|| panic!("{}", ended.err)).parse().unwrap();
+    assert!(seconds >= 2, "{}", ended.err);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_whose_server_is_not_there_yet_waits_for_it() {
     let mut world = World::new().await;

@@ -172,7 +172,7 @@ sql = "insert into app.ledger (note, share) values ({id}, 60 / ({id} - 7))"
         "select concat_ws(' ', source_key, reason) from gristmill.embedding_jobs where state = 'failed' order by id";
     assert_snapshot!(world.list(failed).await.join("\n"), @r#"
     ["5"] the database refused the write: constraint ledger_note_key of table ledger refused the row
-    ["7"] the database refused the write: effect ledger: a value does not fit its column (22012)
+    ["7"] the database refused the write: effect ledger: a division by zero (22012)
     "#);
     assert_eq!(world.value::<i64>("select count(*) from app.note_chunks where note_id in (5, 7)").await, 0);
     assert_eq!(world.value::<i64>("select count(*) from app.ledger").await, 19);
@@ -291,7 +291,7 @@ async fn a_repeatable_effect_runs_again_for_done_rows_alone_and_unpaid() {
     assert_snapshot!(run.out.trim(), @"
     notes: effect links ran for 151 of 153 rows
     1 row changed meanwhile; their own jobs run it
-    100: effect links: a value does not fit its column (22012)
+    100: effect links: a division by zero (22012)
     ");
 }
 

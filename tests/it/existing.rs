@@ -333,6 +333,14 @@ async fn a_backfill_opens_what_was_ignored_held_or_never_seen_and_says_first_wha
         refused.err
     );
     assert_eq!(standing(&world).await, before, "none of the rows before it is opened either");
+    for (condition, why) in [
+        ("1 / (length(name) - 6) > 0", "a division by zero (22012)"),
+        ("name ~ ('(' || left(name, 0))", "an expression fails on a value (2201B)"),
+        ("name::int > 0", "a value does not fit its column (22P02)"),
+    ] {
+        let refused = gristmill(&world, &["backfill", "documents", "--dry-run", "--where", condition]).await;
+        assert!(refused.code == 1 && refused.err.contains(why), "{}", refused.err);
+    }
 
     let some = backfill(&world, &["--yes", "--slice", "7", "--where", "source.name like 'late %' -- only these"]).await;
     assert_eq!((&some["rows"], &some["opened"]), (&40.into(), &40.into()), "{some}");

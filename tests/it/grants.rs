@@ -288,7 +288,12 @@ async fn a_reader_looks_and_sees_no_text() {
     world.register().await;
     world.insert("note", "The mill grinds.").await;
     world.work().await;
+    let absent = gristmill(&world, &["grants", "--for", "reader", "--role", "nobody"]).await.ok().out;
+    assert!(absent.starts_with("-- role nobody does not exist yet\n\n-- To be run by "), "{absent}");
+    let refused = gristmill(&world, &["grants", "--role", ""]).await;
+    assert_eq!((refused.code, refused.out.as_str()), (2, ""), "{}", refused.err);
     let out = gristmill(&world, &["grants", "--for", "reader", "--role", "gristmill_test_reader"]).await.ok().out;
+    assert!(out.starts_with("-- To be run by "), "{out}");
     world.sql(&out).await;
     let world = as_role(world, "gristmill_test_reader").await;
     for command in [&["status"][..], &["jobs", "list"], &["jobs", "show", "1"], &["usage"], &["usage", "reconcile"]] {

@@ -352,6 +352,49 @@ async fn a_run_that_ends_by_itself_tries_again_what_is_due() {
 }
 
 #[tokio::test]
+async fn a_run_that_ends_by_itself_waits_for_a_webhook_that_is_due_soon() {
+    let receiver = Receiver::start().await;
+    let world = world(&receiver).await;
+    *receiver.first.lock().unwrap() = vec![500];
+    world.insert("note", "The mill grinds.").await;
+
+    let hurry = async {
+        world.wait_for("select count(error) = 1 from gristmill.outbox").await;
+        due(&world).await;
+    };
+    tokio::join!(gristmill(&world, &["run", "--once"]), hurry).0.ok();
+
+    assert_eq!(world.list(OUTBOX).await, ["completed 2 delivered"]);
+}
+
+#[tokio::test]
+async fn a_run_that_leaves_a_webhook_waiting_ends_with_3_and_says_why() {
+    let receiver = Receiver::start().await;
+    let world = world(&receiver).await;
+    world.insert("note", "The mill grinds.").await;
+    world.work().await;
+    let later = "update gristmill.outbox set delivered_at = null, due_at = now() + interval '1 hour', error = 'the receiver answered 503'";
+    world.sql(later).await;
+
+    let ran = gristmill(&world, &["run", "--once", "--json"]).await;
+
+    let left = &ran.json()["left"];
+    let waits = [&left[0]["pipeline"], &left[0]["why"], &left[0]["reason"]];
+    assert_eq!(
+        (ran.code, waits),
+        (3, [&"documents".into(), &"webhook".into(), &"the receiver answered 503".into()]),
+        "{left}"
+    );
+    assert!(left[0]["webhooks"] == 1 && left[0]["due"].is_string(), "{left}");
+    assert!(ran.err.contains("documents: 1 webhook waits (until "), "{}", ran.err);
+
+    // Nobody can have it delivered who does not know the receiver.
+    let silent = world.toml.replace("webhook = {", "# webhook = {");
+    let world = World { toml: silent, ..world };
+    gristmill(&world, &["run", "--once"]).await.ok();
+}
+
+#[tokio::test]
 async fn a_receiver_that_takes_nothing_is_told_once() {
     let receiver = Receiver::start().await;
     let world = world(&receiver).await;

@@ -72,7 +72,7 @@ async fn by_peer(bed: &Bed, peer: &Path, rows: usize) -> Result<Cost, Failure> {
 
     // Its start counts: what it has read before it first asks the provider is work.
     let began = Instant::now();
-    let mut child = command(peer, "run", &field, &provider).spawn()?;
+    let mut child = command(peer, "run", &field, &provider).spawn().map_err(|error| not_run(peer, &error))?;
     let process = child.id().unwrap_or_default();
     let (mut processor, mut memory) = (Duration::ZERO, 0);
     let status = loop {
@@ -124,12 +124,17 @@ fn command(peer: &Path, what: &str, field: &Field, provider: &Loopback) -> Comma
 /// What a peer says.
 async fn told(peer: &Path, what: &str, field: &Field, provider: &Loopback) -> Result<String, Failure> {
     let mut command = command(peer, what, field, provider);
-    let output = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).output().await?;
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let output = command.output().await.map_err(|error| not_run(peer, &error))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(Failure::Failed(format!("{} {what} failed: {words}", peer.display())))
+}
+
+fn not_run(peer: &Path, error: &std::io::Error) -> Failure {
+    Failure::Failed(format!("--peer {}: {error}", peer.display()))
 }
 
 /// A process and its descendants.

@@ -1,8 +1,9 @@
 //! `gristmill init`
 
+mod columns;
 mod propose;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ use sqlx::PgPool;
 use crate::app;
 use crate::config::{Database, Secret};
 use crate::db;
-use crate::db::app::{NO_PGVECTOR, Surveyed, buckets, commonest_word, has_function, survey};
+use crate::db::app::{NO_PGVECTOR, Survey, Surveyed, buckets, commonest_word, has_function, survey};
 
 use super::failure::Failure;
 use super::session::{self, Session};
@@ -41,6 +42,10 @@ struct Written {
     left_out: BTreeMap<String, Vec<String>>,
     /// Those whose status is commented out, with why.
     without_status: BTreeMap<String, Vec<String>>,
+    /// Tables that no pipeline is proposed for, with why.
+    passed_over: BTreeMap<String, &'static str>,
+    /// Variables that the file names and the environment lacks.
+    unset: BTreeSet<String>,
     /// What the file would hold, where it is only shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     toml: Option<String>,
@@ -66,25 +71,22 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         .map_err(|_| Failure::Usage("DATABASE_URL is not set: it names the database to look at".to_owned()))?;
     let pool = db::connect(&Database { url: Secret::new(url), connections: 2 }).await?;
     let mut connection = pool.acquire().await?;
-    let tables = survey(&mut connection).await?;
+    let Survey { tables, hidden } = survey(&mut connection).await?;
     let around = surroundings(&mut connection, &tables).await?;
     let buckets = buckets(&mut connection).await?;
     drop(connection);
-    let Proposed { proposals, others } = propose(&tables, &around);
+    let Proposed { proposals, mut passed_over } = propose(&tables, &around);
+    passed_over.extend(hidden.iter().map(|table| (table.to_string(), "this role may not read it")));
     if proposals.is_empty() {
-        return Err(Failure::Failed(format!(
-            "none of the {} looks like a source: a table with a primary key and a text or a file's path",
-            super::show::count(tables.len() as u64, "table")
-        )));
+        return Err(Failure::Failed(nothing(&passed_over)));
     }
     let unfit = unfit(&pool, &proposals).await?;
     let mut text = file(&proposals, &unfit, buckets.as_deref());
-    if !others.is_empty() {
-        let _ = writeln!(
-            text,
-            "\n# Tables with a text and no place for vectors, which target.create = true would make: {}",
-            comment(&others.join(", "))
-        );
+    if !passed_over.is_empty() {
+        text.push_str("\n# Tables that are not proposed, and why:\n");
+        for (table, why) in &passed_over {
+            let _ = writeln!(text, "#   {}: {why}", comment(table));
+        }
     }
     if !shown {
         std::fs::write(&args.out, &text)
@@ -99,15 +101,40 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
             .collect(),
         left_out: unfit.whole,
         without_status: unfit.status,
+        passed_over,
+        unset: unset(&text),
         toml: shown.then_some(text),
     };
     session.print(&written, |written| match &written.toml {
         Some(toml) => toml.trim_end().to_owned(),
-        None => people(written),
+        None => people(written, session.config.is_none()),
     })
 }
 
-fn people(written: &Written) -> String {
+/// Tables that are named where none of all is of use.
+const NAMED: usize = 20;
+
+fn nothing(passed_over: &BTreeMap<String, &'static str>) -> String {
+    let counted = super::show::count(passed_over.len() as u64, "table");
+    let mut text =
+        format!("none of the {counted} looks like a source: a table with a primary key and a text or a file's path");
+    for (table, why) in passed_over.iter().take(NAMED) {
+        let _ = write!(text, "\n{table}: {why}");
+    }
+    if passed_over.len() > NAMED {
+        let _ = write!(text, "\nand {} more", passed_over.len() - NAMED);
+    }
+    text
+}
+
+/// What has to be set before the file can be read.
+fn unset(text: &str) -> BTreeSet<String> {
+    let read = session::read_without_secrets("workers.toml", text, &|name| std::env::var(name).ok());
+    read.map(|(_, missing)| missing).unwrap_or_default()
+}
+
+/// `usual`: nothing else says which file other commands read.
+fn people(written: &Written, usual: bool) -> String {
     let mut text = format!("{}: {}", written.file, super::show::count(written.pipelines.len() as u64, "pipeline"));
     if !written.pipelines.is_empty() {
         let _ = write!(text, " ({})", written.pipelines.join(", "));
@@ -118,7 +145,15 @@ fn people(written: &Written) -> String {
     for (name, why) in &written.without_status {
         let _ = write!(text, "\ncommented out: the status of {name}: {}", why.join("; "));
     }
-    text.push_str("\nread it, then: gristmill migrate && gristmill check");
+    if !written.passed_over.is_empty() {
+        let tables = super::show::count(written.passed_over.len() as u64, "table");
+        let _ = write!(text, "\nnot proposed: {tables}, with why in the file's last lines");
+    }
+    let unset: Vec<&str> = written.unset.iter().map(String::as_str).collect();
+    let set = if unset.is_empty() { String::new() } else { format!(", set {}", unset.join(", ")) };
+    let usual = usual && written.file == "workers.toml";
+    let with = if usual { String::new() } else { format!(" --config {}", written.file) };
+    let _ = write!(text, "\nread it{set}, then: gristmill migrate{with} && gristmill check{with}");
     text
 }
 

@@ -1,9 +1,15 @@
 //! From the tables of a database to pipelines that are worth a look.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::config::{Name, TableName, written};
-use crate::db::app::{Column, Reference, Surveyed};
+use crate::db::app::{Reference, Surveyed};
+
+use super::columns::{
+    CHUNKS, INDEXES, PAGES, PATHS, SECTIONS, STATUSES, TENANTS, TITLES, TOKENS, any_texts, dimensions, is_text, one,
+    own_texts, text_of, usual_texts, vector, vectors,
+};
 
 /// A pipeline that is proposed.
 #[derive(Debug, Clone)]
@@ -22,8 +28,8 @@ pub(super) struct Proposal {
 #[derive(Debug)]
 pub(super) struct Proposed {
     pub proposals: Vec<Proposal>,
-    /// Tables with a text that no proposal reads.
-    pub others: Vec<String>,
+    /// Every table that no proposal reads or writes, with why.
+    pub passed_over: BTreeMap<String, &'static str>,
 }
 
 /// What stands for the model in a proposal's text: nothing that a name can hold.
@@ -41,29 +47,6 @@ pub(super) struct Surroundings {
     pub has_uid: bool,
 }
 
-const TEXTS: &[&str] = &[
-    "content",
-    "body",
-    "text",
-    "transcript",
-    "conversation_transcript",
-    "raw_transcript",
-    "raw_text",
-    "description",
-    "note",
-    "notes",
-];
-const TITLES: &[&str] = &["title", "name", "label", "subject"];
-const PATHS: &[&str] = &["storage_path", "file_path", "object_path", "path"];
-const TENANTS: &[&str] =
-    &["user_id", "owner_id", "tenant_id", "account_id", "organization_id", "org_id", "workspace_id"];
-const STATUSES: &[&str] = &["embedding_status", "processing_status"];
-const INDEXES: &[&str] = &["chunk_index", "index", "position", "chunk_number", "ordinal", "nth", "seq"];
-const CHUNKS: &[&str] = &["content", "chunk_text", "text", "chunk", "body", "passage"];
-const TOKENS: &[&str] = &["token_count", "tokens", "n_tokens"];
-const PAGES: &[&str] = &["page_number", "page"];
-const SECTIONS: &[&str] = &["section_title", "heading", "section"];
-
 /// Proposes a pipeline for each table that looks like a target, and, where there is none at all, a table of ours for each that looks
 /// like a source.
 pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Proposed {
@@ -75,17 +58,21 @@ pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Proposed {
         served.push(source.table.sql());
         served.push(target.table.sql());
     }
-    for table in tables.iter().filter(|table| vector(table).is_some() && !served.contains(&table.table.sql())) {
-        proposals.extend(row(table));
+    let is_served = |served: &[String], table: &Surveyed| served.contains(&table.table.sql());
+    for table in tables.iter().filter(|table| vector(table).is_some()) {
+        if let Some(proposal) = row(table).filter(|_| !is_served(&served, table)) {
+            proposals.push(proposal);
+            served.push(table.table.sql());
+        }
     }
-    let with_text =
-        |table: &&Surveyed| vector(table).is_none() && !table.key.is_empty() && text_of(table, TEXTS).is_some();
-    let unread = tables.iter().filter(with_text).filter(|table| !served.contains(&table.table.sql()));
-    let mut others = unread.map(|table| table.table.name.to_string()).collect();
     if proposals.is_empty() {
-        others = Vec::new();
-        proposals.extend(tables.iter().filter_map(|table| made(table, around)));
+        for (table, proposal) in tables.iter().filter_map(|table| Some((table, made(table, around)?))) {
+            proposals.push(proposal);
+            served.push(table.table.sql());
+        }
     }
+    let unserved = tables.iter().filter(|table| !is_served(&served, table));
+    let passed_over = unserved.map(|table| (table.table.name.to_string(), why_not(table))).collect();
     let mut names: Vec<String> = Vec::new();
     for proposal in &mut proposals {
         let plain = proposal.name.clone();
@@ -99,15 +86,19 @@ pub(super) fn propose(tables: &[Surveyed], around: &Surroundings) -> Proposed {
             *text = text.replace(NAME, &proposal.name);
         }
     }
-    Proposed { proposals, others }
+    Proposed { proposals, passed_over }
 }
 
-fn vectors(table: &Surveyed) -> impl Iterator<Item = &Column> {
-    table.table.columns.iter().filter(|column| ["vector", "halfvec"].contains(&column.type_name.as_str()))
-}
-
-fn vector(table: &Surveyed) -> Option<&Column> {
-    vectors(table).next()
+/// What a table lacks that nobody proposed anything for.
+fn why_not(table: &Surveyed) -> &'static str {
+    match (own_texts(table).next().is_some(), table.key.is_empty()) {
+        (false, _) => "it has no column of text",
+        (true, true) => "it has no primary key",
+        (true, false) if !usual_texts(table).is_empty() => {
+            "it has a text and no place for vectors, which target.create = true would make"
+        }
+        (true, false) => "it has no column of type vector or halfvec, and none that is called like a text",
+    }
 }
 
 /// The tables that a table of chunks may hang below: by a foreign key to their primary key.
@@ -121,21 +112,7 @@ fn sources_of<'t>(target: &'t Surveyed, tables: &'t [Surveyed]) -> impl Iterator
 }
 
 fn has_content(table: &Surveyed) -> bool {
-    text_of(table, TEXTS).is_some() || text_of(table, PATHS).is_some()
-}
-
-/// The first of these columns that the table has.
-fn one<'t>(table: &'t Surveyed, names: &[&str]) -> Option<&'t Column> {
-    names.iter().find_map(|name| table.table.column(name)).filter(|column| !column.generated)
-}
-
-/// The first of these columns that the table has as a text.
-fn text_of<'t>(table: &'t Surveyed, names: &[&str]) -> Option<&'t Column> {
-    names.iter().filter_map(|name| table.table.column(name)).find(|column| is_text(column) && !column.generated)
-}
-
-fn is_text(column: &Column) -> bool {
-    ["text", "varchar", "bpchar", "citext"].contains(&column.type_name.as_str())
+    !usual_texts(table).is_empty() || text_of(table, PATHS).is_some()
 }
 
 fn name_of(table: &Surveyed) -> String {
@@ -183,10 +160,6 @@ fn map(entries: &[(String, String)]) -> String {
     format!("{{ {} }}", entries.join(", "))
 }
 
-fn dimensions(column: &Column) -> Option<usize> {
-    usize::try_from(column.modifier).ok().filter(|dimensions| *dimensions > 0)
-}
-
 /// `[pipelines.x]` and its source; says whether the content may be a file.
 fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -> bool {
     let keys: Vec<String> = table.key.iter().map(|column| quoted(&written(column))).collect();
@@ -225,15 +198,22 @@ fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -
     } else {
         text.push_str("# changed_at = \"updated_at\"                     # without such a column, changes are seen by `gristmill triggers install` only\n");
     }
-    let (body, title, path) = (text_of(table, TEXTS), text_of(table, TITLES), text_of(table, PATHS));
-    let said = match (title, body) {
-        (Some(title), Some(body)) if path.is_none() => Some(format!("{{{}}}\n{{{}}}", title.name, body.name)),
-        (_, Some(body)) => Some(format!("{{{}}}", body.name)),
-        (Some(title), None) if path.is_none() => Some(format!("{{{}}}", title.name)),
-        _ => None,
-    };
-    if let Some(said) = &said {
-        let _ = writeln!(text, "text = {}", quoted(said));
+    let (title, path) = (text_of(table, TITLES), text_of(table, PATHS));
+    let mut texts = usual_texts(table);
+    if texts.is_empty() && path.is_none() {
+        texts = any_texts(table);
+        if !texts.is_empty() {
+            text.push_str(
+                "# No column is called like a text: these are all that may be one. Leave out what is not meant.\n",
+            );
+        }
+    }
+    if path.is_none() {
+        texts.splice(0..0, title);
+    }
+    if !texts.is_empty() {
+        let lines: Vec<String> = texts.iter().map(|column| braces(&column.name)).collect();
+        let _ = writeln!(text, "text = {}", quoted(&lines.join("\n")));
     }
     let Some(path) = path else { return false };
     let (owner, why) = match one(table, TENANTS) {
@@ -248,7 +228,7 @@ fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -
         quoted(&format!("{{{}}}", path.name)),
         quoted(&owner),
     );
-    if said.is_some() {
+    if !texts.is_empty() {
         let _ = writeln!(text, "when = {}", quoted(&format!("\"{}\" is not null", path.name.replace('"', "\"\""))));
     }
     if let Some(kind) = text_of(table, &["mime_type", "content_type", "file_type"]) {
@@ -378,7 +358,8 @@ fn chunks(
 /// A vector on the row itself.
 fn row(table: &Surveyed) -> Option<Proposal> {
     let vector = vector(table)?;
-    if table.key.is_empty() || (!has_content(table) && one(table, TITLES).is_none()) {
+    if table.key.is_empty() || (!has_content(table) && any_texts(table).is_empty() && text_of(table, TITLES).is_none())
+    {
         return None;
     }
     let mut text = String::new();
@@ -398,8 +379,7 @@ fn row(table: &Surveyed) -> Option<Proposal> {
 
 /// A table of ours, for an application that has nowhere to write to.
 fn made(table: &Surveyed, around: &Surroundings) -> Option<Proposal> {
-    text_of(table, TEXTS)?;
-    if table.key.is_empty() {
+    if table.key.is_empty() || usual_texts(table).is_empty() {
         return None;
     }
     let mut text = String::new();

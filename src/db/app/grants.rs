@@ -207,6 +207,15 @@ pub enum By {
     Superuser,
 }
 
+/// Whether the server knows a role.
+///
+/// # Errors
+/// The database is away.
+pub async fn is_role(connection: &mut PgConnection, name: &str) -> sqlx::Result<bool> {
+    let query = "select exists (select from pg_roles where rolname = $1)";
+    sqlx::query_scalar(query).bind(name).fetch_one(connection).await
+}
+
 /// The role that owns a schema. What the database's owner is by another name is told as that one.
 ///
 /// # Errors

@@ -25,24 +25,36 @@ pub struct Reference {
     pub foreign: Vec<String>,
 }
 
-/// Every table of the application's schemas that this role may read.
+/// The tables of the application's schemas.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    pub tables: Vec<Surveyed>,
+    /// Those that this role may not read.
+    pub hidden: Vec<TableName>,
+}
+
+/// Looks at every table of the application's schemas.
 ///
 /// # Errors
 /// The database is away.
-pub async fn survey(connection: &mut PgConnection) -> sqlx::Result<Vec<Surveyed>> {
+pub async fn survey(connection: &mut PgConnection) -> sqlx::Result<Survey> {
     let names = sqlx::query!(
-        r#"select n.nspname as "schema!", c.relname as "table!"
+        r#"select n.nspname as "schema!", c.relname as "table!",
+                  has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select') as "may!"
            from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
            where c.relkind in ('r', 'p') and not c.relispartition and n.nspname !~ '^pg_'
              and n.nspname not in ('information_schema', 'gristmill', 'auth', 'storage', 'realtime', 'vault', 'supabase_migrations', 'extensions', 'cron', 'net')
-             and has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
            order by 1, 2"#,
     )
     .fetch_all(&mut *connection)
     .await?;
-    let mut found = Vec::new();
-    for name in names {
-        let name = TableName { schema: name.schema, table: name.table };
+    let mut found = Survey::default();
+    for row in names {
+        let name = TableName { schema: row.schema, table: row.table };
+        if !row.may {
+            found.hidden.push(name);
+            continue;
+        }
         let Some(table) = catalog::table(connection, &name).await? else { continue };
         let key = sqlx::query_scalar!(
             r#"select a.attname::text as "column!" from pg_catalog.pg_index i
@@ -55,7 +67,7 @@ pub async fn survey(connection: &mut PgConnection) -> sqlx::Result<Vec<Surveyed>
         .await?;
         let references = references(connection, &table).await?;
         let unique = catalog::unique_keys(connection, &table).await?.into_iter().map(|key| key.columns).collect();
-        found.push(Surveyed { table, key, references, unique });
+        found.tables.push(Surveyed { table, key, references, unique });
     }
     Ok(found)
 }

@@ -3,7 +3,8 @@
 use gristmill::config::Config;
 use insta::assert_snapshot;
 
-use crate::cli::{command, run};
+use crate::cli::{Ran, command, run};
+use crate::schema::make_role;
 use crate::stores::KEY;
 use crate::world::World;
 
@@ -100,4 +101,110 @@ async fn init_on_the_starter_names_nothing_that_is_not_set() {
     assert!(text.contains("[stores.files]\nkind = \"local\"\n"), "{text}");
     let environment = |name: &str| (name == "DATABASE_URL").then(|| world.database.url.clone());
     Config::read("proposed.toml", &text, &environment).unwrap_or_else(|errors| panic!("{errors:?}\n{text}"));
+}
+
+/// `gristmill init --json` over these tables alone.
+async fn of_tables(tables: &str) -> Ran {
+    let world = World::new().await;
+    world.sql(&format!("drop table public.document_chunks, public.documents; {tables}")).await;
+    let mut init = command(&["init", "--json", "--out", "-"]);
+    init.env("DATABASE_URL", &world.database.url).env_remove("OPENAI_API_KEY");
+    run(init).await
+}
+
+#[tokio::test]
+async fn init_finds_a_text_whatever_it_is_called_and_names_each_table_that_it_passes_over() {
+    let ran = of_tables(
+        "create table emails (id int primary key, message_id text unique, subject text, email_body text, embedding vector(1536));
+         create table messages (id int primary key, message text, embedding vector(768));
+         create table reviews (id int primary key, sku varchar(20), author text, comment text, stars int, embedding vector(1536));
+         create table snippets (id uuid primary key, code text, embedding vector(384));
+         create table slugs (slug text primary key, embedding vector(384));
+         create schema \"My Schema\";
+         create table \"My Schema\".\"Weird Table\" (id int primary key, \"The Text\" text, \"imageUrl\" text, v halfvec(3072));
+         create table nopk (body text, embedding vector(384));
+         create table posts (id int primary key, body text);
+         create table numbers (id int primary key, embedding vector(384));
+         create table people (id int primary key, email text)",
+    )
+    .await;
+    let said = ran.ok().json();
+
+    let toml = said["toml"].as_str().unwrap();
+    let texts: Vec<&str> =
+        toml.lines().filter(|line| line.starts_with("table = ") || line.starts_with("text = ")).collect();
+    assert_snapshot!(texts.join("\n"), @r#"
+    table = "My Schema.Weird Table"
+    text = "{The Text}"
+    table = "public.emails"
+    text = "{subject}\n{email_body}"
+    table = "public.messages"
+    text = "{message}"
+    table = "public.reviews"
+    text = "{comment}"
+    table = "public.slugs"
+    text = "{slug}"
+    table = "public.snippets"
+    text = "{code}"
+    "#);
+    assert_eq!(said["left_out"], serde_json::json!({}), "{said}");
+    assert_eq!(said["unset"], serde_json::json!(["EMBEDDER_KEY", "EMBEDDER_URL", "OPENAI_API_KEY"]));
+    assert_snapshot!(&toml[toml.find("# Tables that").unwrap()..], @"
+    # Tables that are not proposed, and why:
+    #   public.nopk: it has no primary key
+    #   public.numbers: it has no column of text
+    #   public.people: it has no column of type vector or halfvec, and none that is called like a text
+    #   public.posts: it has a text and no place for vectors, which target.create = true would make
+    ");
+    assert_eq!(said["passed_over"]["public.nopk"], "it has no primary key");
+}
+
+#[tokio::test]
+async fn init_names_every_table_where_none_is_a_source() {
+    let ran =
+        of_tables("create table nopk (body text, embedding vector(384)); create table numbers (id int primary key)")
+            .await;
+
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    let said: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
+    assert_snapshot!(said["error"]["message"].as_str().unwrap(), @"
+    none of the 2 tables looks like a source: a table with a primary key and a text or a file's path
+    public.nopk: it has no primary key
+    public.numbers: it has no column of text
+    ");
+}
+
+#[tokio::test]
+async fn init_names_the_tables_that_its_role_may_not_read() {
+    const ROLE: &str = "gristmill_test_proposing";
+    let world = World::new().await;
+    make_role(&world, ROLE).await;
+    let tables = "create table public.secrets (id int primary key, body text, embedding vector(384)); \
+                  create table public.notes (id int primary key, body text, embedding vector(384));";
+    world
+        .sql(&format!("{tables} grant usage on schema public to {ROLE}; grant select on public.notes to {ROLE}"))
+        .await;
+    let mut init = command(&["init", "--json", "--out", "-"]);
+    let mark = if world.database.url.contains('?') { '&' } else { '?' };
+    init.env("DATABASE_URL", format!("{}{mark}options=-crole%3D{ROLE}", world.database.url));
+
+    let said = run(init).await.ok().json();
+
+    assert_eq!(said["passed_over"]["public.secrets"], "this role may not read it", "{said}");
+    assert!(said["toml"].as_str().unwrap().contains("#   public.secrets: this role may not read it\n"), "{said}");
+}
+
+#[tokio::test]
+async fn init_says_what_to_set_and_which_file_to_name() {
+    let world = World::new().await;
+    world.sql("create table public.notes (id int primary key, body text, embedding vector(1536))").await;
+    let file = world.files.path().join("other.toml");
+    let mut init = command(&["init", "--out", file.to_str().unwrap()]);
+    init.env("DATABASE_URL", &world.database.url).env_remove("OPENAI_API_KEY");
+
+    let said = run(init).await.ok().out;
+
+    let with = format!("--config {}", file.display());
+    let next = format!("read it, set OPENAI_API_KEY, then: gristmill migrate {with} && gristmill check {with}\n");
+    assert!(said.ends_with(&next), "{said}");
 }
