@@ -35,7 +35,7 @@ enum Purpose {
     Reader,
     /// Owns the application's tables and installs triggers and views on them
     Owner,
-    /// Runs `gristmill migrate`
+    /// Runs `gristmill migrate` and `gristmill forget`; again when a target was made
     Migrator,
 }
 
@@ -47,7 +47,11 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         // The schema may not be there yet.
         let pool = db::connect(&config.database).await?;
         let mut connection = pool.acquire().await?;
-        return print(session, vec![grants::of_migrator(&mut connection, &role).await?]);
+        let mut statements = vec![grants::of_migrator(&mut connection, &role).await?];
+        for pipeline in &config.pipelines {
+            statements.extend(db::app::forget::grants(&mut connection, pipeline, &role).await?);
+        }
+        return print(session, statements);
     }
     let pool = app::connect(&config).await?;
     let ours = By::Owner(grants::owner_of_schema(&mut *pool.acquire().await?, "gristmill").await?);

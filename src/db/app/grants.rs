@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use crate::config::TableName;
 
-use super::catalog::{self, Column, Table};
+use super::catalog::{self, Column, Table, owner_of_table, table_sql};
 use super::parsed::{Asked, asked};
 use super::plan::{Plan, TargetPlan};
 use super::{create, effects, quote};
@@ -154,7 +154,7 @@ pub fn of_owner(role: &str) -> Vec<String> {
     .collect()
 }
 
-/// What a role needs that runs `gristmill migrate` in this database.
+/// What a role needs that runs `gristmill migrate` in this database; what it forgets in targets, [`super::forget::grants`] says.
 ///
 /// # Errors
 /// The database is away.
@@ -233,12 +233,6 @@ async fn schemas_of_types(connection: &mut PgConnection, table: &TableName) -> s
     sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_all(connection).await
 }
 
-async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<String> {
-    let query = "select pg_get_userbyid(relowner)::text from pg_class \
-                 where relname = $1 and relnamespace = (select oid from pg_namespace where nspname = $2)";
-    sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_one(connection).await
-}
-
 async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
     let mut rights = Rights::new();
     of_tables(plan, &mut rights);
@@ -282,7 +276,7 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     let mut secured = Vec::new();
     for (name, needs) in &rights {
         let by = granter(connection, plan, name).await?;
-        statements.push(Grant { by, sql: format!("grant {} on {} to {to}", needs.sql(), catalog::table_sql(name)) });
+        statements.push(Grant { by, sql: format!("grant {} on {} to {to}", needs.sql(), table_sql(name)) });
         if needs.whole.contains("insert") {
             numbered.insert(name.clone());
         }

@@ -9,6 +9,7 @@ mod check;
 mod create;
 mod effects;
 mod fit;
+pub mod forget;
 mod fragments;
 pub mod grants;
 mod keyless;
