@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use crate::app;
 use crate::config::Config;
 use crate::db;
+use crate::db::app::Purpose;
 use crate::domain::SourceKey;
 
 use super::failure::Failure;
@@ -50,7 +51,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
 async fn refuse_misfits(config: &Config, pool: &PgPool, args: &Args) -> Result<(), Failure> {
     let Some(pipeline) = config.pipeline(&args.pipeline) else { return Ok(()) };
     let mut connection = pool.acquire().await?;
-    let Ok((plan, _)) = db::app::resolve(&mut connection, config, pipeline).await? else { return Ok(()) };
+    let Ok((plan, _)) = db::app::resolve(&mut connection, config, pipeline, Purpose::Work).await? else {
+        return Ok(());
+    };
     for key in &args.keys {
         if let Some(why) = db::app::misfit_of_key(&mut connection, &plan, key).await? {
             return Err(Failure::Failed(format!(

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use crate::config::TableName;
 
 use super::catalog::{self, Column, Table, owner_of_table, table_sql};
+use super::check::Purpose;
 use super::parsed::{Asked, asked};
 use super::plan::{Plan, TargetPlan};
 use super::{create, effects, quote};
@@ -185,10 +186,10 @@ pub async fn of_pipeline(connection: &mut PgConnection, plan: &Plan, role: &str)
     // It refers to the source, so whoever owns that one makes it.
     let by = By::Owner(owner_of_table(connection, &plan.pipeline.source.table).await?);
     let mut trial = connection.begin().await?;
-    create::try_out(&mut trial, &plan.pipeline, creation).await?;
+    create::try_out(&mut trial, &plan.pipeline, creation, Purpose::Work).await?;
     let granted = statements(&mut trial, plan, role).await?;
     trial.rollback().await?;
-    let created = creation.all().map(|sql| Grant { by: by.clone(), sql: sql.clone() });
+    let created = creation.for_owner().map(|sql| Grant { by: by.clone(), sql: sql.clone() });
     Ok(created.chain(granted).collect())
 }
 

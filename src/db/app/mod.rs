@@ -43,7 +43,7 @@ pub use assign::{ColumnWrite, WriteKind};
 pub use backfill::{Unworked, Wanted, condition_fails_on, count_unworked, open_unworked};
 pub use catalog::{Column, Table, vector_schema, vector_version};
 pub use census::{Census, census, has_rows, sample_unpaid};
-pub use check::{Misfit, NO_PGVECTOR};
+pub use check::{Misfit, NO_PGVECTOR, Purpose};
 pub use create::{Creation, create};
 pub use effects::{EffectPlan, SharedKeys, SharedPlan, SharedTable, adds_up, lock_shared, run as run_effect, settle};
 pub use fit::refuses;
