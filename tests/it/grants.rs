@@ -296,6 +296,10 @@ async fn a_reader_looks_and_sees_no_text() {
     let out = gristmill(&world, &["grants", "--for", "reader", "--role", "gristmill_test_reader"]).await.ok().out;
     world.sql(&out).await;
     let world = as_role(world, "gristmill_test_reader").await;
+    let status = gristmill(&world, &["status", "--json"]).await.ok().json();
+    let (standing, notes) = (&status["pipelines"][0]["standing"], &status["notes"]);
+    let note = "not held against the tables, which is for the worker's role to do: documents (this role may not select public.documents)";
+    assert_eq!((standing, notes), (&"ready".into(), &serde_json::json!([note])));
     for command in [&["status"][..], &["jobs", "list"], &["jobs", "show", "1"], &["usage"], &["usage", "reconcile"]] {
         gristmill(&world, command).await.ok();
     }
