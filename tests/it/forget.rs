@@ -66,7 +66,10 @@ async fn canaries(world: &World) -> String {
 
 /// Two tenants, one of whom has a canary in everything that is known of it.
 async fn world() -> World {
-    let world = configured(World::new().await, NOTES);
+    world_of(configured(World::new().await, NOTES)).await
+}
+
+async fn world_of(world: World) -> World {
     world
         .sql("create schema app; create table app.notes (id text not null unique deferrable, team text, body text)")
         .await;
@@ -147,21 +150,18 @@ async fn of_a_tenant_that_is_forgotten_nothing_is_left_but_sums() {
 #[tokio::test]
 async fn whoever_owns_our_schema_forgets_with_the_rights_that_are_printed() {
     let role = "gristmill_test_forgetting";
-    let world = world().await;
+    let world = configured(World::new().await, NOTES);
     make_role(&world, role).await;
-    world.sql(&format!("alter role {role} nobypassrls; alter table app.note_vectors enable row level security")).await;
+    world.sql(&format!("alter role {role} nobypassrls; drop schema gristmill cascade")).await;
+    let grants = ["grants", "--for", "migrator", "--role", role];
+    world.sql(&gristmill(&world, &grants).await.ok().out).await;
+    let (owner, toml) = (world.pool.clone(), world.toml.clone());
+    let world = as_role(world, role).await;
+    gristmill(&world, &["migrate"]).await.ok();
+    let world = world_of(World { pool: owner, toml, ..world }).await;
+    world.sql("alter table app.note_vectors enable row level security").await;
     without(&world, "team = 'canary team'").await;
-    world
-        .sql(&format!(
-            "do $$ declare one record; begin \
-               for one in select format('table %s', oid::regclass) as name from pg_class where relnamespace = 'gristmill'::regnamespace and relkind in ('r', 'v') \
-                          union all select format('function %s', oid::regprocedure) from pg_proc where pronamespace = 'gristmill'::regnamespace loop \
-                 execute format('alter %s owner to {role}', one.name); \
-               end loop; \
-             end $$; alter schema gristmill owner to {role}"
-        ))
-        .await;
-    let out = gristmill(&world, &["grants", "--for", "migrator", "--role", role]).await.ok().out;
+    let out = gristmill(&world, &grants).await.ok().out;
     let superuser: String = world.value("select current_user::text").await;
     let database: String = world.value("select current_database()::text").await;
     assert_snapshot!(out.replace(&superuser, "(this server's)").replace(&database, "(this)"), @r#"
