@@ -60,7 +60,16 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     };
     let statements = match args.purpose {
         Purpose::Reader => on_ours(grants::of_reader(&role)),
-        Purpose::Owner => on_ours(grants::of_owner(&role)),
+        Purpose::Owner => {
+            let mut statements = on_ours(grants::of_owner(&role));
+            // Of what does not fit, `triggers install` says why.
+            let resolved = app::resolve_for(&pool, &config, db::app::Purpose::Announce).await?;
+            let mut connection = pool.acquire().await?;
+            for plan in &resolved.plans {
+                statements.extend(grants::of_triggers(&mut connection, plan, &role).await?);
+            }
+            statements
+        }
         Purpose::Worker | Purpose::Migrator => {
             let resolved = app::resolve(&pool, &config).await?;
             if !resolved.refused.is_empty() {

@@ -83,13 +83,13 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
         let set = TriggerSet::of(&plan);
         db::app::try_out(&mut connection, &plan).await.map_err(|error| {
             let said = db::describe(&error);
-            Failure::Failed(if db::is_forbidden(&error) {
-                format!("{name}: its triggers would read with the rights of this role, which do not reach so far: {said}")
-            } else {
-                format!(
-                    "{name}: an expression of its source does not hold in a trigger, where every table and function needs its schema: {said}"
-                )
-            })
+            if db::is_forbidden(&error) {
+                let reach = "its triggers would read with this role's rights, which do not reach so far";
+                return Failure::Failed(format!("{name}: {reach} ({said})")).and("`gristmill grants --for owner` prints what it lacks");
+            }
+            Failure::Failed(format!(
+                "{name}: an expression of its source does not hold in a trigger, where every table and function needs its schema: {said}"
+            ))
         })?;
         match db::app::install(&mut connection, &set).await {
             Ok(()) => {

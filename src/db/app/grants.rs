@@ -10,7 +10,7 @@ use super::catalog::{self, Column, Table, owner_of_table, table_sql};
 use super::check::Purpose;
 use super::parsed::{Asked, asked};
 use super::plan::{Plan, TargetPlan};
-use super::{create, effects, quote};
+use super::{create, effects, quote, triggers};
 
 /// What a worker does with our own tables: what an append-only ledger allows, and no more.
 const OURS: &[(&str, &str)] = &[
@@ -155,6 +155,32 @@ pub fn of_owner(role: &str) -> Vec<String> {
     .collect()
 }
 
+/// What the owner of a pipeline's source needs of tables that others own: its triggers read with his rights.
+///
+/// # Errors
+/// The database is away.
+pub async fn of_triggers(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
+    let mut rights = Rights::new();
+    of_query(connection, &triggers::read_by(plan), &mut rights).await?;
+    rights.remove(&plan.pipeline.source.table);
+    let to = quote(role);
+    let mut grants = Vec::new();
+    for (name, needs) in &rights {
+        let owner = owner_of_table(connection, name).await?;
+        if owner == role {
+            continue;
+        }
+        let opener = owner_of_schema(connection, &name.schema).await?;
+        if opener != role {
+            let sql = format!("grant usage on schema {} to {to}", quote(&name.schema));
+            grants.push(Grant { by: By::Owner(opener), sql });
+        }
+        let sql = format!("grant {} on {} to {to}", needs.sql(), table_sql(name));
+        grants.push(Grant { by: By::Owner(owner), sql });
+    }
+    Ok(grants)
+}
+
 /// What a role needs that runs `gristmill migrate` in this database; what it forgets in targets, [`super::forget::grants`] says.
 ///
 /// # Errors
@@ -256,9 +282,7 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     // What the configuration's own expressions over a row read besides it.
     let limit = plan.limit.as_ref().map(|limit| limit.sql.replace("$1", "null"));
     for sql in limit.into_iter().chain([plan.everything_read()]) {
-        let explain = format!("explain (verbose, format json) {sql}");
-        let explained = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?.try_get(0)?;
-        add(&explained, asked(connection, &sql, 0).await?, &mut rights);
+        of_query(connection, &sql, &mut rights).await?;
     }
 
     let to = quote(role);
@@ -298,6 +322,13 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
         statements.push(Grant { by: By::Superuser, sql });
     }
     Ok(statements)
+}
+
+async fn of_query(connection: &mut PgConnection, sql: &str, rights: &mut Rights) -> sqlx::Result<()> {
+    let explain = format!("explain (verbose, format json) {sql}");
+    let explained = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?.try_get(0)?;
+    add(&explained, asked(connection, sql, 0).await?, rights);
+    Ok(())
 }
 
 /// The tables that we write ourselves.
