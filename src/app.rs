@@ -18,7 +18,7 @@ use crate::batch::{Batcher, CeilingOf, Committer, Fit, LaneStatus, Loader, Memor
 use crate::config::{Config, Existing};
 use crate::console::Watched;
 use crate::db;
-use crate::db::app::{Misfit, Plan};
+use crate::db::app::{Misfit, Plan, Purpose};
 use crate::db::migrate::{self, Set};
 use crate::db::pipelines::Registration;
 use crate::domain::{OwnerId, SourceKey};
@@ -140,10 +140,18 @@ pub async fn check_schema(pool: &PgPool) -> Result<(), StartError> {
 /// # Errors
 /// The database is away.
 pub async fn resolve(pool: &PgPool, config: &Config) -> sqlx::Result<Resolved> {
+    resolve_for(pool, config, Purpose::Work).await
+}
+
+/// [`resolve`] for a purpose.
+///
+/// # Errors
+/// The database is away.
+pub async fn resolve_for(pool: &PgPool, config: &Config, purpose: Purpose) -> sqlx::Result<Resolved> {
     let mut connection = pool.acquire().await?;
     let mut resolved = Resolved { plans: Vec::new(), warnings: Vec::new(), refused: Vec::new(), left_out: Vec::new() };
     for pipeline in &config.pipelines {
-        match db::app::resolve(&mut connection, config, pipeline).await? {
+        match db::app::resolve(&mut connection, config, pipeline, purpose).await? {
             Ok((plan, warnings)) => {
                 let triggers = db::app::installed(&mut connection, &plan).await?;
                 // With all three triggers in place, changes are seen.
@@ -163,6 +171,18 @@ pub async fn resolve(pool: &PgPool, config: &Config) -> sqlx::Result<Resolved> {
     }
     resolved.warnings.extend(rivals::rivals(&resolved.plans));
     Ok(resolved)
+}
+
+/// Makes the target that a pipeline lacks, where it is ours to make, as a worker does when it starts.
+///
+/// # Errors
+/// The database is away, or this role may not.
+pub async fn make_target(pool: &PgPool, plan: Arc<Plan>) -> sqlx::Result<Arc<Plan>> {
+    let Some(creation) = &plan.create else { return Ok(plan) };
+    db::app::create(&mut *pool.acquire().await?, &plan.pipeline, creation).await?;
+    let mut made = Plan::clone(&plan);
+    made.create = None;
+    Ok(Arc::new(made))
 }
 
 /// How a pipeline stands before its first claim.
@@ -362,11 +382,10 @@ pub async fn start_with(
     }
     let mut plans = Vec::new();
     for plan in resolved.plans {
-        if let Some(creation) = &plan.create {
+        if plan.create.is_some() {
             tracing::info!(job.pipeline = plan.pipeline.name, "making its target");
-            let mut connection = pool.acquire().await?;
-            db::app::create(&mut connection, &plan.pipeline, creation).await?;
         }
+        let plan = make_target(pool, plan).await?;
         match register(pool, &plan, config.worker.sweep_rows, &|| stop.is_cancelled()).await? {
             Readiness::Ready => plans.push(plan),
             other => refused.push((plan.pipeline.name.clone(), say(&plan.pipeline.name, &other))),

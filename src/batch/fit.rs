@@ -5,7 +5,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::config::Config;
 use crate::db;
-use crate::db::app::{Misfit, Plan};
+use crate::db::app::{Misfit, Plan, Purpose};
 
 /// A pipeline's plan, which changes when the application's tables do. Cheap to clone.
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl Fit {
         let old = self.plan();
         let name = &old.pipeline.name;
         let mut connection = self.0.pool.acquire().await?;
-        let found = match db::app::resolve(&mut connection, &self.0.config, &old.pipeline).await? {
+        let found = match db::app::resolve(&mut connection, &self.0.config, &old.pipeline, Purpose::Work).await? {
             Ok((plan, _)) if plan.generation == old.generation => Ok(plan),
             // What it embeds with was chosen by the column's dimensions.
             Ok((plan, _)) => Err(format!(

@@ -9,7 +9,7 @@ use crate::db;
 use crate::db::app::Plan;
 
 use super::failure::Failure;
-use super::session::{self, Session};
+use super::session::{self, Asks, Session};
 use super::{ask, cost, show};
 
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         settle(session, args).await?;
     }
     let Some(name) = &args.pipeline else { return Ok(()) };
-    let (config, pool, plan) = session.plan(name).await?;
+    let (config, pool, plan) = session.plan(name, Asks::Source).await?;
     if !args.dry_run {
         session::at_home(&pool).await?;
     }

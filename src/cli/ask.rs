@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 
 use crate::config::{self, Config};
 use crate::db;
+use crate::db::app::Purpose;
 use crate::db::operate::{self, Filter};
 use crate::domain::{ErrorKind, JobState, SourceKey};
 
@@ -100,7 +101,9 @@ pub(super) async fn misfit(
 ) -> Result<Option<String>, Failure> {
     let Some(pipeline) = config.pipeline(pipeline) else { return Ok(None) };
     let mut connection = pool.acquire().await?;
-    let Ok((plan, _)) = db::app::resolve(&mut connection, config, pipeline).await? else { return Ok(None) };
+    let Ok((plan, _)) = db::app::resolve(&mut connection, config, pipeline, Purpose::Work).await? else {
+        return Ok(None);
+    };
     let why = db::app::misfit_of_key(&mut connection, &plan, key).await?;
     Ok(why.map(|why| format!("{key} cannot be a key of {}: {why}", pipeline.name)))
 }

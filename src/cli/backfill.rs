@@ -13,7 +13,7 @@ use crate::db::app::{ClosingIn, Plan, Unworked, Wanted};
 use crate::domain::SourceKey;
 
 use super::failure::Failure;
-use super::session::{self, Session};
+use super::session::{self, Asks, Session};
 use super::{ask, cost, show};
 
 #[derive(Debug, clap::Args)]
@@ -73,7 +73,7 @@ struct Backfill {
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
-    let (config, pool, plan) = session.plan(&args.pipeline).await?;
+    let (config, pool, plan) = session.plan(&args.pipeline, Asks::Source).await?;
     if !args.dry_run {
         session::at_home(&pool).await?;
     }

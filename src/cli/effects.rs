@@ -13,7 +13,7 @@ use crate::db::operate;
 use crate::domain::{JobId, SourceKey};
 
 use super::failure::Failure;
-use super::session::{self, Session};
+use super::session::{self, Asks, Session};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -59,7 +59,7 @@ struct Refused {
 }
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
-    let (_, pool, plan) = session.plan(&args.pipeline).await?;
+    let (_, pool, plan) = session.plan(&args.pipeline, Asks::Both).await?;
     let plan = alone(&plan, &args.name)?;
     if !args.dry_run {
         session::at_home(&pool).await?;

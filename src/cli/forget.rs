@@ -8,6 +8,7 @@ use sqlx::{PgConnection, PgPool};
 use crate::app;
 use crate::config::Config;
 use crate::db;
+use crate::db::app::forget::{Erased, erase};
 use crate::db::operate;
 use crate::domain::SourceKey;
 
@@ -122,30 +123,25 @@ async fn clear_targets(config: &Config, connection: &mut PgConnection, keys: &Ke
     let made = config.pipelines.iter().filter(|pipeline| pipeline.target.create);
     for pipeline in made {
         let Some(keys) = keys.get(&pipeline.name) else { continue };
-        let plan = match db::app::resolve(connection, config, pipeline).await? {
-            Ok((plan, _)) if plan.create.is_none() => plan,
-            // It was never made.
-            Ok(_) => continue,
-            Err(misfits) => {
-                let unfit: Vec<String> = misfits.iter().map(ToString::to_string).collect();
-                return Err(Failure::Failed(format!(
-                    "nothing was forgotten: the target of pipeline {} cannot be looked at:\n{}",
-                    pipeline.name,
-                    unfit.join("\n")
-                )));
-            }
-        };
+        let undone = |why: String| Failure::Failed(format!("nothing was forgotten: {why}"));
+        let name = &pipeline.name;
         for slice in keys.chunks(SLICE) {
-            let asked: Vec<&SourceKey> = slice.iter().collect();
-            let (chunks, busy) = db::app::lock_chunks(connection, &plan, &asked).await?;
-            if !busy.is_empty() {
-                return Err(Failure::Failed(format!(
-                    "nothing was forgotten: somebody holds chunks of pipeline {}; try again",
-                    pipeline.name
-                )));
+            match erase(connection, pipeline, slice).await {
+                Ok(Erased::All) => {}
+                Ok(Erased::Held) => {
+                    return Err(undone(format!("somebody holds chunks of pipeline {name}; try again")));
+                }
+                Ok(Erased::Unfit(misfits)) => {
+                    let unfit: Vec<String> = misfits.iter().map(ToString::to_string).collect();
+                    return Err(undone(format!("the target of pipeline {name} does not fit:\n{}", unfit.join("\n"))));
+                }
+                Err(error) if db::is_forbidden(&error) => {
+                    let said = db::describe(&error);
+                    let failure = undone(format!("this role may not remove chunks of pipeline {name} ({said})"));
+                    return Err(failure.and("`gristmill grants --for migrator` prints what it lacks"));
+                }
+                Err(error) => return Err(error.into()),
             }
-            let places: Vec<String> = chunks.into_iter().map(|chunk| chunk.place).collect();
-            db::app::delete_chunks(connection, &plan, &places).await?;
         }
     }
     Ok(())

@@ -37,7 +37,7 @@ enum Purpose {
     Reader,
     /// Owns the application's tables and installs triggers and views on them
     Owner,
-    /// Runs `gristmill migrate`
+    /// Runs `gristmill migrate` and `gristmill forget`; again when a target was made
     Migrator,
 }
 
@@ -49,7 +49,10 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         // The schema may not be there yet.
         let pool = db::connect(&config.database).await?;
         let mut connection = pool.acquire().await?;
-        let statements = vec![grants::of_migrator(&mut connection, &role).await?];
+        let mut statements = vec![grants::of_migrator(&mut connection, &role).await?];
+        for pipeline in &config.pipelines {
+            statements.extend(db::app::forget::grants(&mut connection, pipeline, &role).await?);
+        }
         return print(session, &mut connection, &role, statements).await;
     }
     let pool = app::connect(&config).await?;
@@ -59,7 +62,16 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     };
     let statements = match args.purpose {
         Purpose::Reader => on_ours(grants::of_reader(&role)),
-        Purpose::Owner => on_ours(grants::of_owner(&role)),
+        Purpose::Owner => {
+            let mut statements = on_ours(grants::of_owner(&role));
+            // Of what does not fit, `triggers install` says why.
+            let resolved = app::resolve_for(&pool, &config, db::app::Purpose::Announce).await?;
+            let mut connection = pool.acquire().await?;
+            for plan in &resolved.plans {
+                statements.extend(grants::of_triggers(&mut connection, plan, &role).await?);
+            }
+            statements
+        }
         Purpose::Worker | Purpose::Migrator => {
             let resolved = app::resolve(&pool, &config).await?;
             if !resolved.refused.is_empty() {

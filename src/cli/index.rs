@@ -15,7 +15,7 @@ use crate::db::app::{
 use crate::db::{self, app, backlog};
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{Asks, Session};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -142,7 +142,7 @@ struct Planned {
 }
 
 async fn plan(session: &Session, pipelines: &Pipelines) -> Result<(), Failure> {
-    let (_, pool, plans) = session.plans(&pipelines.names).await?;
+    let (_, pool, plans) = session.plans(&pipelines.names, Asks::Both).await?;
     let mut planned = Vec::new();
     for plan in plans {
         let mut connection = pool.acquire().await?;
@@ -251,7 +251,7 @@ async fn build_one(session: &Session, build: &Build) -> Result<(), Failure> {
         let why = format!("--ef-construction is {candidates}, and pgvector asks for at least twice --m, which is {m}");
         return Err(Failure::Usage(why));
     }
-    let (_, pool, plan) = session.plan(&build.pipeline).await?;
+    let (_, pool, plan) = session.plan(&build.pipeline, Asks::Both).await?;
     let (indexed, builder) = target_of(&pool, &plan, !build.dry_run).await?;
     let wanted = IndexWanted { distance: build.distance.into(), m: build.m, ef_construction: build.ef_construction };
     let (found, statements) = to_build(&plan, &indexed, &wanted, build.rebuild)?;
@@ -437,7 +437,7 @@ struct Dropped {
 }
 
 async fn drop_all(session: &Session, drop: &Drop) -> Result<(), Failure> {
-    let (_, pool, plan) = session.plan(&drop.pipeline).await?;
+    let (_, pool, plan) = session.plan(&drop.pipeline, Asks::Both).await?;
     let (indexed, builder) = target_of(&pool, &plan, !drop.dry_run).await?;
     let statements: Vec<String> = indexed.indexes.iter().map(VectorIndex::drop).collect();
     let leftovers = names(&indexed.leftovers(&plan));
@@ -475,7 +475,7 @@ struct Standing {
 }
 
 async fn status(session: &Session, pipelines: &Pipelines) -> Result<(), Failure> {
-    let (_, pool, plans) = session.plans(&pipelines.names).await?;
+    let (_, pool, plans) = session.plans(&pipelines.names, Asks::Both).await?;
     let mut standing = Vec::new();
     for plan in plans {
         let mut connection = pool.acquire().await?;

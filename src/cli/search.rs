@@ -11,7 +11,7 @@ use crate::db::app::{Hit, Plan, search};
 use crate::jobs::Vectors;
 
 use super::failure::Failure;
-use super::session::{self, Session, known};
+use super::session::{self, Asks, Session, known};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         (None, _) => return Err(Failure::Usage("there are several pipelines: name one with --pipeline".to_owned())),
     };
     known(&config, &name)?;
-    let (config, pool, plan) = session.plan(&name).await?;
+    let (config, pool, plan) = session.plan(&name, Asks::Both).await?;
     // Before anything is loaded: a model may take a while.
     if args.text.trim().is_empty() {
         return Err(Failure::Usage("there is nothing to look for".to_owned()));

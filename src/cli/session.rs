@@ -11,7 +11,7 @@ use sqlx::PgPool;
 use crate::app;
 use crate::config::{self, Config, ConfigError};
 use crate::db;
-use crate::db::app::Plan;
+use crate::db::app::{Plan, Purpose};
 
 use super::failure::Failure;
 use super::show;
@@ -22,6 +22,20 @@ pub(super) struct Session {
     pub config: Option<PathBuf>,
     pub json: bool,
 }
+
+/// What a command does with a pipeline's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// Reads or writes rows of both.
+    Both,
+    /// Asks the source alone: the target may not be there yet.
+    Source,
+    /// Writes statements about the source, and looks at no row.
+    Statements,
+}
+
+/// How a target comes to be.
+const MAKERS: &str = "start a worker, or run `gristmill triggers install`, which makes it";
 
 type Environment<'e> = &'e dyn Fn(&str) -> Option<String>;
 
@@ -89,13 +103,18 @@ impl Session {
     }
 
     /// The whole configuration, the pool, and the plans that were asked for (all, where no name is given).
-    pub(super) async fn plans(&self, names: &[String]) -> Result<(Config, PgPool, Vec<Arc<Plan>>), Failure> {
+    pub(super) async fn plans(
+        &self,
+        names: &[String],
+        asks: Asks,
+    ) -> Result<(Config, PgPool, Vec<Arc<Plan>>), Failure> {
         let config = self.config()?;
         for name in names {
             known(&config, name)?;
         }
         let pool = app::connect(&config).await?;
-        let resolved = app::resolve(&pool, &config).await?;
+        let purpose = if asks == Asks::Statements { Purpose::Announce } else { Purpose::Work };
+        let resolved = app::resolve_for(&pool, &config, purpose).await?;
         let wanted = |name: &str| names.is_empty() || names.iter().any(|asked| asked == name);
         let mut unfit: Vec<String> = resolved
             .refused
@@ -108,10 +127,12 @@ impl Session {
             .plans
             .into_iter()
             .filter(|plan| wanted(&plan.pipeline.name))
-            .partition(|plan| plan.create.is_none());
-        let not_there = |plan: &Arc<Plan>| {
-            format!("the target of pipeline {} is not there yet: a worker makes it when it starts", plan.pipeline.name)
-        };
+            .partition(|plan| plan.create.is_none() || asks != Asks::Both);
+        let not_there =
+            |plan: &Arc<Plan>| format!("the target of pipeline {} is not there yet: {MAKERS}", plan.pipeline.name);
+        if unfit.is_empty() && made.is_empty() && !missing.is_empty() {
+            return Err(Failure::Failed(missing.iter().map(not_there).collect::<Vec<_>>().join("\n")));
+        }
         unfit.extend(missing.iter().map(not_there));
         if !unfit.is_empty() && (made.is_empty() || !names.is_empty()) {
             return Err(Failure::Failed(format!(
@@ -126,8 +147,8 @@ impl Session {
     }
 
     /// The plan of one pipeline.
-    pub(super) async fn plan(&self, name: &str) -> Result<(Config, PgPool, Arc<Plan>), Failure> {
-        let (config, pool, plans) = self.plans(&[name.to_owned()]).await?;
+    pub(super) async fn plan(&self, name: &str, asks: Asks) -> Result<(Config, PgPool, Arc<Plan>), Failure> {
+        let (config, pool, plans) = self.plans(&[name.to_owned()], asks).await?;
         let plan = plans.into_iter().next();
         let plan = plan.ok_or_else(|| Failure::Failed(format!("pipeline {name} does not fit this database")))?;
         Ok((config, pool, plan))

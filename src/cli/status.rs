@@ -7,6 +7,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 
 use crate::app;
+use crate::config::Config;
 use crate::db;
 use crate::db::backlog::Left;
 use crate::db::outbox::Undelivered;
@@ -27,6 +28,8 @@ pub(super) struct Args {
 /// Said instead of asking for workers, which would not start.
 const COPY: &str = "this database is a copy of the one gristmill was set up in: no worker starts, and nothing that is paid for is done, \
                     before `gristmill accept --database`";
+
+const UNREGISTERED: &str = "no worker has started with it yet";
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -163,6 +166,7 @@ async fn compare(session: &Session, pool: &PgPool, counted: &[JobState], status:
     };
     let resolved = app::resolve(pool, &config).await?;
     let known = db::pipelines::all(pool).await?;
+    let mut unseen = Vec::new();
     let mut set =
         |name: &str, standing, why: Option<String>| match status.pipelines.iter_mut().find(|one| one.name == name) {
             // Paused is what a person said, and stays.
@@ -181,22 +185,47 @@ async fn compare(session: &Session, pool: &PgPool, counted: &[JobState], status:
     for plan in &resolved.plans {
         let name = &plan.pipeline.name;
         match known.iter().find(|registered| registered.name == *name) {
-            None => set(name, "unregistered", Some("no worker has started with it yet".to_owned())),
+            None => set(name, "unregistered", Some(UNREGISTERED.to_owned())),
             Some(registered) if registered.generation != plan.generation => {
-                set(
-                    name,
-                    "new generation",
-                    Some(format!("its vectors are of another one: see `gristmill accept {name}`")),
-                );
+                set(name, "new generation", Some(another_generation(name)));
             }
             Some(_) => {}
         }
     }
     for (name, misfits) in &resolved.refused {
+        if let Some(lack) = misfits.iter().find(|misfit| misfit.of_role) {
+            // What is said beside it may follow from it: nothing of it is the pipeline's own standing.
+            match known.iter().find(|registered| registered.name == *name) {
+                None => set(name, "unregistered", Some(UNREGISTERED.to_owned())),
+                Some(registered) if !is_of(&config, name, &registered.generation) => {
+                    set(name, "new generation", Some(another_generation(name)));
+                }
+                Some(_) => {}
+            }
+            unseen.push(format!("{name} ({})", lack.message));
+            continue;
+        }
         let why = misfits.iter().map(|misfit| misfit.message.clone()).collect::<Vec<_>>().join("; ");
         set(name, "does not fit", Some(why));
     }
+    if !unseen.is_empty() {
+        let unseen = unseen.join(", ");
+        status.notes.push(format!("not held against the tables, which is for the worker's role to do: {unseen}"));
+    }
     Ok(())
+}
+
+/// Whether a generation is that of one of a pipeline's models; which of these fits the column, only a plan knows.
+fn is_of(config: &Config, pipeline: &str, generation: &str) -> bool {
+    let Some(pipeline) = config.pipeline(pipeline) else { return false };
+    pipeline.models.iter().filter_map(|label| config.models.get(label)).any(|model| {
+        let provider = config.providers.get(&model.provider);
+        provider.is_some_and(|provider| pipeline.generation(model, provider) == generation)
+    })
+}
+
+fn another_generation(pipeline: &str) -> String {
+    format!("its vectors are of another one: see `gristmill accept {pipeline}`")
 }
 
 fn people(status: &Status, counted: &[JobState]) -> String {

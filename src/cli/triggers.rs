@@ -1,12 +1,16 @@
 //! `gristmill triggers`
 
-use serde::Serialize;
+use std::sync::Arc;
 
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::app;
 use crate::db;
-use crate::db::app::TriggerSet;
+use crate::db::app::{Plan, TriggerSet};
 
 use super::failure::Failure;
-use super::session::Session;
+use super::session::{Asks, Session};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -17,7 +21,7 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Install or renew them; safe to repeat, for example after the configuration changed
+    /// Install or renew them, and make a target that is ours to make; safe to repeat, for example after the configuration changed
     Install(Pipelines),
     /// Remove them
     Remove(Pipelines),
@@ -46,6 +50,9 @@ struct Changed {
     pipeline: String,
     table: String,
     now: &'static str,
+    /// The target, where it was not there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_made: Option<String>,
 }
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
@@ -58,26 +65,37 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
 
 fn tell(session: &Session, done: &[Changed]) -> Result<(), Failure> {
     session.print(done, |done| {
-        let line = |one: &Changed| format!("{}: triggers on {} {}", one.pipeline, one.table, one.now);
+        let line = |one: &Changed| {
+            let made = made_line(&one.pipeline, one.target_made.as_ref());
+            format!("{made}{}: triggers on {} {}", one.pipeline, one.table, one.now)
+        };
         done.iter().map(line).collect::<Vec<_>>().join("\n")
     })
 }
 
 async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
-    let (_, pool, plans) = session.plans(names).await?;
+    let (_, pool, plans) = session.plans(names, Asks::Statements).await?;
     let mut done = Vec::new();
     for plan in plans {
+        let target_made = make_target(&pool, &plan).await?;
         let name = &plan.pipeline.name;
         let mut connection = pool.acquire().await?;
+        let set = TriggerSet::of(&plan);
         db::app::try_out(&mut connection, &plan).await.map_err(|error| {
             let said = db::describe(&error);
+            if db::is_forbidden(&error) {
+                let reach = "its triggers would read with this role's rights, which do not reach so far";
+                return Failure::Failed(format!("{name}: {reach} ({said})")).and("`gristmill grants --for owner` prints what it lacks");
+            }
             Failure::Failed(format!(
                 "{name}: an expression of its source does not hold in a trigger, where every table and function needs its schema: {said}"
             ))
         })?;
-        let set = TriggerSet::of(&plan);
         match db::app::install(&mut connection, &set).await {
-            Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "installed" }),
+            Ok(()) => {
+                let (pipeline, table) = (name.clone(), plan.source.clone());
+                done.push(Changed { pipeline, table, now: "installed", target_made });
+            }
             Err(error) if db::is_forbidden(&error) => {
                 let script = TriggerSet::script(&set.install);
                 return Err(by_owner(session, (name, "install", "the table's owner"), &script, &error));
@@ -88,15 +106,30 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
     tell(session, &done)
 }
 
+/// Makes the target that is not there yet, as a worker would, and says which that is.
+pub(super) async fn make_target(pool: &PgPool, plan: &Arc<Plan>) -> Result<Option<String>, Failure> {
+    let missing = plan.pipeline.target.table.as_ref().filter(|_| plan.create.is_some()).map(ToString::to_string);
+    app::make_target(pool, Arc::clone(plan)).await?;
+    Ok(missing)
+}
+
+/// A line about a target that was made, before what else was done.
+pub(super) fn made_line(pipeline: &str, made: Option<&String>) -> String {
+    made.map_or_else(String::new, |table| format!("{pipeline}: target {table} made\n"))
+}
+
 async fn remove(session: &Session, names: &[String]) -> Result<(), Failure> {
-    let (_, pool, plans) = session.plans(names).await?;
+    let (_, pool, plans) = session.plans(names, Asks::Statements).await?;
     let mut done = Vec::new();
     for plan in plans {
         let name = &plan.pipeline.name;
         let mut connection = pool.acquire().await?;
         let set = TriggerSet::of(&plan);
         match db::app::remove(&mut connection, &set).await {
-            Ok(()) => done.push(Changed { pipeline: name.clone(), table: plan.source.clone(), now: "removed" }),
+            Ok(()) => {
+                let (pipeline, table) = (name.clone(), plan.source.clone());
+                done.push(Changed { pipeline, table, now: "removed", target_made: None });
+            }
             Err(error) if db::is_forbidden(&error) => {
                 let script = TriggerSet::script(&set.remove);
                 return Err(by_owner(session, (name, "remove", "the table's owner"), &script, &error));
@@ -125,7 +158,7 @@ pub(super) fn by_owner(
 }
 
 async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
-    let (_, _, plans) = session.plans(&sql.pipelines.names).await?;
+    let (_, _, plans) = session.plans(&sql.pipelines.names, Asks::Statements).await?;
     let script = |plan| {
         let set = TriggerSet::of(plan);
         TriggerSet::script(if sql.remove { &set.remove } else { &set.install })

@@ -7,7 +7,7 @@ use crate::db;
 use crate::db::app::{Finding, FindingKind, Plan};
 
 use super::failure::Failure;
-use super::session::{self, Session};
+use super::session::{self, Asks, Session};
 use super::show;
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ const SHOWN: usize = 20;
 
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let names: Vec<String> = args.pipeline.iter().cloned().collect();
-    let (_, pool, plans) = session.plans(&names).await?;
+    let (_, pool, plans) = session.plans(&names, Asks::Both).await?;
     let mut verified = Verified { findings: Vec::new(), unregistered: Vec::new(), opened: false };
     if args.fix {
         session::at_home(&pool).await?;

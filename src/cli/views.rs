@@ -7,8 +7,8 @@ use crate::db;
 use crate::db::app::{Plan, TriggerSet, ViewSet};
 
 use super::failure::Failure;
-use super::session::Session;
-use super::triggers::by_owner;
+use super::session::{Asks, Session};
+use super::triggers::{by_owner, made_line, make_target};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -18,7 +18,7 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Install or renew them; safe to repeat
+    /// Install or renew them, and make a target that is ours to make; safe to repeat
     Install(Pipelines),
     /// Remove them
     Remove(Pipelines),
@@ -47,6 +47,9 @@ struct Changed {
     pipeline: String,
     view: String,
     now: &'static str,
+    /// The target, where it was not there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_made: Option<String>,
 }
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
@@ -64,17 +67,18 @@ async fn set_of(connection: &mut PgConnection, plan: &Plan) -> Result<ViewSet, F
 
 /// A pipeline that cannot have a view keeps no other from its own.
 async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
-    let (_, pool, plans) = session.plans(names).await?;
+    let (_, pool, plans) = session.plans(names, Asks::Statements).await?;
     let mut connection = pool.acquire().await?;
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for plan in plans {
+        let target_made = make_target(&pool, &plan).await?;
         let name = &plan.pipeline.name;
         let changed = match set_of(&mut connection, &plan).await {
             Ok(set) => change(session, &mut connection, name, &set.install, ("install", "installed")).await,
             Err(failure) => Err(failure),
         };
         match changed {
-            Ok(changed) => done.push(changed),
+            Ok(changed) => done.push(Changed { target_made, ..changed }),
             Err(failure) => failed.extend(failure.text()),
         }
     }
@@ -92,7 +96,7 @@ async fn change(
     match db::app::run_views(connection, statements).await {
         Ok(()) => {
             let view = format!("gristmill.{}", db::app::view_name(pipeline));
-            Ok(Changed { pipeline: pipeline.to_owned(), view, now })
+            Ok(Changed { pipeline: pipeline.to_owned(), view, now, target_made: None })
         }
         Err(error) if db::is_forbidden(&error) => {
             let script = TriggerSet::script(statements);
@@ -127,7 +131,10 @@ async fn there(connection: &mut PgConnection, names: &[String]) -> Result<Vec<St
 
 fn tell(session: &Session, done: &[Changed]) -> Result<(), Failure> {
     session.print(done, |done| {
-        let line = |one: &Changed| format!("{}: view {} {}", one.pipeline, one.view, one.now);
+        let line = |one: &Changed| {
+            let made = made_line(&one.pipeline, one.target_made.as_ref());
+            format!("{made}{}: view {} {}", one.pipeline, one.view, one.now)
+        };
         done.iter().map(line).collect::<Vec<_>>().join("\n")
     })
 }
@@ -141,7 +148,7 @@ async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
             script.push_str(&TriggerSet::script(&db::app::view_removal(&mut connection, &name).await?));
         }
     } else {
-        let (_, pool, plans) = session.plans(&sql.pipelines.names).await?;
+        let (_, pool, plans) = session.plans(&sql.pipelines.names, Asks::Statements).await?;
         for plan in plans {
             let set = set_of(&mut *pool.acquire().await?, &plan).await?;
             script.push_str(&TriggerSet::script(&set.install));

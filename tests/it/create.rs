@@ -6,6 +6,7 @@ use insta::assert_snapshot;
 use sqlx::Executor as _;
 
 use crate::applications::{WORKER, as_worker, configured, reconnected};
+use crate::cli::{command, gristmill, run};
 use crate::schema::make_role;
 use crate::world::World;
 
@@ -100,6 +101,69 @@ async fn a_target_that_is_missing_is_made_with_the_types_of_its_values_and_close
 
     world.sql("delete from app.\"daily sessions\" where user_id = '00000001-0000-0000-0000-000000000000'").await;
     assert_eq!(world.value::<i64>("select count(*) from app.session_vectors").await, 2);
+}
+
+#[tokio::test]
+async fn triggers_and_views_make_the_target_and_what_asks_the_source_alone_does_without() {
+    let world = world(&SESSIONS.replace("existing = \"backfill\"", "existing = \"adopt\"")).await;
+    world
+        .sql("insert into app.\"daily sessions\" (status, transcript) values ('completed', 'We talked about grain.')")
+        .await;
+    let is_there = "select to_regclass('app.session_vectors') is not null";
+    let sql = gristmill(&world, &["triggers", "sql"]).await.ok().out;
+    assert!(sql.contains("create trigger"), "{sql}");
+    let accepted = gristmill(&world, &["accept", "sessions", "--dry-run", "--json"]).await.ok().json();
+    assert_eq!(accepted["rows_held"], 1);
+    let opened = gristmill(&world, &["backfill", "sessions", "--dry-run", "--json"]).await.ok().json();
+    assert_eq!((&opened["rows"], &opened["rows_adopted"]), (&1.into(), &0.into()));
+    for command in [&["verify"][..], &["index", "status"], &["index", "build", "sessions"], &["search", "grain"]] {
+        let refused = gristmill(&world, command).await;
+        let said = "error: the target of pipeline sessions is not there yet: start a worker, or run `gristmill triggers install`, which makes it";
+        assert_eq!((refused.code, refused.err.trim()), (1, said));
+    }
+    assert!(!world.value::<bool>(is_there).await, "nothing of this makes it");
+
+    assert_snapshot!(gristmill(&world, &["triggers", "install"]).await.ok().out, @r#"
+    sessions: target app.session_vectors made
+    sessions: triggers on "app"."daily sessions" installed
+    "#);
+    assert!(world.value::<bool>(is_there).await);
+    let again = gristmill(&world, &["triggers", "install", "--json"]).await.ok().json();
+    assert_eq!(again[0].get("target_made"), None);
+    world.sql("drop table app.session_vectors").await;
+    let made = gristmill(&world, &["views", "install", "--json"]).await.ok().json();
+    assert_eq!((&made[0]["target_made"], &made[0]["now"]), (&"app.session_vectors".into(), &"installed".into()));
+    gristmill(&world, &["verify"]).await.ok();
+}
+
+#[tokio::test]
+async fn what_init_proposes_serves_in_the_order_of_the_readme() {
+    let world = World::new().await;
+    world.sql("drop table public.document_chunks, public.documents; create table public.articles (id bigint primary key, title text, body text)").await;
+    let file = world.config_file();
+    std::fs::remove_file(&file).expect("it is there");
+    let arguments: [&[&str]; 4] = [
+        &["init", "--out"],
+        &["check", "--config"],
+        &["triggers", "install", "--config"],
+        &["views", "install", "--config"],
+    ];
+    for arguments in arguments {
+        let mut one = command(arguments);
+        one.arg(&file).env("DATABASE_URL", &world.database.url).env("OPENAI_API_KEY", "none");
+        if arguments[0] == "check" {
+            // Its provider is not asked.
+            one.arg("--offline");
+        }
+        run(one).await.ok();
+    }
+    assert!(
+        world
+            .value::<bool>(
+                "select count(*) = 3 from pg_trigger where tgrelid = 'public.articles'::regclass and not tgisinternal"
+            )
+            .await
+    );
 }
 
 #[tokio::test]

@@ -6,8 +6,9 @@ use gristmill::db::calls;
 use insta::assert_snapshot;
 use sqlx::AssertSqlSafe;
 
-use crate::applications::{configured, reconnected};
+use crate::applications::{as_role, configured, reconnected};
 use crate::cli::gristmill;
+use crate::schema::make_role;
 use crate::world::World;
 
 const NOTES: &str = r#"
@@ -65,7 +66,10 @@ async fn canaries(world: &World) -> String {
 
 /// Two tenants, one of whom has a canary in everything that is known of it.
 async fn world() -> World {
-    let world = configured(World::new().await, NOTES);
+    world_of(configured(World::new().await, NOTES)).await
+}
+
+async fn world_of(world: World) -> World {
     world
         .sql("create schema app; create table app.notes (id text not null unique deferrable, team text, body text)")
         .await;
@@ -141,6 +145,59 @@ async fn of_a_tenant_that_is_forgotten_nothing_is_left_but_sums() {
     assert_eq!(gristmill(&world, &["usage", "reconcile"]).await.code, 0);
     let others = world.list("select concat_ws(' ', source_key, state) from gristmill.embedding_jobs").await;
     assert_eq!(others, ["[\"3\"] completed"]);
+}
+
+#[tokio::test]
+async fn whoever_owns_our_schema_forgets_with_the_rights_that_are_printed() {
+    let role = "gristmill_test_forgetting";
+    let world = configured(World::new().await, NOTES);
+    make_role(&world, role).await;
+    world.sql(&format!("alter role {role} nobypassrls; drop schema gristmill cascade")).await;
+    let grants = ["grants", "--for", "migrator", "--role", role];
+    world.sql(&gristmill(&world, &grants).await.ok().out).await;
+    let (owner, toml) = (world.pool.clone(), world.toml.clone());
+    let world = as_role(world, role).await;
+    gristmill(&world, &["migrate"]).await.ok();
+    let world = world_of(World { pool: owner, toml, ..world }).await;
+    world.sql("alter table app.note_vectors enable row level security").await;
+    without(&world, "team = 'canary team'").await;
+    let out = gristmill(&world, &grants).await.ok().out;
+    let superuser: String = world.value("select current_user::text").await;
+    let database: String = world.value("select current_database()::text").await;
+    assert_snapshot!(out.replace(&superuser, "(this server's)").replace(&database, "(this)"), @r#"
+    -- To be run by (this server's), or a superuser
+    begin;
+    grant create on database "(this)" to "gristmill_test_forgetting";
+    grant usage on schema "app" to "gristmill_test_forgetting";
+    grant select ("note"), update ("note"), delete on "app"."note_vectors" to "gristmill_test_forgetting";
+    commit;
+
+    -- To be run by a superuser
+    begin;
+    alter role "gristmill_test_forgetting" bypassrls /* row security is on for app.note_vectors */;
+    commit;
+    "#);
+    let owner = world.pool.clone();
+    let mut world = as_role(world, role).await;
+    let forget = ["forget", "--tenant", "canary team", "--yes"];
+    let refused = gristmill(&world, &forget).await;
+    assert_snapshot!(refused.err, @"error: nothing was forgotten: this role may not remove chunks of pipeline notes (permission denied for schema app); `gristmill grants --for migrator` prints what it lacks");
+
+    let (first, last) = out.split_once("-- To be run by a superuser").expect("row security is on");
+    sqlx::raw_sql(AssertSqlSafe(first.to_owned())).execute(&owner).await.expect("the owner may");
+    let refused = gristmill(&world, &forget).await;
+    assert!(refused.err.contains("row-level security policy for table \"note_vectors\""), "{}", refused.err);
+    sqlx::raw_sql(AssertSqlSafe(last.trim_start().to_owned())).execute(&owner).await.expect("the owner may");
+    gristmill(&world, &forget).await.ok();
+    let refused =
+        sqlx::query("select body from app.note_vectors").execute(&world.pool).await.expect_err("it is not its to read");
+    assert!(refused.to_string().contains("permission denied"), "{refused}");
+    sqlx::raw_sql(AssertSqlSafe(format!("alter role {role} nobypassrls")))
+        .execute(&owner)
+        .await
+        .expect("the owner may");
+    world.pool = owner;
+    assert_eq!(canaries(&world).await, "");
 }
 
 #[tokio::test]

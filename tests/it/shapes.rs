@@ -172,9 +172,8 @@ impl Crowd {
         for plan in &resolved.plans {
             let name = &plan.pipeline.name;
             let one = self.applications.iter_mut().find(|one| one.name == *name).expect("it is ours");
-            if let Some(creation) = &plan.create {
-                tables_of::create(&mut connection, &plan.pipeline, creation).await.expect("the target can be made");
-            }
+            let made = app::make_target(&self.world.pool, Arc::clone(plan)).await;
+            let plan = &made.expect("the target can be made");
             app::register(&self.world.pool, plan, 2, &|| false).await.expect("the pipeline registers");
             if one.shape.noticed == Noticed::Triggers {
                 let installed = tables_of::install(&mut connection, &TriggerSet::of(plan)).await;

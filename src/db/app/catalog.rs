@@ -201,6 +201,13 @@ pub async fn sequences(connection: &mut PgConnection, table: &Table) -> sqlx::Re
     Ok(found.into_iter().map(|row| (row.name, row.may_use)).collect())
 }
 
+/// The role that owns a table.
+pub async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<String> {
+    let query = "select pg_get_userbyid(relowner)::text from pg_class \
+                 where relname = $1 and relnamespace = (select oid from pg_namespace where nspname = $2)";
+    sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_one(connection).await
+}
+
 /// A unique index.
 #[derive(Debug, Clone)]
 pub struct UniqueKey {

@@ -101,6 +101,10 @@ pub async fn has_rows(connection: &mut PgConnection, plan: &Plan) -> sqlx::Resul
 
 /// How many chunks a row has, or 0 where one of them is not valid.
 pub(super) fn valid_chunks(plan: &Plan) -> String {
+    if plan.create.is_some() {
+        // Its target is not there yet.
+        return "0".to_owned();
+    }
     match &plan.target {
         TargetPlan::Row { .. } => format!("(case when {} then 1 else 0 end)", plan.valid("source")),
         TargetPlan::None => "0".to_owned(),

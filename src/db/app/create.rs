@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use crate::config::{Assignment, ChunkFact, Config, Name, Pipeline, TenantRule, Value};
 
 use super::catalog::{self, Table, table_sql};
-use super::check::{Misfit, NO_PGVECTOR};
+use super::check::{Misfit, NO_PGVECTOR, Purpose};
 use super::effects::Types;
 use super::{literal, quote};
 
@@ -15,6 +15,8 @@ pub struct Creation {
     pub statements: Vec<String>,
     /// Ties chunks to their source row: apart, since trying it out would lock the source table.
     foreign_key: Option<String>,
+    /// Gives the table to its source's owner, whoever has made it for him.
+    given: String,
 }
 
 impl Creation {
@@ -23,13 +25,22 @@ impl Creation {
         self.all().map(|one| format!("{one};")).collect::<Vec<_>>().join("\n")
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
+    /// All statements for whoever may run them, a superuser or the source's owner himself: it becomes that owner's table.
+    pub(super) fn for_owner(&self) -> impl Iterator<Item = &String> {
+        self.all().chain([&self.given])
+    }
+
+    fn all(&self) -> impl Iterator<Item = &String> {
         self.statements.iter().chain(&self.foreign_key)
+    }
+
+    fn by_owner(&self) -> String {
+        self.for_owner().map(|one| format!("{one};")).collect::<Vec<_>>().join("\n")
     }
 
     /// All statements for whoever may run them, who is not the role that will write to the table.
     fn by_another(&self, table: &str, role: &str) -> String {
-        let grant = format!("{}\ngrant select, insert, update, delete on {table} to {role};", self.sql());
+        let grant = format!("{}\ngrant select, insert, update, delete on {table} to {role};", self.by_owner());
         let hides = self.statements.iter().any(|statement| statement.ends_with("enable row level security"));
         if hides { format!("{grant}\nalter role {role} bypassrls;") } else { grant }
     }
@@ -81,7 +92,9 @@ pub(super) async fn creation(
     lines.push(format!("primary key ({})", key.join(", ")));
     let mut statements = vec![format!("create table {table} (\n    {}\n)", lines.join(",\n    "))];
     statements.extend(guards(connection, pipeline, &table).await?);
-    Ok(Creation { statements, foreign_key: foreign_key(connection, pipeline, source, &table).await? })
+    let owner = catalog::owner_of_table(connection, &source.name).await?;
+    let given = format!("alter table {table} owner to {}", quote(&owner));
+    Ok(Creation { statements, foreign_key: foreign_key(connection, pipeline, source, &table).await?, given })
 }
 
 /// The column's type is its value's.
@@ -176,6 +189,7 @@ pub(super) async fn try_out(
     connection: &mut PgConnection,
     pipeline: &Pipeline,
     creation: &Creation,
+    purpose: Purpose,
 ) -> sqlx::Result<Option<Misfit>> {
     let (role, _) = catalog::role(connection, &[]).await?;
     for statement in &creation.statements {
@@ -185,12 +199,13 @@ pub(super) async fn try_out(
                 let place = pipeline.target.policy.as_ref().filter(|_| statement.starts_with("create policy"));
                 let place = place.map_or(&pipeline.target.place, |policy| &policy.place);
                 let message = format!("the target cannot be created; Postgres says: {}", error.message());
-                let misfit = Misfit::new(place, message);
                 let forbidden = error.code().as_deref() == Some("42501");
+                let misfit = Misfit { of_role: forbidden, ..Misfit::new(place, message) };
                 let table = pipeline.target.table.as_ref().filter(|_| forbidden);
-                return Ok(Some(match table {
-                    Some(table) => misfit.fix(creation.by_another(&table_sql(table), &quote(&role))),
-                    None => misfit,
+                return Ok(Some(match (table, purpose) {
+                    (Some(table), Purpose::Work) => misfit.fix(creation.by_another(&table_sql(table), &quote(&role))),
+                    (Some(_), Purpose::Announce) => misfit.fix(creation.by_owner()),
+                    (None, _) => misfit,
                 }));
             }
             Err(error) => return Err(error),

@@ -248,7 +248,7 @@ async fn shared_row(
     }
     if !(table.may_select && table.may_lock) {
         let message = format!("this role may not lock rows of {}: it needs select and update", table.name);
-        return Ok(Err(Misfit::new(&rule.place, message)));
+        return Ok(Err(Misfit::of_role(&rule.place, message)));
     }
     Ok(Ok(SharedPlan { name: rule.table.clone(), table: table.sql(), key }))
 }
@@ -294,7 +294,7 @@ pub(super) async fn try_out(
                 Some(sqlx::postgres::PgErrorPosition::Internal { .. }) | None => 0,
             };
             let place = Place { line: statement.place.line + line, ..statement.place.clone() };
-            Ok(Err(Misfit::new(&place, format!("Postgres says: {}", error.message()))))
+            Ok(Err(Misfit::said(&place, &*error)))
         }
         Err(error) => Err(error),
     }

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::config::{ChunkFact, JobFact, Name};
+use crate::config::{ChunkFact, JobFact, Name, Place};
 
 use super::assign::{ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table, UniqueKey};
@@ -103,6 +103,30 @@ fn takes(column: &Column, sample: &str) -> bool {
         || is(&["timestamptz", "timestamp", "date"]) && sample == MOMENT
 }
 
+/// Columns that may not be null, have no default, and get no value: every insert would fail.
+pub(super) fn unwritten(
+    table: &Table,
+    parent: &[ColumnWrite],
+    version: Option<&(Column, String)>,
+    columns: &[ColumnWrite],
+    place: &Place,
+    misfits: &mut Vec<Misfit>,
+) {
+    for column in table.columns.iter().filter(|column| column.not_null && !column.has_default && !column.generated) {
+        let written = parent.iter().chain(columns).any(|write| write.column.name == column.name)
+            || version.is_some_and(|(version, _)| version.name == column.name);
+        if !written {
+            misfits.push(Misfit::new(
+                place,
+                format!(
+                    "column {} of {} must have a value, and target.columns gives it none; a default may",
+                    column.name, table.name
+                ),
+            ));
+        }
+    }
+}
+
 /// Unique keys of a table of chunks that its second row or a row's second chunk would break.
 pub(super) fn unique(
     table: &Table,
@@ -110,7 +134,7 @@ pub(super) fn unique(
     parent: &[ColumnWrite],
     version: Option<&Column>,
     columns: &[ColumnWrite],
-    (whole, place): (bool, &crate::config::Place),
+    (whole, place): (bool, &Place),
     misfits: &mut Vec<Misfit>,
 ) {
     let tells = |name: &String| {

@@ -6,10 +6,11 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use crate::config::TableName;
 
-use super::catalog::{self, Column, Table};
+use super::catalog::{self, Column, Table, owner_of_table, table_sql};
+use super::check::Purpose;
 use super::parsed::{Asked, asked};
 use super::plan::{Plan, TargetPlan};
-use super::{create, effects, quote};
+use super::{create, effects, quote, triggers};
 
 /// What a worker does with our own tables: what an append-only ledger allows, and no more.
 const OURS: &[(&str, &str)] = &[
@@ -154,7 +155,33 @@ pub fn of_owner(role: &str) -> Vec<String> {
     .collect()
 }
 
-/// What a role needs that runs `gristmill migrate` in this database.
+/// What the owner of a pipeline's source needs of tables that others own: its triggers read with his rights.
+///
+/// # Errors
+/// The database is away.
+pub async fn of_triggers(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
+    let mut rights = Rights::new();
+    of_query(connection, &triggers::read_by(plan), &mut rights).await?;
+    rights.remove(&plan.pipeline.source.table);
+    let to = quote(role);
+    let mut grants = Vec::new();
+    for (name, needs) in &rights {
+        let owner = owner_of_table(connection, name).await?;
+        if owner == role {
+            continue;
+        }
+        let opener = owner_of_schema(connection, &name.schema).await?;
+        if opener != role {
+            let sql = format!("grant usage on schema {} to {to}", quote(&name.schema));
+            grants.push(Grant { by: By::Owner(opener), sql });
+        }
+        let sql = format!("grant {} on {} to {to}", needs.sql(), table_sql(name));
+        grants.push(Grant { by: By::Owner(owner), sql });
+    }
+    Ok(grants)
+}
+
+/// What a role needs that runs `gristmill migrate` in this database; what it forgets in targets, [`super::forget::grants`] says.
 ///
 /// # Errors
 /// The database is away.
@@ -185,10 +212,10 @@ pub async fn of_pipeline(connection: &mut PgConnection, plan: &Plan, role: &str)
     // It refers to the source, so whoever owns that one makes it.
     let by = By::Owner(owner_of_table(connection, &plan.pipeline.source.table).await?);
     let mut trial = connection.begin().await?;
-    create::try_out(&mut trial, &plan.pipeline, creation).await?;
+    create::try_out(&mut trial, &plan.pipeline, creation, Purpose::Work).await?;
     let granted = statements(&mut trial, plan, role).await?;
     trial.rollback().await?;
-    let created = creation.all().map(|sql| Grant { by: by.clone(), sql: sql.clone() });
+    let created = creation.for_owner().map(|sql| Grant { by: by.clone(), sql: sql.clone() });
     Ok(created.chain(granted).collect())
 }
 
@@ -242,12 +269,6 @@ async fn schemas_of_types(connection: &mut PgConnection, table: &TableName) -> s
     sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_all(connection).await
 }
 
-async fn owner_of_table(connection: &mut PgConnection, table: &TableName) -> sqlx::Result<String> {
-    let query = "select pg_get_userbyid(relowner)::text from pg_class \
-                 where relname = $1 and relnamespace = (select oid from pg_namespace where nspname = $2)";
-    sqlx::query_scalar(query).bind(&table.table).bind(&table.schema).fetch_one(connection).await
-}
-
 async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> sqlx::Result<Vec<Grant>> {
     let mut rights = Rights::new();
     of_tables(plan, &mut rights);
@@ -270,9 +291,7 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     // What the configuration's own expressions over a row read besides it.
     let limit = plan.limit.as_ref().map(|limit| limit.sql.replace("$1", "null"));
     for sql in limit.into_iter().chain([plan.everything_read()]) {
-        let explain = format!("explain (verbose, format json) {sql}");
-        let explained = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?.try_get(0)?;
-        add(&explained, asked(connection, &sql, 0).await?, &mut rights);
+        of_query(connection, &sql, &mut rights).await?;
     }
 
     let to = quote(role);
@@ -291,7 +310,7 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
     let mut secured = Vec::new();
     for (name, needs) in &rights {
         let by = granter(connection, plan, name).await?;
-        statements.push(Grant { by, sql: format!("grant {} on {} to {to}", needs.sql(), catalog::table_sql(name)) });
+        statements.push(Grant { by, sql: format!("grant {} on {} to {to}", needs.sql(), table_sql(name)) });
         if needs.whole.contains("insert") {
             numbered.insert(name.clone());
         }
@@ -312,6 +331,13 @@ async fn statements(connection: &mut PgConnection, plan: &Plan, role: &str) -> s
         statements.push(Grant { by: By::Superuser, sql });
     }
     Ok(statements)
+}
+
+async fn of_query(connection: &mut PgConnection, sql: &str, rights: &mut Rights) -> sqlx::Result<()> {
+    let explain = format!("explain (verbose, format json) {sql}");
+    let explained = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?.try_get(0)?;
+    add(&explained, asked(connection, sql, 0).await?, rights);
+    Ok(())
 }
 
 /// The tables that we write ourselves.

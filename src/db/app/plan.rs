@@ -9,7 +9,7 @@ use crate::domain::SourceKey;
 
 use super::assign::{self, ColumnWrite, WriteKind};
 use super::catalog::{self, Column, Table};
-use super::check::{Misfit, NO_PGVECTOR};
+use super::check::{Misfit, NO_PGVECTOR, Purpose};
 use super::create::{self, Creation};
 use super::effects::{self, EffectPlan, Types};
 use super::fit;
@@ -215,13 +215,16 @@ pub async fn resolve(
     connection: &mut PgConnection,
     config: &Config,
     pipeline: &Pipeline,
+    purpose: Purpose,
 ) -> sqlx::Result<Result<(Plan, Vec<Misfit>), Vec<Misfit>>> {
     let missing = match &pipeline.target.table {
         Some(name) if pipeline.target.create => catalog::table(connection, name).await?.is_none(),
         Some(_) | None => false,
     };
     let source = catalog::table(connection, &pipeline.source.table).await?;
-    let (true, Some(source)) = (missing, source) else { return resolve_now(connection, config, pipeline).await };
+    let (true, Some(source)) = (missing, source) else {
+        return resolve_now(connection, config, pipeline, purpose).await;
+    };
 
     // Everything is held against the table that is going to be, which is then taken back.
     let mut misfits = Vec::new();
@@ -230,9 +233,9 @@ pub async fn resolve(
         return Ok(Err(misfits));
     }
     let mut trial = sqlx::Connection::begin(connection).await?;
-    let resolved = match create::try_out(&mut trial, pipeline, &creation).await? {
+    let resolved = match create::try_out(&mut trial, pipeline, &creation, purpose).await? {
         Some(misfit) => Err(vec![misfit]),
-        None => resolve_now(&mut trial, config, pipeline).await?,
+        None => resolve_now(&mut trial, config, pipeline, purpose).await?,
     };
     trial.rollback().await?;
     Ok(resolved.map(|(plan, warnings)| (Plan { create: Some(creation), ..plan }, warnings)))
@@ -242,6 +245,7 @@ async fn resolve_now(
     connection: &mut PgConnection,
     config: &Config,
     pipeline: &Pipeline,
+    purpose: Purpose,
 ) -> sqlx::Result<Result<(Plan, Vec<Misfit>), Vec<Misfit>>> {
     let mut misfits = Vec::new();
     let source = &pipeline.source;
@@ -329,18 +333,35 @@ async fn resolve_now(
     };
     rights::check_columns(&role.0, &plan, &mut misfits);
     rights::check_sequences(connection, &role.0, &plan, target_table.as_ref(), &mut misfits).await?;
-    if misfits.iter().all(|misfit| misfit.warning) {
-        fragments::try_out(connection, &plan, &mut misfits).await?;
-        fit::check(connection, &plan, target_table.as_ref(), &types, &mut misfits).await?;
-    }
-    if misfits.iter().all(|misfit| misfit.warning) {
-        own_writes::refuse(connection, &plan, &mut misfits).await?;
-    }
+    try_out(connection, &plan, target_table.as_ref(), &types, purpose, &mut misfits).await?;
     if misfits.iter().any(|misfit| !misfit.warning) {
         return Ok(Err(misfits));
     }
     let steady = steady::of(connection, &plan, target_table.as_ref()).await?;
     Ok(Ok((Plan { steady, ..plan }, misfits)))
+}
+
+/// Lets Postgres read what is made of the configuration, where nothing is known to be wrong with it.
+async fn try_out(
+    connection: &mut PgConnection,
+    plan: &Plan,
+    target: Option<&Table>,
+    types: &Types,
+    purpose: Purpose,
+    misfits: &mut Vec<Misfit>,
+) -> sqlx::Result<()> {
+    // A right that is lacking for work is no matter to who only writes statements.
+    let matters = |misfit: &Misfit| purpose == Purpose::Work || !misfit.of_role;
+    misfits.retain(matters);
+    if misfits.iter().all(|misfit| misfit.warning) {
+        fragments::try_out(connection, plan, misfits).await?;
+        misfits.retain(matters);
+        fit::check(connection, plan, target, types, misfits).await?;
+    }
+    if misfits.iter().all(|misfit| misfit.warning) {
+        own_writes::refuse(connection, plan, misfits).await?;
+    }
+    Ok(())
 }
 
 fn missing_table(place: &Place, name: &crate::config::TableName) -> Misfit {
@@ -410,7 +431,7 @@ async fn target_plan(
     }
     let text = of(ChunkFact::Text);
     let (Some(vector), Some(index)) = (vector, index) else { return Ok(None) };
-    unwritten(table, &parent, version.as_ref(), &columns, &rule.place, misfits);
+    fit::unwritten(table, &parent, version.as_ref(), &columns, &rule.place, misfits);
     let unique = catalog::unique_keys(connection, table).await?;
     let index_is_unique = unique.iter().any(|key| key.columns.contains(&index.name));
     let version_column = version.as_ref().map(|(column, _)| column);
@@ -424,30 +445,6 @@ fn vector_column(columns: &[ColumnWrite], place: &Place, misfits: &mut Vec<Misfi
         misfits.push(Misfit::new(place, "target.columns must map {chunk.vector} to a column that exists"));
     }
     vector
-}
-
-/// Columns that may not be null, have no default, and get no value: every insert would fail.
-fn unwritten(
-    table: &Table,
-    parent: &[ColumnWrite],
-    version: Option<&(Column, String)>,
-    columns: &[ColumnWrite],
-    place: &Place,
-    misfits: &mut Vec<Misfit>,
-) {
-    for column in table.columns.iter().filter(|column| column.not_null && !column.has_default && !column.generated) {
-        let written = parent.iter().chain(columns).any(|write| write.column.name == column.name)
-            || version.is_some_and(|(version, _)| version.name == column.name);
-        if !written {
-            misfits.push(Misfit::new(
-                place,
-                format!(
-                    "column {} of {} must have a value, and target.columns gives it none; a default may",
-                    column.name, table.name
-                ),
-            ));
-        }
-    }
 }
 
 fn vector_type(

@@ -79,7 +79,7 @@ pub(super) async fn resolve(
     if !(table.may_select && columns.is_empty()) {
         let quoted: Vec<String> = plan.written().into_iter().map(Column::sql).collect();
         misfits.push(
-            Misfit::new(
+            Misfit::of_role(
                 &rule.place,
                 format!("this role may not select {0} and update {1} of it", table.name, plan.written_names()),
             )

@@ -22,7 +22,7 @@ pub(super) fn check(
     let place = &pipeline.source.place;
     for schema in closed {
         misfits.push(
-            Misfit::new(place, format!("this role may not use schema {schema}"))
+            Misfit::of_role(place, format!("this role may not use schema {schema}"))
                 .fix(format!("grant usage on schema {} to {role};", quote(schema))),
         );
     }
@@ -31,7 +31,7 @@ pub(super) fn check(
         if !missing.is_empty() {
             let missing = missing.join(", ");
             misfits.push(
-                Misfit::new(place, format!("this role may not {missing} {}", table.name))
+                Misfit::of_role(place, format!("this role may not {missing} {}", table.name))
                     .fix(format!("grant {missing} on {} to {role};", table.sql())),
             );
         }
@@ -49,7 +49,7 @@ pub(super) fn check(
     for (place, table) in [(place, Some(source)), (&pipeline.target.place, target)] {
         let Some(table) = table.filter(|table| table.hides_rows) else { continue };
         misfits.push(
-            Misfit::new(place, format!("row security of {} hides rows from this role", table.name))
+            Misfit::of_role(place, format!("row security of {} hides rows from this role", table.name))
                 .fix(format!("alter role {role} bypassrls;")),
         );
     }
@@ -102,7 +102,7 @@ pub(super) fn check_columns(role: &str, plan: &Plan, misfits: &mut Vec<Misfit>) 
         let quoted: Vec<String> = columns.iter().map(|column| quote(column)).collect();
         let what = if plan.writes_source() { format!("write {}", columns.join(", ")) } else { "lock rows".to_owned() };
         misfits.push(
-            Misfit::new(&plan.pipeline.source.place, format!("this role may not {what} of {}", table.name))
+            Misfit::of_role(&plan.pipeline.source.place, format!("this role may not {what} of {}", table.name))
                 .fix(format!("grant update ({}) on {} to {};", quoted.join(", "), table.sql(), quote(role))),
         );
     }
@@ -126,7 +126,7 @@ pub(super) async fn check_sequences(
     for (place, table) in tables {
         for (sequence, _) in catalog::sequences(connection, &table).await?.into_iter().filter(|(_, may_use)| !may_use) {
             misfits.push(
-                Misfit::new(
+                Misfit::of_role(
                     place,
                     format!("this role may not use sequence {sequence}, from which {} is numbered", table.name),
                 )
