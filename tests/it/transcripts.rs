@@ -10,6 +10,7 @@ use crate::applications::application;
 use crate::cli::gristmill;
 use crate::engine::Process;
 use crate::fake_speech::{FakeSpeech, Seen};
+use crate::reconcile::reconciled;
 use crate::world::{USER, World};
 
 const TABLES: &str = "create schema app; \
@@ -208,6 +209,38 @@ async fn a_killed_worker_pays_for_no_part_of_a_long_recording_twice() {
     let sent: Vec<f64> = vendor.seen().iter().map(Seen::seconds).collect();
     assert_eq!(sent, [3.85, 3.4, 3.4, 2.75], "only what was in flight was sent again");
     assert_eq!(world.calls().await.iter().filter(|call| call.starts_with("paid")).count(), 3);
+}
+
+#[tokio::test]
+async fn a_recording_that_becomes_another_tenants_is_bought_and_charged_for_that_one() {
+    let vendor = FakeSpeech::start();
+    let world = world_of(&vendor, "")
+        .await
+        .change("language = \"eng\"", "longest_part = \"4s\"")
+        .change("lease = \"10s\"", "lease = \"2s\"");
+    let (id, other) = (world.dream(Some(("wav", &long()))).await, Uuid::new_v4());
+    world.put(&format!("{other}/{id}.wav"), &long());
+    vendor.allow(1);
+    let mut first = Process::start(&world, &[]);
+    vendor.arrived(2).await;
+    first.kill();
+    world.sql(&format!("update app.dreams set user_id = '{other}'")).await;
+    vendor.allow(usize::MAX);
+    world.work().await;
+
+    assert_snapshot!(world.dreams().await, @"completed Heard 3.85 seconds. Heard 3.40 seconds. Heard 2.75 seconds. | completed attempt=1 | usage 0.166667 minute 0.0006166679 | kept 0");
+    assert_eq!(vendor.seen().iter().map(Seen::seconds).collect::<Vec<_>>(), [3.85, 3.4, 3.85, 3.4, 2.75]);
+    // Of the killed worker's last request nobody knows.
+    world.sql("update gristmill.provider_calls set outcome = 'unknown' where outcome = 'intent'").await;
+    assert_snapshot!(reconciled(&world).await, @r"
+    exit 0
+    3.85 paid by an attempt whose answer could not be used or written [1]
+    ");
+    let told = gristmill(&world, &["usage", "reconcile", "--json"]).await.ok().json();
+    let charged: Vec<_> =
+        told["tenants"].as_array().into_iter().flatten().filter(|account| account["charged"] != "0").collect();
+    assert_eq!(charged.len(), 1);
+    assert_eq!((&charged[0]["charged"], &charged[0]["charged_usd"]), (&charged[0]["paid"], &charged[0]["paid_usd"]));
 }
 
 #[tokio::test]
