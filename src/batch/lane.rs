@@ -177,8 +177,7 @@ impl Lane {
 
     /// What a refused request means for its texts. Its jobs may get theirs by another, so nobody else would tell.
     async fn decide(&self, error: ProviderError, batch: Vec<Item>, tries: u32, sending: &mut Sending) {
-        let LaneSettings { provider, model, .. } = &self.settings;
-        tracing::warn!(provider, model, texts = batch.len(), %error, "a provider request failed");
+        self.settings.warn(batch.len(), &error);
         self.act(error, batch, tries, sending).await;
         self.gate.tell(&self.status());
     }
@@ -290,6 +289,9 @@ impl Lane {
     /// whether any is good.
     async fn accept(&self, batch: Vec<Item>, embedded: Embedded) -> bool {
         let any = embedded.vectors.iter().any(Result::is_ok);
+        if let Some(bad) = embedded.first_bad() {
+            self.settings.warn(batch.len(), &ProviderError::Garbled(bad));
+        }
         if any {
             self.gate.succeeded();
         } else if let Some(Err(bad)) = embedded.vectors.first() {
