@@ -14,7 +14,7 @@ use crate::config::Allowance;
 use crate::db::prices::Dated;
 use crate::db::{self, cache};
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
-use crate::providers::Embedder;
+use crate::providers::{Embedder, ProviderError};
 
 use super::approach::{Approach, Approaching};
 use super::ceiling::CeilingOf;
@@ -132,6 +132,12 @@ impl LaneSettings {
     /// The price that holds now, and its id: a worker may run through the day on which it changes.
     pub fn price(&self) -> Option<(i64, Decimal)> {
         price_now(&self.prices)
+    }
+
+    /// Logs what is wrong with a request, or with its answer: never a text.
+    pub fn warn(&self, texts: usize, error: &ProviderError) {
+        let Self { provider, model, .. } = self;
+        tracing::warn!(provider, model, texts, %error, "a provider request failed");
     }
 
     /// What `vector_cache` calls this model.

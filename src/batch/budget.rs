@@ -182,17 +182,18 @@ impl Budget {
             .then(|| budgets::Cost { requests: time(1, allowed.requests), tokens: time(tokens, allowed.tokens) })
     }
 
-    /// Learns from an answer: what is allowed, and for how long nothing more is, where something has run out.
-    pub fn hear(&self, limits: &RateLimits) -> Option<Duration> {
-        let lower = |now: &mut Option<u32>, configured: Option<u32>, told: Option<u64>| {
-            if let Some(told) = told.filter(|&told| told > 0) {
-                let told = u32::try_from(told).unwrap_or(u32::MAX);
-                *now = Some(configured.map_or(told, |configured| configured.min(told)));
-            }
+    /// Learns from the answer to so many tokens: what is allowed, and for how long nothing more is, where something has run out. A
+    /// limit below what was just let through is none, whatever it is called.
+    pub fn hear(&self, limits: &RateLimits, tokens: usize) -> Option<Duration> {
+        let lower = |now: &mut Option<u32>, configured: Option<u32>, told: Option<u64>, let_through: usize| {
+            let Some(told) = told else { return };
+            let told = u32::try_from(told).unwrap_or(u32::MAX);
+            let is_limit = usize::try_from(told).is_ok_and(|told| told >= let_through);
+            *now = [configured, is_limit.then_some(told)].into_iter().flatten().min();
         };
         let allowed = &mut self.state().allowed;
-        lower(&mut allowed.requests, self.configured.requests, limits.requests);
-        lower(&mut allowed.tokens, self.configured.tokens, limits.tokens);
+        lower(&mut allowed.requests, self.configured.requests, limits.requests, 1);
+        lower(&mut allowed.tokens, self.configured.tokens, limits.tokens, tokens.max(1));
         limits.exhausted().map(|reset| reset.min(LONGEST_PAUSE))
     }
 

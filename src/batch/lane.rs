@@ -177,8 +177,7 @@ impl Lane {
 
     /// What a refused request means for its texts. Its jobs may get theirs by another, so nobody else would tell.
     async fn decide(&self, error: ProviderError, batch: Vec<Item>, tries: u32, sending: &mut Sending) {
-        let LaneSettings { provider, model, .. } = &self.settings;
-        tracing::warn!(provider, model, texts = batch.len(), %error, "a provider request failed");
+        self.settings.warn(batch.len(), &error);
         self.act(error, batch, tries, sending).await;
         self.gate.tell(&self.status());
     }
@@ -290,6 +289,9 @@ impl Lane {
     /// whether any is good.
     async fn accept(&self, batch: Vec<Item>, embedded: Embedded) -> bool {
         let any = embedded.vectors.iter().any(Result::is_ok);
+        if let Some(bad) = embedded.first_bad() {
+            self.settings.warn(batch.len(), &ProviderError::Garbled(bad));
+        }
         if any {
             self.gate.succeeded();
         } else if let Some(Err(bad)) = embedded.vectors.first() {
@@ -328,20 +330,15 @@ impl Lane {
         let started = Instant::now();
         let answer = contained(self.embedder.embed(&texts)).await;
         failpoint::reach(Point::Answered);
-        telemetry::provider_request(
-            &self.settings.provider,
-            &self.settings.model,
-            texts.len(),
-            answer.is_ok(),
-            started.elapsed(),
-        );
+        let LaneSettings { provider, model, .. } = &self.settings;
+        telemetry::provider_request(provider, model, texts.len(), answer.is_ok(), started.elapsed());
         if answer.is_err() {
             // They may be sent again.
             batch.iter_mut().zip(texts).for_each(|(item, text)| item.text = text);
         } else {
             drop(texts);
         }
-        let answer = self.learn(answer, started).await;
+        let answer = self.learn(answer, sum_of_tokens(batch), started).await;
         let result = self.result(&intent, batch, &answer);
         // The answer is ours whether or not its line can be written now; without it the call stays an open intent.
         if let Err(error) = self.budget.settle(&result).await {
@@ -359,14 +356,19 @@ impl Lane {
     }
 
     /// What an answer tells of how much more the provider takes.
-    async fn learn(&self, answer: Result<Embedded, ProviderError>, began: Instant) -> Result<Embedded, ProviderError> {
+    async fn learn(
+        &self,
+        answer: Result<Embedded, ProviderError>,
+        tokens: usize,
+        began: Instant,
+    ) -> Result<Embedded, ProviderError> {
         let embedded = match answer {
             Ok(embedded) => embedded,
             Err(error) => return Err(self.budget.learn(error, &self.slots, began).await),
         };
         self.slots.succeeded();
         self.budget.answered();
-        if let Some(reset) = embedded.limits.and_then(|limits| self.budget.hear(&limits)) {
+        if let Some(reset) = embedded.limits.and_then(|limits| self.budget.hear(&limits, tokens)) {
             self.gate.shut(reset, EmbedFailure::RateLimited { after: reset });
             self.budget.shut(reset).await;
         }

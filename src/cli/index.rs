@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use serde::Serialize;
 use sqlx::PgPool;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::size;
 use crate::db::app::{
@@ -15,6 +14,7 @@ use crate::db::app::{
 use crate::db::{self, app, backlog};
 
 use super::failure::Failure;
+use super::interruptions::Interruptions;
 use super::session::{Asks, Session};
 use super::show;
 
@@ -264,9 +264,10 @@ async fn build_one(session: &Session, build: &Build) -> Result<(), Failure> {
         let watched = std::io::stderr().is_terminal() && !session.json;
         if run_watched(&pool, &plan, &mut builder, means, &statements, watched).await? == End::Interrupted {
             // A writer may hold it up, and who interrupts it again does not wait.
+            let mut again = Interruptions::listen()?;
             tokio::select! {
                 cleared = clear(&plan, &mut builder, means) => cleared?,
-                _ = tokio::signal::ctrl_c() => return Err(Failure::Failed(WHAT_IS_LEFT.to_owned())),
+                () = again.next() => return Err(Failure::Failed(WHAT_IS_LEFT.to_owned())),
             }
             return Err(Failure::Failed("interrupted; nothing is left of the build".to_owned()));
         }
@@ -374,14 +375,14 @@ async fn run_watched(
     statements: &[String],
     watched: bool,
 ) -> Result<End, Failure> {
-    let mut interrupts = signal(SignalKind::interrupt())?;
+    let mut interruptions = Interruptions::listen()?;
     let mut interrupted = false;
     let (backend, table) = (builder.backend, builder.table.clone());
     let mut work = std::pin::pin!(app::run_index(&mut builder.connection, means, statements));
     let done = loop {
         tokio::select! {
             done = &mut work => break done,
-            _ = interrupts.recv() => {
+            () = interruptions.next() => {
                 if interrupted {
                     return Err(Failure::Failed(WHAT_IS_LEFT.to_owned()));
                 }

@@ -16,6 +16,7 @@ mod grants;
 mod health;
 mod index;
 mod init;
+mod interruptions;
 mod jobs;
 mod migrate;
 mod pause;

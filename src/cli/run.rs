@@ -8,7 +8,6 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use serde::Serialize;
 use sqlx::PgPool;
 use sqlx::types::time::OffsetDateTime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, Running, StartError};
@@ -22,6 +21,7 @@ use crate::telemetry::Metrics;
 use crate::worker::{Engine, pause};
 
 use super::failure::Failure;
+use super::interruptions::Interruptions;
 use super::session::Session;
 use super::show;
 
@@ -60,16 +60,12 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
 
 /// First signal: stop; second: hand back; third: return.
 async fn obey(stop: CancellationToken, give_up: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let Ok(mut interruptions) = Interruptions::listen() else {
         tracing::error!("signals cannot be heard; stopping needs kill -9");
         return std::future::pending().await;
     };
     for nth in 1..=3 {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        interruptions.next().await;
         match nth {
             1 => {
                 tracing::info!("stopping: nothing more is claimed; what is in hand is finished or handed back");

@@ -79,11 +79,11 @@ pub async fn entries(db: impl PgExecutor<'_>, since: OffsetDateTime, most: i32) 
                           when charged > paid then 'not_paid'
                           when job.id is null then 'forgotten'
                           when job.revision = pairs.revision and job.state in ('waiting', 'pending', 'processing') then 'in_flight'
-                          when job.revision > pairs.revision and not booked then 'overtaken'
+                          -- An answer of no use was so whatever opened the job again.
+                          when job.revision > pairs.revision and not booked and not useless then 'overtaken'
                           when job.revision = pairs.revision and job.state <> 'completed' then 'ended'
-                          when unknown or useless or tried then 'not_written'
                           -- A server that crashed has lost what was parked, and whatever told of the attempt.
-                          when job.revision = pairs.revision and job.starts > 1 then 'not_written'
+                          when unknown or useless or tried or job.revision = pairs.revision and job.starts > 1 then 'not_written'
                           else 'not_charged'
                       end as reason
                from pairs left join gristmill.embedding_jobs as job on job.id = pairs.job_id

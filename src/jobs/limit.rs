@@ -28,7 +28,12 @@ pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, spending: S
     })?;
     let (reason, resets) = match allowance {
         Allowance::Granted => return Ok(()),
-        Allowance::Over { lack, resets } => (lacks(&limit.name, &lack), resets.unwrap_or(UNSAID)),
+        Allowance::Over { lack, resets } => (lacks(&limit.name, &lack, None), resets.unwrap_or(UNSAID)),
+        // Nobody has spent it yet: no reason to fail.
+        Allowance::Reserved { lack, reserved, again } => {
+            let reason = lacks(&limit.name, &lack, Some(reserved));
+            return Err(JobError::OverLimit { reason, resets: again, fails: false });
+        }
         Allowance::Unpriced => {
             let reason = format!("limit {} is in usd, and the model has no price: add it under [[prices]]", limit.name);
             (reason, UNSAID)
@@ -37,13 +42,15 @@ pub(super) async fn ask(deps: &Deps, job: &ClaimedJob, tenant: &str, spending: S
     Err(JobError::OverLimit { reason, resets, fails: limit.fails })
 }
 
-fn lacks(limit: &str, lack: &Lack) -> String {
-    // What jobs in hand are about to spend may be more than there is.
+fn lacks(limit: &str, lack: &Lack, reserved: Option<Decimal>) -> String {
     let (unit, left, needed) = match lack {
         Lack::Row => return format!("limit {limit} has no row for this tenant, so nothing may be spent"),
         Lack::Tokens { left, needed } => ("tokens", left, Decimal::from(*needed)),
         Lack::Usd { left, needed } => ("usd", left, *needed),
     };
+    // What jobs in hand are about to spend may be more than there is.
     let left = (*left).max(Decimal::ZERO).normalize();
-    format!("limit {limit} leaves too little: {left} {unit} left, {} needed", needed.normalize())
+    let reserved =
+        reserved.map_or_else(String::new, |held| format!(", {} reserved for jobs in hand", held.normalize()));
+    format!("limit {limit} leaves too little: {left} {unit} left{reserved}, {} needed", needed.normalize())
 }

@@ -69,7 +69,7 @@ async fn transcribe(
     file: &FileBytes,
     recording: &Recording,
 ) -> Result<Vec<Part>, JobError> {
-    let content = content_of(file, &deps.plan.generation, recording);
+    let content = content_of(file, &row.tenant, &deps.plan.generation, recording);
     let of = OfJob {
         id: job.id,
         revision: job.revision,
@@ -105,9 +105,10 @@ fn spans(recording: &Recording) -> Vec<Span> {
     if recording.parts.is_empty() { vec![Span { from_ms: 0, to_ms: recording.ms }] } else { recording.parts.clone() }
 }
 
-/// What kept parts are known by: the recording, the model and its options, and where it is cut.
-fn content_of(file: &FileBytes, generation: &str, recording: &Recording) -> ContentHash {
-    let mut hash = Sha256::new().chain_update(file.hash).chain_update(generation);
+/// What kept parts are known by: the recording, whom they were paid for, the model and its options, and where it is cut. A row that
+/// becomes another tenant's is charged to that one, who therefore buys all parts, as with vectors.
+fn content_of(file: &FileBytes, tenant: &str, generation: &str, recording: &Recording) -> ContentHash {
+    let mut hash = Sha256::new().chain_update(file.hash).chain_update(tenant).chain_update(generation);
     for span in &recording.parts {
         hash.update(span.to_ms.to_le_bytes());
     }

@@ -48,6 +48,12 @@ pub struct Embedded {
 }
 
 impl Embedded {
+    /// The first bad vector, named by the number of its input.
+    pub fn first_bad(&self) -> Option<String> {
+        let bad = self.vectors.iter().enumerate().find_map(|(index, vector)| Some((index, *vector.as_ref().err()?)));
+        bad.map(|(index, bad)| bad_vector(index, self.vectors.len(), bad))
+    }
+
     /// The vectors, for callers to whom one bad vector spoils the answer.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use gristmill::domain::{JobId, OwnerId, Revision};
 use gristmill::providers::{Embedded, Embedder, ProviderError};
 use insta::assert_snapshot;
 
+use crate::cli::gristmill;
 use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of, vector_of};
 use crate::world::{DIMENSIONS, USER, World};
 
@@ -505,4 +506,20 @@ async fn a_call_whose_answer_never_came_is_unknown_to_the_books_and_one_that_was
         assert_eq!(world.value::<String>(calls).await, booked);
         assert_eq!(world.states().await, "1 completed");
     }
+}
+
+#[tokio::test]
+async fn an_answer_whose_vectors_are_of_no_use_is_logged_once_without_a_text() {
+    let vendor = vendor();
+    vendor.script([Answer::zeros()]);
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "Canaries sing.").await;
+
+    let ran = gristmill(&world, &["run", "--once"]).await;
+
+    let told: Vec<&str> = ran.err.lines().filter(|line| line.contains("a provider request failed")).collect();
+    assert_eq!(told.len(), 1, "{}", ran.err);
+    assert!(told[0].contains("the vector of input 1 of 1 "), "{}", told[0]);
+    assert!(!ran.err.contains("Canaries"), "{}", ran.err);
 }

@@ -240,6 +240,21 @@ async fn limits_that_answers_tell_are_kept_and_nothing_is_asked_where_there_are_
 }
 
 #[tokio::test]
+async fn a_told_limit_below_what_was_just_let_through_is_not_believed() {
+    let vendor = vendor();
+    let world = world_of(&vendor, "concurrency = 1").await;
+    world.register().await;
+    let absurd = Answer::good().with("x-ratelimit-limit-tokens", "1").with("x-ratelimit-remaining-tokens", "0");
+    vendor.always(absurd.with("x-ratelimit-reset-tokens", "1ms"));
+    world.insert_sentences(4).await;
+
+    world.work().await;
+
+    // Believed, one of them would wait for minutes.
+    assert_eq!((world.states().await.as_str(), vendor.requests()), ("4 completed", 4));
+}
+
+#[tokio::test]
 async fn a_vendor_that_takes_four_at_once_is_soon_sent_no_more() {
     let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, most_at_once: 4, ..Options::default() });
     let world = world_of(&vendor, "concurrency = 64").await.change("slots = 16", "slots = 256");

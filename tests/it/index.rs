@@ -226,12 +226,16 @@ async fn what_an_interrupted_rebuild_left_is_named_and_removed() {
 async fn an_interrupted_build_ends_on_the_server_too() {
     let world = World::new().await;
     let there = definitions(&world).await;
-    let (mut writer, rebuild) = rebuild_under_way(&world).await;
-    let interrupt = Command::new("kill").args(["-INT", &rebuild.id().to_string()]).status().expect("there is a kill");
-    assert!(interrupt.success());
-    world.wait_for(&format!("select ({BUILDS}) = 0")).await;
-    writer.execute("rollback").await.expect("it is there");
-    let ended = end_of(rebuild).await;
-    assert_eq!((ended.code, ended.err.trim()), (1, "error: interrupted; nothing is left of the build"));
-    assert_eq!(definitions(&world).await, there);
+    for how in ["INT", "TERM"] {
+        let (mut writer, rebuild) = rebuild_under_way(&world).await;
+        let signalled =
+            Command::new("kill").args(["-s", how, &rebuild.id().to_string()]).status().expect("there is a kill");
+        assert!(signalled.success());
+        world.wait_for(&format!("select ({BUILDS}) = 0")).await;
+        writer.execute("rollback").await.expect("it is there");
+        let ended = end_of(rebuild).await;
+        let want = (1, "error: interrupted; nothing is left of the build");
+        assert_eq!((ended.code, ended.err.trim()), want, "{how}");
+        assert_eq!(definitions(&world).await, there);
+    }
 }

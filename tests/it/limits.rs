@@ -4,6 +4,7 @@ use gristmill::app;
 use insta::assert_snapshot;
 
 use crate::applications::{application, configured, reconnected};
+use crate::engine::Process;
 use crate::fake_openai::{FakeOpenAi, Options};
 use crate::world::World;
 
@@ -97,6 +98,40 @@ async fn over_the_limit_may_be_a_failure_and_money_is_counted_exactly() {
     1 0000000b completed 0 h
     1 0000000b failed limit limit daily leaves too little: few usd left, 0.00000024 needed 0 h
     "#);
+}
+
+#[tokio::test]
+async fn what_is_only_reserved_makes_a_job_wait_and_never_fails_it() {
+    let vendor = FakeOpenAi::start(Options { dimensions: 8, ..Options::default() });
+    let ask = "select usd_left as usd from app.owners where id = {tenant}";
+    let world = configured(World::with_vendor(&vendor).await, &notes("fail", ask));
+    world.sql(TABLES).await;
+    let world = reconnected(world).await;
+    world.register().await;
+    // Room for one of them.
+    world.sql("update app.owners set usd_left = 0.00000015").await;
+    let insert = "insert into app.notes (owner, body) values ('0000000b-0000-0000-0000-000000000000', 'Grain";
+    world.sql(&format!("{insert} 11.')")).await;
+    let gate = vendor.hold();
+    let mut killed = Process::start(&world, &[]);
+    vendor.arrived(1).await;
+    killed.kill();
+    world.sql("delete from app.notes").await;
+    world.sql(&format!("{insert} 12.')")).await;
+
+    let worker = world.start().await;
+    world.wait_for("select exists (select from gristmill.embedding_jobs where error_kind = 'limit')").await;
+    let said = "select concat_ws(' ', state, reason, run_at < now() + interval '2 minutes') from gristmill.embedding_jobs where error_kind = 'limit'";
+    assert_snapshot!(world.value::<String>(said).await, @"waiting limit daily leaves too little: 0.00000005 usd left, 0.0000001 reserved for jobs in hand, 0.0000001 needed t");
+
+    // The dead worker's reservation ends with its lease.
+    gate.open();
+    world.sql("update gristmill.embedding_jobs set lease_until = now() where state = 'processing'").await;
+    world.wait_for("select not exists (select from gristmill.embedding_jobs where state = 'processing')").await;
+    world.sql("update gristmill.embedding_jobs set run_at = now() where error_kind = 'limit'").await;
+    worker.idle().await;
+    worker.stop().await;
+    assert_eq!(world.states().await, "1 cancelled left\n1 completed");
 }
 
 #[tokio::test]

@@ -162,6 +162,26 @@ async fn answers_of_no_use_and_rows_that_end_without_vectors_are_said() {
 }
 
 #[tokio::test]
+async fn answers_of_no_use_stay_so_when_a_person_has_their_jobs_retried() {
+    let vendor = vendor();
+    let world = singly(&vendor).await;
+    for name in ["one", "two", "three"] {
+        world.insert(name, &format!("The mill grinds {name}.")).await;
+    }
+    vendor.always(Answer::wrong_dimensions());
+    world.work().await;
+    assert_eq!(world.states().await, "3 waiting misconfigured");
+    vendor.always(Answer::good());
+    gristmill(&world, &["jobs", "retry", "--kind", "misconfigured"]).await.ok();
+    world.work().await;
+    assert_eq!(world.states().await, "3 completed");
+    assert_snapshot!(reconciled(&world).await, @r"
+    exit 0
+    27 paid by an attempt whose answer could not be used or written [1,2,3]
+    ");
+}
+
+#[tokio::test]
 async fn a_process_killed_between_call_and_commit_leaves_an_unknown_call_and_no_more() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"1s\"");

@@ -21,6 +21,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::interruptions::Interruptions;
 use super::session::Session;
 use super::show;
 
@@ -149,9 +150,10 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     };
     bed.say(&format!("Postgres {}, {} cores", bed.ground.version, std::thread::available_parallelism()?));
     let names = if args.names.is_empty() { Bench::value_variants().to_vec() } else { args.names };
+    let mut interruptions = Interruptions::listen()?;
     let outcome = tokio::select! {
         outcome = all(&bed, &names) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::Failed("interrupted".to_owned())),
+        () = interruptions.next() => Err(Failure::Failed("interrupted".to_owned())),
     };
     bed.ground.leave().await?;
     session.print(&outcome?, |figures| figure::table(figures))

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use serde::Serialize;
 use sqlx::PgPool;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, Question, Running};
@@ -23,6 +22,7 @@ use crate::embedded::{Artifact, ShortLivedFolder};
 use crate::jobs::Means;
 
 use super::failure::Failure;
+use super::interruptions::Interruptions;
 use super::session::Session;
 use super::{fetch, search, show, usage};
 
@@ -57,9 +57,11 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     fetch_all(&steps).await?;
     let ground = ground::obtain(&steps, args.keep).await?;
     let files = Folder::make(&ground)?;
+    // Somebody wants it to end: then what was made on a server is taken away first.
+    let mut interruptions = Interruptions::listen()?;
     let outcome = tokio::select! {
         outcome = show_everything(session, &args, &ground, files.path(), &steps, began) => outcome,
-        () = interrupted() => Err(Failure::Failed("interrupted".to_owned())),
+        () = interruptions.next() => Err(Failure::Failed("interrupted".to_owned())),
     };
     steps.end();
     let farewell = ground.leave(args.keep && outcome.is_ok()).await;
@@ -68,15 +70,6 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
         eprintln!("{farewell}");
     }
     Ok(())
-}
-
-/// Somebody wants it to end: then what was made on a server is taken away first.
-async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
 }
 
 /// The model and the PDF reader; without the latter PDF is read by unpdf, which is worth a line and no failure.

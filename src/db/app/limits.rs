@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rust_decimal::Decimal;
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, PgExecutor, Row as _, SqlSafeStr as _};
 use sqlx::{Statement as _, query_scalar};
 
@@ -24,6 +25,10 @@ pub struct LimitPlan {
     pub(super) sql: String,
     null_for_nobody: bool,
 }
+
+/// When a job is asked again that only what is reserved stands in the way of.
+const SOONEST: Duration = Duration::from_secs(2);
+const LATEST: Duration = Duration::from_mins(1);
 
 /// What a limit's query may return.
 const COLUMNS: [&str; 3] = ["tokens", "usd", "resets"];
@@ -118,6 +123,8 @@ pub enum Allowance {
     Granted,
     /// Too much; the limit resets after so long, where it says.
     Over { lack: Lack, resets: Option<Duration> },
+    /// Too much only beside so much that jobs in hand have reserved, and may not spend: to be asked again after so long.
+    Reserved { lack: Lack, reserved: Decimal, again: Duration },
     /// The limit is in money, and the model has no price.
     Unpriced,
 }
@@ -137,8 +144,21 @@ pub enum Lack {
     },
 }
 
+impl Lack {
+    fn of(tokens: Option<Decimal>, usd: Option<Decimal>, spending: Spending) -> Option<Self> {
+        // Sound has no tokens: a tenant that has used up its own may still be heard.
+        let few = tokens.filter(|left| spending.tokens > 0 && *left < Decimal::from(spending.tokens));
+        let dear = usd.zip(spending.usd).filter(|(left, needed)| left < needed);
+        few.map(|left| Self::Tokens { left, needed: spending.tokens })
+            .or_else(|| dear.map(|(left, needed)| Self::Usd { left, needed }))
+    }
+}
+
 /// Asks whether a tenant may spend so much more, with what its jobs in hand are about to spend taken off, and reserves it. One worker at a
 /// time asks for a tenant.
+///
+/// What is only reserved, maybe by a worker that is gone, stands in the way for a short time: for as long again as nothing was reserved,
+/// from two seconds to a minute, as with a ceiling.
 ///
 /// # Errors
 /// The database is away, or refuses the query.
@@ -158,12 +178,13 @@ pub async fn reserve(
     // One statement, one snapshot: a job that ends meanwhile is either reserved or booked, never both and never neither.
     let statement = format!(
         "with said as (select to_jsonb(said) as said from ({sql}) as said), \
-              held as (select coalesce(sum(r.tokens), 0) as tokens, coalesce(sum(r.usd), 0) as usd \
+              held as (select coalesce(sum(r.tokens), 0) as tokens, coalesce(sum(r.usd), 0) as usd, \
+                              extract(epoch from clock_timestamp() - max(j.started_at))::float8 as seconds \
                        from gristmill.reservations as r \
                        join gristmill.embedding_jobs as j on j.id = r.job_id and j.lease_id = r.lease_id \
                        where r.limit_name = $2 and r.tenant = $3 and r.job_id <> $4) \
-         select count(said) as rows, min((said->>'tokens')::numeric) - min(held.tokens) as tokens, \
-                min((said->>'usd')::numeric) - min(held.usd) as usd, \
+         select count(said) as rows, min((said->>'tokens')::numeric) as tokens, min((said->>'usd')::numeric) as usd, \
+                min(held.tokens) as held_tokens, min(held.usd) as held_usd, min(held.seconds) as held_seconds, \
                 extract(epoch from max((said->>'resets')::timestamptz) - clock_timestamp())::float8 as resets \
          from held left join said on true",
         sql = limit_sql(limit),
@@ -176,25 +197,34 @@ pub async fn reserve(
         .bind(job.id.0)
         .fetch_one(&mut *transaction)
         .await?;
-    let left: (Option<Decimal>, Option<Decimal>) = (row.try_get("tokens")?, row.try_get("usd")?);
-    let resets: Option<f64> = row.try_get("resets")?;
-    let resets = resets.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let over = |lack| Ok(Allowance::Over { lack, resets });
-    if row.try_get::<i64, _>("rows")? == 0 {
-        return over(Lack::Row);
-    }
-    // Sound has no tokens: a tenant that has used up its own may still be heard.
-    if let Some(left) = left.0.filter(|left| spending.tokens > 0 && *left < Decimal::from(spending.tokens)) {
-        return over(Lack::Tokens { left, needed: spending.tokens });
-    }
-    match (left.1, spending.usd) {
-        (Some(_), None) => return Ok(Allowance::Unpriced),
-        (Some(left), Some(needed)) if left < needed => return over(Lack::Usd { left, needed }),
-        _ => {}
+    if let Some(refused) = refusal(&row, spending)? {
+        return Ok(refused);
     }
     book(&mut transaction, limit, job.id.0, job.lease, tenant, spending).await?;
     transaction.commit().await?;
     Ok(Allowance::Granted)
+}
+
+/// What stands in the way of the spending: what is really spent comes first.
+fn refusal(row: &PgRow, spending: Spending) -> sqlx::Result<Option<Allowance>> {
+    let length = |seconds: f64| Duration::try_from_secs_f64(seconds).ok();
+    let resets = row.try_get::<Option<f64>, _>("resets")?.and_then(length);
+    if row.try_get::<i64, _>("rows")? == 0 {
+        return Ok(Some(Allowance::Over { lack: Lack::Row, resets }));
+    }
+    let (tokens, usd): (Option<Decimal>, Option<Decimal>) = (row.try_get("tokens")?, row.try_get("usd")?);
+    if let Some(lack) = Lack::of(tokens, usd, spending) {
+        return Ok(Some(Allowance::Over { lack, resets }));
+    }
+    if usd.is_some() && spending.usd.is_none() {
+        return Ok(Some(Allowance::Unpriced));
+    }
+    let held: (Decimal, Decimal) = (row.try_get("held_tokens")?, row.try_get("held_usd")?);
+    let left = (tokens.map(|tokens| tokens - held.0), usd.map(|usd| usd - held.1));
+    let Some(lack) = Lack::of(left.0, left.1, spending) else { return Ok(None) };
+    let reserved = if matches!(lack, Lack::Tokens { .. }) { held.0 } else { held.1 };
+    let again = row.try_get::<Option<f64>, _>("held_seconds")?.and_then(length).unwrap_or_default();
+    Ok(Some(Allowance::Reserved { lack, reserved, again: again.clamp(SOONEST, LATEST) }))
 }
 
 /// The query, with a parameter even where it names no tenant: the ones after it keep their numbers.
