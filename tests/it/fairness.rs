@@ -8,9 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use futures_util::poll;
-use gristmill::batch::{Batcher, Keyed, LaneSettings, OfJob, Text, Vital};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use gristmill::app;
+use gristmill::batch::{Batcher, Fit, Keyed, LaneSettings, Loader, Memory, OfJob, Text, Vital};
 use gristmill::config::Allowance;
-use gristmill::domain::{Embedding, JobId, OwnerId, Revision};
+use gristmill::domain::{Embedding, JobId, OwnerId, Revision, SourceKey};
 use gristmill::providers::{Embedded, Embedder, ProviderError};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -184,4 +186,43 @@ async fn texts_whose_jobs_gave_up_go_out_no_more_and_count_against_nobody() {
         assert_eq!(request.iter().filter(|text| text.starts_with("many 1 ")).count(), 0, "{request:?}");
     }
     assert_eq!(mill.world.value::<i64>("select count(*) from gristmill.provider_calls").await, 3);
+}
+
+#[tokio::test]
+async fn a_row_does_not_wait_until_all_that_another_tenant_has_waiting_were_in_memory() {
+    let world = World::new().await;
+    world.register().await;
+    let insert = "insert into public.documents (user_id, name, content) select gen_random_uuid()";
+    world.sql(&format!("{insert}, 'many', repeat('mill ', 10000) from generate_series(1, 30)")).await;
+    world.sql(&format!("{insert}, 'one', 'One.'")).await;
+    let resolved = app::resolve(&world.pool, &world.config()).await.unwrap();
+    let three = 3 * Memory::new(u64::MAX).weight_of_text(&resolved.plans[0], 51_000);
+    let fit = Fit::new(world.pool.clone(), Arc::new(world.config()), Arc::clone(&resolved.plans[0]));
+    let loader = Loader::start(world.pool.clone(), world.pool.clone(), fit, Memory::new(three), &Vital::default());
+    let keys = async |name: &str| {
+        let ids = world.list(&format!("select id::text from public.documents where name = '{name}'")).await;
+        ids.into_iter().map(|id| SourceKey(vec![id])).collect::<Vec<_>>()
+    };
+    let (many, one) = (keys("many").await, keys("one").await);
+    let mut loads: FuturesUnordered<_> = many.iter().map(|key| loader.load("many", key, false)).collect();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(loads.next().await.unwrap().unwrap());
+    }
+    let mut one = pin!(loader.load("one", &one[0], false));
+    assert!(poll!(one.as_mut()).is_pending());
+
+    let mut before = 0;
+    loop {
+        held.remove(0);
+        tokio::select! {
+            biased;
+            loaded = &mut one => break assert!(loaded.unwrap().row.is_some()),
+            loaded = loads.next() => held.push(loaded.unwrap().unwrap()),
+        }
+        before += 1;
+    }
+
+    // The one that was next when it came, and one beside it at the most.
+    assert!(before <= 2, "{before} of them went first");
 }
