@@ -1,7 +1,5 @@
 //! A lane: one model and credential, with its queue, its requests under way, its budget, its breaker and its pauses.
 
-use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,9 +24,10 @@ use super::flights;
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
 use super::item::{Answer, Item, fail};
 use super::keyed::Keyed;
+use super::packing::{Packing, Room};
 use super::portions::{believed, portions, widen};
 use super::sending::Sending;
-use super::slots::Slots;
+use super::slots::{Slot, Slots};
 use super::vital::contained;
 
 /// Tries of one request within the lane.
@@ -69,21 +68,24 @@ impl Lane {
     }
 
     /// Packs what comes into requests until the last sender is gone.
-    pub async fn run(self: Arc<Self>, mut items: mpsc::UnboundedReceiver<Item>, mut approachers: Approachers) {
-        let mut next = items.recv().await;
-        while let Some(first) = next {
+    pub async fn run(self: Arc<Self>, items: mpsc::UnboundedReceiver<Item>, approachers: Approachers) {
+        let LaneSettings { linger, pack_across_tenants: across, .. } = self.settings;
+        let mut packing = Packing::new(items, approachers);
+        while packing.has_any(self.room()).await {
             // With all requests under way, texts gather here and the next request is the fuller.
-            let mut slot = Some(self.slots.acquire().await);
-            self.budget.breathe().await;
-            let mut batch = vec![first];
-            next = self.fill(&mut batch, &mut items, &mut approachers).await;
-            // A job's texts together: then their parts of the cost, each rounded, sum to the job's.
-            batch.sort_by_key(|item| (item.call.job.id, item.call.job.revision));
-            for batch in self.apart(batch) {
+            let mut slot = Some(self.moment().await);
+            packing.gather(self.room(), linger).await;
+            // One for each tenant, where these are to be kept apart.
+            let requests = if across { 1 } else { packing.tenants() };
+            for _ in 0..requests {
                 let slot = match slot.take() {
                     Some(slot) => slot,
-                    None => self.slots.acquire().await,
+                    None => self.moment().await,
                 };
+                packing.look(self.room());
+                let mut batch = packing.request(self.room(), across);
+                // A job's texts together: then their parts of the cost, each rounded, sum to the job's.
+                batch.sort_by_key(|item| (item.call.job.id, item.call.job.revision));
                 self.budget.expect(sum_of_tokens(&batch));
                 let lane = Arc::clone(&self);
                 tokio::spawn(async move {
@@ -91,50 +93,19 @@ impl Lane {
                     drop(slot);
                 });
             }
-            if next.is_none() {
-                next = items.recv().await;
-            }
         }
     }
 
-    /// Adds texts until the request is full, nobody comes any more, or the linger is over; returns the text that did not fit.
-    async fn fill(
-        &self,
-        batch: &mut Vec<Item>,
-        items: &mut mpsc::UnboundedReceiver<Item>,
-        approachers: &mut Approachers,
-    ) -> Option<Item> {
-        let mut over = pin!(tokio::time::sleep(self.settings.linger));
-        let most = self.settings.tokens.min(self.budget.most_tokens());
-        let mut tokens = sum_of_tokens(batch);
-        while batch.len() < self.settings.inputs && tokens < most {
-            // In this order: whoever is gone has sent what it had.
-            let item = tokio::select! {
-                biased;
-                item = items.recv() => item,
-                () = approachers.gone() => items.try_recv().ok(),
-                () = &mut over => None,
-            };
-            let item = item?;
-            tokens += item.tokens;
-            if tokens > most {
-                return Some(item);
-            }
-            batch.push(item);
-        }
-        None
+    /// Waits until another request may be made.
+    async fn moment(&self) -> Slot {
+        let slot = self.slots.acquire().await;
+        self.budget.breathe().await;
+        slot
     }
 
-    /// A request for each tenant, where these are to be kept apart.
-    fn apart(&self, batch: Vec<Item>) -> Vec<Vec<Item>> {
-        if self.settings.pack_across_tenants {
-            return vec![batch];
-        }
-        let mut apart: BTreeMap<String, Vec<Item>> = BTreeMap::new();
-        for item in batch {
-            apart.entry(item.call.job.tenant.clone()).or_default().push(item);
-        }
-        apart.into_values().collect()
+    fn room(&self) -> Room {
+        let LaneSettings { inputs, tokens, .. } = self.settings;
+        Room { inputs, tokens: tokens.min(self.budget.most_tokens()) }
     }
 
     /// Sends a batch, and its halves where it is refused, until every text has an answer.

@@ -10,7 +10,8 @@ use crate::db::app::{Existing, Found, LoadedRow, Plan};
 use crate::domain::SourceKey;
 
 use super::fit::Fit;
-use super::memory::{Memory, Weight, rounded};
+use super::memory::{Memory, Weight};
+use super::turns::Turns;
 use super::vital::{Vital, guarded, is_panic};
 
 /// Most jobs of one read.
@@ -49,9 +50,20 @@ pub enum LoadError {
 }
 
 struct Request {
+    tenant: String,
     key: SourceKey,
     with_chunks: bool,
+    /// None until there is room.
+    weight: Option<Weight>,
     reply: oneshot::Sender<Result<Loaded, LoadError>>,
+}
+
+/// A request of which it is known what its row weighs: the row itself where that is small.
+struct Measured {
+    request: Request,
+    bytes: u64,
+    found: Found,
+    chunks: Vec<Existing>,
 }
 
 /// Loads rows of one pipeline. Cheap to clone.
@@ -76,16 +88,8 @@ struct Open {
 impl Loader {
     /// Starts the loader of one pipeline; it ends with its last clone.
     pub fn start(pool: PgPool, keyed: PgPool, fit: Fit, memory: Memory, vital: &Vital) -> Self {
-        let (sender, mut requests) = mpsc::unbounded_channel::<Request>();
-        let shared = Shared { pool, keyed, fit, memory };
-        vital.spawn("loader", async move {
-            let mut batch = Vec::new();
-            // Whatever came while the last read ran is read together.
-            while requests.recv_many(&mut batch, MOST).await > 0 {
-                let asked = std::mem::take(&mut batch);
-                shared.serve(asked).await;
-            }
-        });
+        let (sender, requests) = mpsc::unbounded_channel();
+        vital.spawn("loader", Shared { pool, keyed, fit, memory }.run(requests));
         Self(sender)
     }
 
@@ -93,72 +97,114 @@ impl Loader {
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub async fn load(&self, key: &SourceKey, with_chunks: bool) -> Result<Loaded, LoadError> {
+    pub async fn load(&self, tenant: &str, key: &SourceKey, with_chunks: bool) -> Result<Loaded, LoadError> {
         let (reply, answer) = oneshot::channel();
         let gone = || LoadError::Database("the loader has stopped".to_owned());
-        self.0.send(Request { key: key.clone(), with_chunks, reply }).map_err(|_| gone())?;
+        let (tenant, key) = (tenant.to_owned(), key.clone());
+        self.0.send(Request { tenant, key, with_chunks, weight: None, reply }).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
 impl Shared {
-    /// Answers a batch; one that the database refuses is halved until the guilty row stands alone.
-    async fn serve(&self, requests: Vec<Request>) {
+    /// Tenants take turns, as what waits for room in memory may wait for long.
+    async fn run(self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let (mut asked, mut measured) = (Turns::default(), Turns::default());
+        let ask = |asked: &mut Turns<Request>, request: Request| {
+            let tenant = request.tenant.clone();
+            asked.push(&tenant, 1, request);
+        };
+        loop {
+            // Whatever came while the last read ran is read together.
+            while let Ok(request) = requests.try_recv() {
+                ask(&mut asked, request);
+            }
+            if !asked.is_empty() {
+                self.measure(asked.take(MOST, 0, |_| true, |_, _| false), &mut measured).await;
+            } else if !measured.is_empty() {
+                self.hand_out(&mut measured).await;
+            } else if let Some(request) = requests.recv().await {
+                ask(&mut asked, request);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Looks what rows weigh, and reads those that are small.
+    async fn measure(&self, requests: Vec<Request>, measured: &mut Turns<Measured>) {
         let mut open = Open { stack: vec![requests], looked: false };
-        while let Some(mut batch) = open.stack.pop() {
-            // Nobody waits for these any more: a job that was cut short needs no memory.
-            batch.retain(|request| !request.reply.is_closed());
-            if batch.is_empty() {
-                continue;
-            }
-            if let Some(why) = self.fit.misfit() {
-                tell(batch, &LoadError::Misfit(why));
-                continue;
-            }
-            let plan = self.fit.plan();
+        while let Some((plan, batch)) = self.next(&mut open) {
             match guarded(db::patiently(|| self.look(&plan, &batch))).await {
-                Ok(found) => self.sort_out(&plan, batch, found, &mut open).await,
+                Ok(all) => {
+                    for (request, (found, chunks)) in batch.into_iter().zip(all) {
+                        let (Found::Row(_, bytes) | Found::Large(bytes)) = found else {
+                            request.answer(None, chunks);
+                            continue;
+                        };
+                        let bytes = self.memory.weight_of_text(&plan, bytes);
+                        let tenant = request.tenant.clone();
+                        measured.push(&tenant, bytes, Measured { request, bytes, found, chunks });
+                    }
+                }
                 Err(error) => self.refuse(batch, &error, &mut open).await,
             }
         }
     }
 
-    /// Hands out what was small enough to come at once, and loads what has to be weighed first.
-    async fn sort_out(&self, plan: &Plan, batch: Vec<Request>, found: Vec<(Found, Vec<Existing>)>, open: &mut Open) {
-        let (mut here, mut large) = (Vec::new(), Vec::new());
-        let weight = |bytes| rounded(self.memory.weight_of_text(plan, bytes));
-        for (request, (found, chunks)) in batch.into_iter().zip(found) {
+    /// Hands out the next row when there is room for it, and others for which there is room by then.
+    async fn hand_out(&self, measured: &mut Turns<Measured>) {
+        let (mut rows, mut weights) = (measured.take(1, 0, |_| true, |_, _| false), Vec::new());
+        let Some(first) = rows.first().filter(|first| !first.request.reply.is_closed()) else { return };
+        let mut sum = first.bytes;
+        weights.push(self.memory.take(sum).await);
+        let fits = |next: &Measured| {
+            let weight = || self.memory.take_now(next.bytes);
+            let Some(weight) = (sum + next.bytes <= MOST_WEIGHT).then(weight).flatten() else { return false };
+            sum += next.bytes;
+            weights.push(weight);
+            true
+        };
+        rows.extend(measured.take(MOST, 0, fits, |_, _| false));
+        let mut large = Vec::new();
+        for (Measured { mut request, found, chunks, .. }, weight) in rows.into_iter().zip(weights) {
+            request.weight = Some(weight);
             match found {
-                Found::Gone => here.push(((request, None, chunks), weight(0))),
-                Found::Row(row, bytes) => here.push(((request, Some(row), chunks), weight(bytes))),
-                Found::Large(bytes) => large.push((request, weight(bytes))),
+                Found::Gone => request.answer(None, chunks),
+                Found::Row(row, _) => request.answer(Some(row), chunks),
+                Found::Large(_) => large.push(request),
             }
         }
-        let most = MOST_WEIGHT.min(self.memory.all());
-        for group in groups(here, most) {
-            let mut all = self.memory.take(group.iter().map(|(_, weight)| weight).sum()).await;
-            for ((request, row, chunks), weight) in group {
-                request.answer(row, chunks, all.part(weight));
+        self.load(large).await;
+    }
+
+    /// Loads rows for which there is room.
+    async fn load(&self, requests: Vec<Request>) {
+        let mut open = Open { stack: vec![requests], looked: false };
+        while let Some((plan, batch)) = self.next(&mut open) {
+            match guarded(db::patiently(|| self.read(&plan, &batch, u64::MAX))).await {
+                Ok(all) => {
+                    for (request, (found, chunks)) in batch.into_iter().zip(all) {
+                        request.answer(if let Found::Row(row, _) = found { Some(row) } else { None }, chunks);
+                    }
+                }
+                Err(error) => self.refuse(batch, &error, &mut open).await,
             }
-        }
-        for group in groups(large, most) {
-            self.load(plan, group, open).await;
         }
     }
 
-    /// Loads what fits into memory at once, when it does.
-    async fn load(&self, plan: &Plan, group: Vec<(Request, u64)>, open: &mut Open) {
-        let mut weight = self.memory.take(group.iter().map(|(_, weight)| weight).sum()).await;
-        let (requests, weights): (Vec<Request>, Vec<u64>) = group.into_iter().unzip();
-        match guarded(db::patiently(|| self.read(plan, &requests, u64::MAX))).await {
-            Ok(found) => {
-                for ((request, (found, chunks)), bytes) in requests.into_iter().zip(found).zip(weights) {
-                    let row = if let Found::Row(row, _) = found { Some(row) } else { None };
-                    request.answer(row, chunks, weight.part(bytes));
-                }
+    /// The next part of a batch, under the plan of now; one that the database refuses is halved until the guilty row stands alone.
+    fn next(&self, open: &mut Open) -> Option<(Arc<Plan>, Vec<Request>)> {
+        while let Some(mut batch) = open.stack.pop() {
+            // Nobody waits for these any more: a job that was cut short needs no memory.
+            batch.retain(|request| !request.reply.is_closed());
+            if let Some(why) = self.fit.misfit() {
+                tell(batch, &LoadError::Misfit(why));
+            } else if !batch.is_empty() {
+                return Some((self.fit.plan(), batch));
             }
-            Err(error) => self.refuse(requests, &error, open).await,
         }
+        None
     }
 
     /// Halves what the database refused, or says so to the only one; but first asks whether the tables were changed.
@@ -212,27 +258,10 @@ impl Shared {
 }
 
 impl Request {
-    fn answer(self, row: Option<LoadedRow>, chunks: Vec<Existing>, weight: Weight) {
+    fn answer(self, row: Option<LoadedRow>, chunks: Vec<Existing>) {
         // A job that no longer waits has been cancelled.
-        self.reply.send(Ok(Loaded { row: row.map(Arc::new), chunks, weight })).ok();
+        self.reply.send(Ok(Loaded { row: row.map(Arc::new), chunks, weight: self.weight.unwrap_or_default() })).ok();
     }
-}
-
-/// Parts a batch, in its order, so that each part weighs no more than `most` or is one row.
-fn groups<T>(batch: Vec<(T, u64)>, most: u64) -> Vec<Vec<(T, u64)>> {
-    let mut groups: Vec<Vec<(T, u64)>> = Vec::new();
-    let mut sum = u64::MAX;
-    for (one, weight) in batch {
-        sum = sum.saturating_add(weight);
-        match groups.last_mut() {
-            Some(group) if sum <= most => group.push((one, weight)),
-            _ => {
-                sum = weight;
-                groups.push(vec![(one, weight)]);
-            }
-        }
-    }
-    groups
 }
 
 fn tell(batch: Vec<Request>, error: &LoadError) {

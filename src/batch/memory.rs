@@ -25,7 +25,7 @@ pub struct Memory {
 }
 
 /// A part of it, until this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Weight(Option<OwnedSemaphorePermit>);
 
 impl Memory {
@@ -39,6 +39,11 @@ impl Memory {
     pub async fn take(&self, bytes: u64) -> Weight {
         // The semaphore is closed by nobody.
         Weight(Arc::clone(&self.units).acquire_many_owned(self.units_of(bytes)).await.ok())
+    }
+
+    /// The same without waiting, or not at all.
+    pub(super) fn take_now(&self, bytes: u64) -> Option<Weight> {
+        Arc::clone(&self.units).try_acquire_many_owned(self.units_of(bytes)).ok().map(|permit| Weight(Some(permit)))
     }
 
     /// Makes a weight that of so many bytes: at once, without waiting, or not at all. Where it says no, more has to be taken anew.
@@ -97,21 +102,10 @@ impl Weight {
             drop(permit.split(permit.num_permits().saturating_sub(keep)));
         }
     }
-
-    /// A part for `bytes`: all of it, where there is no more.
-    pub(super) fn part(&mut self, bytes: u64) -> Self {
-        let wanted = usize::try_from(units(bytes)).unwrap_or(usize::MAX);
-        Self(self.0.as_mut().and_then(|permit| permit.split(wanted.min(permit.num_permits()))))
-    }
 }
 
 fn units(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1)
-}
-
-/// Whole units: what a sum of several must count.
-pub(super) fn rounded(bytes: u64) -> u64 {
-    u64::from(units(bytes)) * UNIT
 }
 
 fn wide(count: usize) -> u64 {
@@ -125,13 +119,13 @@ mod tests {
     #[tokio::test]
     async fn parts_add_up_and_come_back() {
         let memory = Memory::new(10 * UNIT);
-        let mut group = memory.take(7 * UNIT).await;
-        let mut first = group.part(5 * UNIT);
-        let second = group.part(9 * UNIT);
+        let mut first = memory.take(5 * UNIT).await;
+        let second = memory.take_now(2 * UNIT).unwrap();
+        assert!(memory.take_now(4 * UNIT).is_none());
         assert_eq!(memory.units.available_permits(), 3);
         first.lighten(UNIT);
         assert_eq!(memory.units.available_permits(), 7);
-        drop((group, first, second));
+        drop((first, second));
         assert_eq!(memory.units.available_permits(), 10);
         // What weighs more than was taken for it gets more where there is more.
         let (mut one, other) = (memory.take(4 * UNIT).await, memory.take(4 * UNIT).await);

@@ -20,6 +20,7 @@ mod lane;
 mod leave;
 mod loader;
 mod memory;
+mod packing;
 mod parents;
 mod portions;
 mod repeat;
@@ -29,6 +30,7 @@ mod slots;
 mod speech;
 mod spill;
 mod transaction;
+mod turns;
 mod vital;
 
 pub use approach::Approaching;

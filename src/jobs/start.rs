@@ -70,7 +70,7 @@ pub(super) async fn load(
     work: &mut InWork,
 ) -> Result<(Arc<LoadedRow>, Vec<Existing>, Weight), JobError> {
     // Read together with the rows of every job claimed in the same breath.
-    let Loaded { row, chunks, weight } = deps.loader.load(&job.key, with_chunks).await?;
+    let Loaded { row, chunks, weight } = deps.loader.load(&job.tenant, &job.key, with_chunks).await?;
     let row = row.ok_or(JobError::SourceGone)?;
     if row.key != job.key {
         return Err(JobError::OtherKey(row.key.clone()));

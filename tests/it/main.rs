@@ -23,6 +23,7 @@ mod embedded;
 mod engine;
 mod existing;
 mod extract;
+mod fairness;
 mod fake_openai;
 mod fake_speech;
 #[path = "../chaos/faults/mod.rs"]

@@ -29,7 +29,7 @@ async fn most_beside(world: &World, memory: u64) -> BTreeMap<u64, u64> {
     let ids = world.list("select id::text from public.documents order by octet_length(content), id").await;
     let keys: Vec<SourceKey> = ids.into_iter().map(|id| SourceKey(vec![id])).collect();
     let seen = join_all(keys.iter().map(async |key| {
-        let loaded = loader.load(key, false).await.expect("the row can be read");
+        let loaded = loader.load("", key, false).await.expect("the row can be read");
         let row = loaded.row.expect("the row is there");
         let bytes = row.value(&Name::Row("content".to_owned())).map_or(0, |text| text.len() as u64);
         in_memory.fetch_add(bytes, Ordering::AcqRel);

@@ -81,7 +81,7 @@ enum Bench {
     NoOp,
     /// Claims from a backlog of millions, also while an old transaction is open
     Backlog,
-    /// One tenant has a great many rows waiting, others insert one each
+    /// One tenant has a great many rows waiting, others insert one each; the same where the provider is the limit
     Fairness,
     /// 1, 2 and 4 workers at one provider, without and with its limit of requests
     Scaling,
