@@ -68,17 +68,25 @@ fn sockets(port: u16) -> Vec<TcpStream> {
     // The folder's own number stays taken, or the first duplicate would have it and be found again.
     let numbers = entries.by_ref().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let numbers: Vec<RawFd> = numbers.collect();
-    let is_to_port = |socket: &TcpStream| socket.peer_addr().is_ok_and(|peer| peer.port() == port);
-    numbers.into_iter().filter_map(duplicate).filter(is_to_port).collect()
+    let is_to_port = |socket: SockRef<'_>| {
+        let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
+        peer.is_some_and(|peer| peer.port() == port)
+    };
+    // Whatever else there is, is left alone: a second handle on a listener would keep its port when its owner has closed it.
+    let looked_at = numbers.into_iter().filter(|number| is_to_port(SockRef::from(&borrowed(*number))));
+    looked_at.filter_map(duplicate).filter(|socket| is_to_port(SockRef::from(socket))).collect()
 }
 
 /// Another handle on what a number means, so that it means the same between the look and the end. What is no socket has no peer.
-#[expect(unsafe_code, reason = "the driver keeps its sockets to itself")]
 fn duplicate(number: RawFd) -> Option<TcpStream> {
-    // SAFETY: the number is only duplicated; where its owner has closed it meanwhile, that fails, and what was opened in its place is
-    // duplicated as well as it would have been.
-    let found = unsafe { BorrowedFd::borrow_raw(number) };
-    found.try_clone_to_owned().ok().map(TcpStream::from)
+    borrowed(number).try_clone_to_owned().ok().map(TcpStream::from)
+}
+
+#[expect(unsafe_code, reason = "the driver keeps its sockets to itself")]
+fn borrowed(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: it is only asked for its peer and duplicated; where its owner has closed it meanwhile, that fails, and what was opened in its
+    // place is asked as well as it would have been.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }
 
 #[cfg(test)]
