@@ -5,8 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -300,6 +300,20 @@ impl Arena {
 
     pub async fn sql(&self, statements: &str) -> sqlx::Result<()> {
         sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&self.world.pool).await.map(drop)
+    }
+
+    /// Transactions over what others work with: whoever is picked out of a deadlock tries again.
+    pub async fn insist(&self, transaction: &str) -> sqlx::Result<()> {
+        let mut person = PgConnection::connect(&self.world.database.url).await?;
+        let mut tries = 0;
+        while let Err(error) = sqlx::raw_sql(AssertSqlSafe(transaction.to_owned())).execute(&mut person).await {
+            sqlx::raw_sql("rollback").execute(&mut person).await?;
+            tries += 1;
+            if tries == 20 {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     pub async fn ask<T>(&self, query: &str) -> sqlx::Result<T>

@@ -113,12 +113,13 @@ async fn an_outage_is_said_once_and_so_is_its_end() {
 
 #[tokio::test]
 async fn an_outage_is_counted_from_the_last_renewal_before_it() {
-    const BEATS: &str = "(select min(pid) from pg_stat_activity where datname = current_database() \
-         and application_name = 'gristmill' and query like '%insert into gristmill.workers%' and pid <> pg_backend_pid())";
+    // The worker signed in over another one.
+    const BEATS: &str = "(select pid from pg_stat_activity where datname = current_database() and application_name = 'gristmill' \
+         and query like '%insert into gristmill.workers%' and pid <> pg_backend_pid() order by query_start desc limit 1)";
     let world = World::new().await.change("lease = \"10s\"", "lease = \"6s\"");
     world.register().await;
     let worker = serve(&world);
-    eventually(&world, &format!("({BEATS} is not null)")).await;
+    eventually(&world, "(select count(*) = 1 and bool_and(seen_at > started_at) from gristmill.workers)").await;
 
     // It is found out with the next renewal, two seconds after the last, and over half a second later.
     let cut: String = world.value(&format!("select clock_timestamp()::text from pg_terminate_backend({BEATS})")).await;

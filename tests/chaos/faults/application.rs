@@ -67,14 +67,7 @@ pub async fn dropped(arena: &mut Arena) -> Outcome {
     // What the application was told before belongs to books that are gone.
     let drop = "begin; lock public.documents in access exclusive mode; drop schema gristmill cascade; truncate public.served; \
                 update public.tallies set served = 0; commit";
-    // Whoever drops what is in use may be the one that Postgres picks out of a deadlock, and tries again.
-    let mut tries = 0;
-    while let Err(error) = arena.sql(drop).await {
-        tries += 1;
-        if tries == 20 {
-            return Err(error.into());
-        }
-    }
+    arena.insist(drop).await?;
     sleep(Duration::from_secs(3)).await;
     arena.signal(old, "TERM");
     arena.ended(old).await?;

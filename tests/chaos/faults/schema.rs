@@ -176,20 +176,9 @@ pub async fn reset(arena: &mut Arena) -> Outcome {
     arena.insert(60).await;
     let old = arena.worker();
     arena.until_done(10).await?;
-    let mut dropped = Err(sqlx::Error::PoolClosed);
-    // Whoever drops what others work with may be a deadlock's victim, and says it again.
-    for _ in 0..5 {
-        dropped = arena
-            .sql(
-                "begin; lock public.documents in access exclusive mode; drop schema gristmill cascade; drop schema public cascade; \
-                 create schema public; commit",
-            )
-            .await;
-        if dropped.is_ok() {
-            break;
-        }
-    }
-    dropped?;
+    let drop = "begin; lock public.documents in access exclusive mode; drop schema gristmill cascade; drop schema public cascade; \
+                create schema public; commit";
+    arena.insist(drop).await?;
     sleep(BROKEN).await;
     if arena.command(&["migrate", "--starter"]).await != Some(0) {
         return Err(Injected::Failed("an empty database could not be migrated".to_owned()));
