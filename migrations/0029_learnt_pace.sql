@@ -48,8 +48,8 @@ end
 $$;
 
 -- A request that was sent p_age ago was refused, and nobody said for how long: the pace, at first p_guess, is lowered to three
--- quarters, or to half where it was lowered just before, but never beyond two seconds: an outage must not be learnt for a limit. What was
--- under way then tells of the same. All workers pause, and for how long is returned.
+-- quarters, or to half where it was lowered just before. What was under way then tells of the same. All workers pause, and for how
+-- long is returned.
 create function gristmill.lower_pace(p_provider text, p_credential text, p_age interval, p_guess interval)
 returns interval language plpgsql set search_path = '' as $$
 declare
@@ -69,7 +69,7 @@ begin
         return greatest(budget.shut_until - now, budget.pace);
     end if;
     refused := coalesce(budget.pace, p_guess);
-    slower := least(interval '2 seconds',
+    slower := least(interval '15 seconds',
         case when sent < budget.paced_from + 16 * refused and budget.pace is not null then 2 * refused else refused * 4 / 3 end);
     update gristmill.budgets
     set pace = slower, refused_pace = budget.pace, shut_until = greatest(shut_until, now + 2 * slower),
