@@ -310,7 +310,7 @@ pub struct Running {
     pub lanes: Vec<Batcher>,
     /// The lanes of models that transcribe.
     pub speech: Vec<SpeechLane>,
-    /// The connections of statements over keys.
+    /// The connections of statements over keys; with few connections these are all there are.
     pub keyed: PgPool,
     pub refused: Vec<(String, String)>,
 }
@@ -431,7 +431,8 @@ async fn wire(
     let memory = Memory::new(config.worker.memory);
     let vital = Vital::default();
     let shared_config = Arc::new(config.clone());
-    let keyed = db::connect_keyed(pool, &config.database).await?;
+    let own = db::connect_keyed(pool, &config.database).await?;
+    let keyed = own.clone().unwrap_or_else(|| pool.clone());
     let mut lanes = Lanes::open(config, (pool, &keyed), owner, &vital).await?;
     let mut pipelines = Vec::new();
     let mut deliverers = Vec::new();
@@ -458,7 +459,7 @@ async fn wire(
         let (batchers, speech) = (batchers.clone(), speech.clone());
         Box::new(move || status(&batchers, &speech))
     };
-    let parts = Parts { pipelines, deliverers, lanes };
+    let parts = Parts { keyed: own, pipelines, deliverers, lanes };
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), parts, vital, stop);
     Ok(Running { engine, lanes: batchers, speech, keyed, refused })
 }

@@ -34,7 +34,8 @@ impl Announcements {
             match tokio::time::timeout(ASKED_AGAIN, self.0.try_recv()).await {
                 Ok(heard) => return heard?.map(drop).ok_or(sqlx::Error::WorkerCrashed),
                 Err(_) => {
-                    super::answered(sqlx::raw_sql("select").execute(&mut self.0)).await?;
+                    // As before, so that the server's account of this session still says what it is for.
+                    super::answered(sqlx::raw_sql(r#"LISTEN "gristmill_jobs""#).execute(&mut self.0)).await?;
                 }
             }
         }

@@ -11,6 +11,7 @@ pub mod cache;
 pub mod calls;
 pub mod claims;
 pub mod demo;
+pub mod forgotten;
 pub mod jobs;
 pub mod listen;
 pub mod migrate;
@@ -26,9 +27,11 @@ pub mod usage;
 pub mod workers;
 
 use std::io;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::types::Uuid;
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 
 use crate::config::Database;
@@ -114,18 +117,18 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
 
 /// Opens a worker's second pool, for statements that find rows of few tables by their keys and are the same for every job: its sessions
 /// keep their plans, which are half of what the server does for a lone job. A kept plan goes by an index and looks row by row, whatever the
-/// tables held when it was made; so no statement of others may run in these sessions. With few connections it is the first pool again.
+/// tables held when it was made; so no statement of others may run in these sessions. With few connections there is none.
 ///
 /// # Errors
 /// The database is away.
-pub async fn connect_keyed(pool: &PgPool, settings: &Database) -> sqlx::Result<PgPool> {
+pub async fn connect_keyed(pool: &PgPool, settings: &Database) -> sqlx::Result<Option<PgPool>> {
     let most = keyed_connections(settings);
     if most == 0 {
-        return Ok(pool.clone());
+        return Ok(None);
     }
     let vector_schema = app::vector_schema(&mut *pool.acquire().await?).await?;
     let options = PgConnectOptions::clone(&pool.connect_options());
-    open(options, most, pinned(vector_schema.as_deref(), &PLANS_KEPT)).await
+    open(options, most, pinned(vector_schema.as_deref(), &PLANS_KEPT)).await.map(Some)
 }
 
 /// Of the configured connections, how many are for statements over keys.
@@ -184,7 +187,13 @@ async fn open(options: PgConnectOptions, most: u32, pinned: String) -> sqlx::Res
 fn options_of(url: &str) -> Result<PgConnectOptions, ConnectError> {
     let options: PgConnectOptions = url.parse().map_err(|_| ConnectError::Address)?;
     // PgBouncer refuses `extra_float_digits` in the first message; sessions set it themselves.
-    Ok(options.application_name("gristmill").extra_float_digits(None).disable_statement_logging())
+    Ok(options.application_name(name()).extra_float_digits(None).disable_statement_logging())
+}
+
+/// What the sessions of this process are called, and no other's.
+fn name() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| format!("gristmill {:08x}", Uuid::new_v4().as_fields().0));
+    &NAME
 }
 
 /// A `begin` that is given up before its answer came is forgotten by sqlx, not by the server: what the next user of the connection
@@ -213,9 +222,9 @@ pub fn keep_alive(pool: &PgPool) -> usize {
     net::cut_silent(port, LONGEST_SILENCE)
 }
 
-/// Ends those of the same connections that are older than that, as far as they have been silent since. Returns how many.
-pub fn cut_older(pool: &PgPool, than: Duration) -> usize {
-    port(pool).map_or(0, |port| net::cut_silent(port, than))
+/// Ends those of the same connections that have been silent for longer than that. Returns how many.
+pub fn cut_silent(pool: &PgPool, longer: Duration) -> usize {
+    port(pool).map_or(0, |port| net::cut_silent(port, longer))
 }
 
 fn port(pool: &PgPool) -> Option<u16> {

@@ -23,7 +23,7 @@ pub use address::{Reach, reach};
 pub use connector::StoreConnector;
 pub use exchange::{Answer, Body, ExchangeError, GatherError, exchange, gather};
 pub use guard::{BadRule, GuardPolicy, GuardedClient, Refusal};
-pub use sockets::{cut, cut_silent, keep_alive};
+pub use sockets::{cut, cut_silent, keep_alive, silent};
 pub use webhook::webhook;
 
 const USER_AGENT: &str = concat!("gristmill/", env!("CARGO_PKG_VERSION"));

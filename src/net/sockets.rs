@@ -33,17 +33,26 @@ pub fn cut(port: u16) -> usize {
     sockets(port).iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
 }
 
+/// How many of the same connections nothing was sent nor received over for longer than that.
+pub fn silent(port: u16, longest: Duration) -> usize {
+    silent_sockets(port, longest).len()
+}
+
 /// Shuts those of the same connections over which nothing was sent nor received for longer than that. Returns how many.
-#[cfg(target_os = "linux")]
 pub fn cut_silent(port: u16, longest: Duration) -> usize {
-    let is_silent = |socket: &&TcpStream| silent_for(socket).is_some_and(|silent| silent > longest);
-    sockets(port).iter().filter(is_silent).filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
+    silent_sockets(port, longest).iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
+}
+
+#[cfg(target_os = "linux")]
+fn silent_sockets(port: u16, longest: Duration) -> Vec<TcpStream> {
+    let is_silent = |socket: &TcpStream| silent_for(socket).is_some_and(|silent| silent > longest);
+    sockets(port).into_iter().filter(is_silent).collect()
 }
 
 /// Elsewhere the kernel is not asked.
 #[cfg(not(target_os = "linux"))]
-pub fn cut_silent(_port: u16, _longest: Duration) -> usize {
-    0
+fn silent_sockets(_port: u16, _longest: Duration) -> Vec<TcpStream> {
+    Vec::new()
 }
 
 /// How long ago data went over a connection, either way, by the kernel's account.
@@ -130,6 +139,7 @@ mod tests {
             speaker.write_all(b"!").unwrap();
             (&speaking).write_all(b"?").unwrap();
         }
+        assert_eq!(super::silent(port, Duration::from_millis(100)), 1);
         assert_eq!(cut_silent(port, Duration::from_millis(100)), 1);
         assert_eq!(silent.read(&mut [0]).unwrap(), 0);
         assert_eq!(heard.read(&mut [0]).unwrap(), 1);

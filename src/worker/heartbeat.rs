@@ -114,9 +114,9 @@ impl Line {
                 }
             }
             let backend = server::backend(&mut fresh).await?;
-            // A server that was started anew says nothing over connections that something on the way still holds.
+            // A server that was started anew says nothing over connections that something on the way still holds: they are older.
             let replaced = self.latest.replace(backend).and_then(|earlier| backend.replaced(earlier));
-            tell_dead(replaced.map_or(0, |since| db::cut_older(&engine.pool, since)));
+            tell_dead(replaced.map_or(0, |since| db::cut_silent(&engine.pool, since)));
             self.connection = Some((fresh, backend));
         }
         let Some((connection, _)) = &mut self.connection else { return Ok(()) };
@@ -167,7 +167,7 @@ async fn end_dead(engine: &Engine, fresh: PgConnection) -> sqlx::Result<PgConnec
     db::connect_beside(&engine.pool).await
 }
 
-fn tell_dead(connections: usize) {
+pub(super) fn tell_dead(connections: usize) {
     if connections > 0 {
         tracing::warn!(connections, "{DEAD}");
     }

@@ -1,5 +1,5 @@
-//! Floor 5: the engine. Claimer, heartbeat, acknowledger, rescuer, sweeper, fitter, listener and deliverers are tasks of their own, free of apalis
-//! types; `backend` is the thin apalis backend over them. No other module names apalis.
+//! Floor 5: the engine. Claimer, heartbeat, keeper of connections, acknowledger, rescuer, sweeper, fitter, listener and deliverers
+//! are tasks of their own, free of apalis types; `backend` is the thin apalis backend over them. No other module names apalis.
 
 mod acknowledger;
 mod asker;
@@ -10,6 +10,7 @@ mod deliverer;
 mod fitter;
 mod hands;
 mod heartbeat;
+mod keeper;
 mod listener;
 mod outage;
 mod rescuer;
@@ -48,6 +49,8 @@ pub type Lanes = Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>;
 
 /// What an engine has to work on and with.
 pub struct Parts {
+    /// A pool beside the first, for statements over keys.
+    pub keyed: Option<PgPool>,
     pub pipelines: Vec<Deps>,
     /// Of the pipelines that have a webhook.
     pub deliverers: Vec<Deliverer>,
@@ -57,6 +60,8 @@ pub struct Parts {
 /// What every task of the engine works with.
 pub struct Engine {
     pub pool: PgPool,
+    /// All there are.
+    pools: Vec<PgPool>,
     pub owner: OwnerId,
     /// Host and process, for people.
     pub name: String,
@@ -91,7 +96,7 @@ impl Engine {
         vital: Vital,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let Parts { pipelines, deliverers, lanes } = parts;
+        let Parts { keyed, pipelines, deliverers, lanes } = parts;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Arc::new(Self {
             name: format!("{}:{}", if host.trim().is_empty() { "worker" } else { host.trim() }, std::process::id()),
@@ -102,6 +107,7 @@ impl Engine {
             speaking: Mutex::default(),
             outage: outage::Outage::default(),
             swept: Progress::default(),
+            pools: [pool.clone()].into_iter().chain(keyed).collect(),
             pool,
             owner,
             settings,
@@ -174,6 +180,7 @@ impl Engine {
         let (sender, claimed) = mpsc::channel(self.settings.slots);
         let vital = || self.vital.clone();
         tasks.spawn(vital().watch("heartbeat", heartbeat::run(Arc::clone(self), late.clone())));
+        tasks.spawn(vital().watch("keeper", keeper::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("acknowledger", acknowledger::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("words", words::run(Arc::clone(self), late.clone())));
         tasks.spawn(vital().watch("claimer", claimer::run(Arc::clone(self), sender)));

@@ -18,6 +18,8 @@ struct State {
     cut: AtomicUsize,
     /// The connections of so many commits more freeze for good when these have reached the server.
     commits_to_freeze: AtomicUsize,
+    /// The same before they reach it.
+    commits_to_lose: AtomicUsize,
     delay_ms: AtomicUsize,
     /// Raised by one, it freezes every connection there is, for good: nothing arrives, nothing is closed.
     ice: watch::Sender<usize>,
@@ -72,6 +74,7 @@ impl Proxy {
             commits_to_cut: AtomicUsize::new(0),
             cut: AtomicUsize::new(0),
             commits_to_freeze: AtomicUsize::new(0),
+            commits_to_lose: AtomicUsize::new(0),
             delay_ms: AtomicUsize::new(0),
             ice: watch::Sender::new(0),
         });
@@ -106,9 +109,13 @@ impl Proxy {
         self.state.commits_to_freeze.store(count, Ordering::SeqCst);
     }
 
-    /// How many of these did not come yet.
-    pub fn commits_to_freeze(&self) -> usize {
-        self.state.commits_to_freeze.load(Ordering::SeqCst)
+    pub fn lose_commits(&self, count: usize) {
+        self.state.commits_to_lose.store(count, Ordering::SeqCst);
+    }
+
+    /// How many of both did not come yet.
+    pub fn commits_awaited(&self) -> usize {
+        self.state.commits_to_freeze.load(Ordering::SeqCst) + self.state.commits_to_lose.load(Ordering::SeqCst)
     }
 
     pub fn delay(&self, each_way: Duration) {
@@ -139,6 +146,9 @@ async fn carry(mut client: TcpStream, server: Server, state: &State) -> io::Resu
                 // sqlx commits with a simple query of its own.
                 let commits = asked[..count].ends_with(b"COMMIT\0");
                 cutting |= commits && take_one(&state.commits_to_cut);
+                if commits && take_one(&state.commits_to_lose) {
+                    std::future::pending::<()>().await;
+                }
                 server.write_all(&asked[..count]).await?;
                 if commits && take_one(&state.commits_to_freeze) {
                     std::future::pending::<()>().await;

@@ -1,7 +1,9 @@
 //! Connections to the database that go dead without a word, end while a worker starts, or go through a pooler.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
+use gristmill::db::listen::Announcements;
 use gristmill::db::{self, ConnectError};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
@@ -52,6 +54,77 @@ async fn statements_under_way_over_connections_that_went_dead_are_done_again_ove
     eventually(&world, "(select bool_and(state = 'completed') from gristmill.embedding_jobs)").await;
     worker.stop().await;
     assert_eq!(world.state().await, "note completed | completed attempt=1 chunks=1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_in_use_that_was_forgotten_while_the_others_are_whole_is_ended() {
+    let vendor = FakeOpenAi::start(Options { dimensions: DIMENSIONS, ..Options::default() });
+    let mut world =
+        World::with_vendor(&vendor).await.change("lease = \"10s\"", "lease = \"1s\"").change("slots = 16", "slots = 1");
+    world.register().await;
+    let (worker, proxy) = wired(&mut world).await;
+    worker.idle().await;
+    let mut holder = world.database.connect().await;
+    sqlx::Executor::execute(&mut holder, "begin; lock table public.document_chunks in share mode").await.unwrap();
+    world.insert("one", "One.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents").await;
+    eventually(&world, "(select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()))")
+        .await;
+
+    // The server commits, its answer never arrives, and everything is acknowledged.
+    proxy.freeze_commits(1);
+    drop(holder);
+    eventually(&world, "(select bool_and(state = 'completed') from gristmill.embedding_jobs)").await;
+    world.insert("two", "Two.").await;
+    world.sql("select gristmill.enqueue('documents', id) from public.documents where name = 'two'").await;
+
+    // The one slot is free again.
+    eventually(&world, "(select count(*) = 2 and bool_and(state = 'completed') from gristmill.embedding_jobs)").await;
+    worker.stop().await;
+    assert_eq!(
+        world.state().await,
+        "one completed | completed attempt=1 chunks=1\ntwo completed | completed attempt=1 chunks=1"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_silent_rightly_while_its_statement_is_at_work_while_it_listens_and_while_nobody_uses_it() {
+    const LONG: Duration = Duration::from_secs(1);
+    let mut world = World::new().await;
+    let proxy = Proxy::start(Server::of(&world.database.url));
+    world.toml = world.toml.replace(&world.database.url, &proxy.url(&world.database.name));
+    let pool = db::connect(&world.config().database).await.unwrap();
+    let pools = [pool.clone()];
+    let (mut works, mut used, idle) = tokio::join!(pool.acquire(), pool.acquire(), pool.acquire());
+    drop(idle);
+    let _listener = Announcements::listen(&pool).await.unwrap();
+    let mut holder = world.database.connect().await;
+    sqlx::Executor::execute(&mut holder, "begin; select pg_advisory_xact_lock(1)").await.unwrap();
+    let _works = tokio::spawn(async move {
+        sqlx::Executor::execute(&mut **works.as_mut().unwrap(), "select pg_advisory_xact_lock(1)").await.unwrap();
+    });
+
+    let silent = |count: usize| {
+        let pool = pool.clone();
+        let all = async move {
+            while db::forgotten::silent(&pool, LONG) < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), all)
+    };
+    silent(4).await.unwrap();
+    // Who uses a connection, says nothing over it, and is waited for by no statement, has been forgotten.
+    assert_eq!(db::forgotten::unexcused(&pools, LONG).await.unwrap(), 1);
+    used.as_mut().unwrap().ping().await.unwrap();
+    assert_eq!(db::forgotten::in_use(&pools), 3);
+    assert_eq!(db::forgotten::unexcused(&pools, LONG).await.unwrap(), 0);
+
+    // The statement's answer gets lost.
+    proxy.freeze();
+    drop(holder);
+    silent(4).await.unwrap();
+    assert_eq!(db::forgotten::unexcused(&pools, LONG).await.unwrap(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,7 +187,7 @@ async fn an_outage_is_said_once_and_so_is_its_end() {
 #[tokio::test]
 async fn an_outage_is_counted_from_the_last_renewal_before_it() {
     // The worker signed in over another one.
-    const BEATS: &str = "(select pid from pg_stat_activity where datname = current_database() and application_name = 'gristmill' \
+    const BEATS: &str = "(select pid from pg_stat_activity where datname = current_database() and application_name like 'gristmill%' \
          and query like '%insert into gristmill.workers%' and pid <> pg_backend_pid() order by query_start desc limit 1)";
     let world = World::new().await.change("lease = \"10s\"", "lease = \"6s\"");
     world.register().await;

@@ -17,7 +17,7 @@ pub async fn terminated(arena: &mut Arena) -> Outcome {
         arena
             .sql(
                 "select pg_terminate_backend(pid) from pg_stat_activity \
-                 where datname = current_database() and application_name = 'gristmill'",
+                 where datname = current_database() and application_name like 'gristmill%'",
             )
             .await
             .ok();
@@ -91,23 +91,18 @@ pub async fn half_open(arena: &mut Arena) -> Outcome {
     Ok(())
 }
 
+/// Something on the way goes on to acknowledge a few connections in use and has forgotten them, some before the server heard what was asked;
+/// the heartbeat's is whole.
+pub async fn forgotten(arena: &mut Arena) -> Outcome {
+    freeze_commits(arena, 2, 2).await?;
+    arena.healed();
+    arena.insert(20).await;
+    Ok(())
+}
+
 /// Something on the way holds a few connections for ever: that their server died, only those say that are not held.
 pub async fn frozen_and_crashed(arena: &mut Arena) -> Outcome {
-    through_proxy(arena);
-    arena.worker();
-    arena.insert(5).await;
-    arena.until_done(5).await?;
-    arena.proxy.freeze_commits(2);
-    arena.insert(60).await;
-    for _ in 0..400 {
-        if arena.proxy.commits_to_freeze() == 0 {
-            break;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    if arena.proxy.commits_to_freeze() > 0 {
-        return Err(Injected::Failed("two commits were not frozen".to_owned()));
-    }
+    freeze_commits(arena, 2, 0).await?;
     server::crash();
     sleep(Duration::from_millis(500)).await;
     server::recover();
@@ -115,6 +110,23 @@ pub async fn frozen_and_crashed(arena: &mut Arena) -> Outcome {
     arena.healed();
     arena.insert(20).await;
     Ok(())
+}
+
+async fn freeze_commits(arena: &mut Arena, heard: usize, unheard: usize) -> Outcome {
+    through_proxy(arena);
+    arena.worker();
+    arena.insert(5).await;
+    arena.until_done(5).await?;
+    arena.proxy.freeze_commits(heard);
+    arena.proxy.lose_commits(unheard);
+    arena.insert(60).await;
+    for _ in 0..400 {
+        if arena.proxy.commits_awaited() == 0 {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Err(Injected::Failed("some commits were not frozen".to_owned()))
 }
 
 /// The way out: a person, or an orchestrator, starts another.

@@ -56,7 +56,7 @@ pub async fn everything(arena: &mut Arena, steps: usize) -> Outcome {
             }
             3 => {
                 let ours = "select pg_terminate_backend(pid) from pg_stat_activity \
-                            where datname = current_database() and application_name = 'gristmill'";
+                            where datname = current_database() and application_name like 'gristmill%'";
                 arena.sql(ours).await.ok();
                 "terminated"
             }

@@ -80,6 +80,7 @@ pub const FAULTS: &[Fault] = faults! {
     "everything at once, 100 steps" false mixed::everything, 100;
     "database: pg_terminate_backend storm" true database::terminated;
     "database: immediate stop and start" true database::crashed;
+    "database: connections in use forgotten on the way" false database::forgotten;
     "database: COMMITs frozen on the way, then immediate stop and start" false database::frozen_and_crashed;
     "database: acknowledgement of COMMIT lost" true database::unacknowledged;
     "database: 40 ms each way" false database::slow;

@@ -276,7 +276,7 @@ impl Machine {
         self.world
             .sql(
                 "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() \
-                 and application_name = 'gristmill'",
+                 and application_name like 'gristmill%'",
             )
             .await;
     }
