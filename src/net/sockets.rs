@@ -33,9 +33,10 @@ pub fn cut(port: u16) -> usize {
     sockets(port).iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
 }
 
-/// How many of the same connections nothing was sent nor received over for longer than that.
-pub fn silent(port: u16, longest: Duration) -> usize {
-    silent_sockets(port, longest).len()
+/// Those of the same connections over which nothing was sent nor received for longer than that, by their own ports.
+pub fn silent(port: u16, longest: Duration) -> Vec<u16> {
+    let own = |socket: &TcpStream| Some(socket.local_addr().ok()?.port());
+    silent_sockets(port, longest).iter().filter_map(own).collect()
 }
 
 /// Shuts those of the same connections over which nothing was sent nor received for longer than that. Returns how many.
@@ -139,7 +140,7 @@ mod tests {
             speaker.write_all(b"!").unwrap();
             (&speaking).write_all(b"?").unwrap();
         }
-        assert_eq!(super::silent(port, Duration::from_millis(100)), 1);
+        assert_eq!(super::silent(port, Duration::from_millis(100)), [silent.local_addr().unwrap().port()]);
         assert_eq!(cut_silent(port, Duration::from_millis(100)), 1);
         assert_eq!(silent.read(&mut [0]).unwrap(), 0);
         assert_eq!(heard.read(&mut [0]).unwrap(), 1);

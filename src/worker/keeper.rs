@@ -30,7 +30,7 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
 
 async fn is_some_forgotten(engine: &Engine, silent: Duration) -> bool {
     let suspicious = || db::forgotten::in_use(&engine.pools) > LISTENING;
-    if !suspicious() || db::forgotten::silent(&engine.pool, silent) <= LISTENING {
+    if !suspicious() || db::forgotten::silent(&engine.pool, silent).len() <= LISTENING {
         return false;
     }
     // The heartbeat's connection is silent between two beats: it says a word, too, or finds that all of them are dead.

@@ -107,7 +107,7 @@ async fn a_connection_is_silent_rightly_while_its_statement_is_at_work_while_it_
     let silent = |count: usize| {
         let pool = pool.clone();
         let all = async move {
-            while db::forgotten::silent(&pool, LONG) < count {
+            while db::forgotten::silent(&pool, LONG).len() < count {
                 tokio::task::yield_now().await;
             }
         };
@@ -123,6 +123,8 @@ async fn a_connection_is_silent_rightly_while_its_statement_is_at_work_while_it_
     // The statement's answer gets lost.
     proxy.freeze();
     drop(holder);
+    eventually(&world, "(select not exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()))")
+        .await;
     silent(4).await.unwrap();
     assert_eq!(db::forgotten::unexcused(&pools, LONG).await.unwrap(), 2);
 }
