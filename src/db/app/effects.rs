@@ -303,19 +303,28 @@ pub(super) async fn try_out(
 /// Since which version a statement can be planned without values.
 const GENERIC_PLAN: i32 = 160_000;
 
+/// Asks how a statement would be done, whatever its values.
 pub(super) async fn explain(connection: &mut PgConnection, numbered: &Numbered) -> sqlx::Result<serde_json::Value> {
     let version: String = sqlx::query_scalar("show server_version_num").fetch_one(&mut *connection).await?;
     if version.parse().is_ok_and(|version: i32| version >= GENERIC_PLAN) {
         let explain = format!("explain (generic_plan, verbose, format json) {}", numbered.sql);
         return sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(connection).await?.try_get(0);
     }
-    // Its value is never asked for: `explain` plans and does not run.
+    // One of a trial that failed is still there: what is prepared is no part of a transaction.
+    let left = "select exists (select from pg_catalog.pg_prepared_statements where name = 'gristmill_effect')";
+    if sqlx::query_scalar::<_, bool>(left).fetch_one(&mut *connection).await? {
+        sqlx::raw_sql("deallocate gristmill_effect").execute(&mut *connection).await?;
+    }
     let nulls = vec!["null"; numbered.names.len()].join(", ");
     let values = if nulls.is_empty() { String::new() } else { format!("({nulls})") };
     let prepare = format!("prepare gristmill_effect as {}", numbered.sql);
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await?;
     let explain = format!("explain (verbose, format json) execute gristmill_effect{values}");
-    let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await?;
+    let mut trial = connection.begin().await?;
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *trial).await?;
+    // A plan for these values would leave out what null decides.
+    sqlx::raw_sql("set local plan_cache_mode = force_generic_plan").execute(&mut *trial).await?;
+    let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *trial).await?;
+    trial.rollback().await?;
     sqlx::raw_sql("deallocate gristmill_effect").execute(connection).await?;
     plan.try_get(0)
 }
