@@ -25,7 +25,7 @@ impl Announcements {
         Ok(Self(listener))
     }
 
-    /// Waits for the next announcement.
+    /// Waits for the next announcement. Waiting may be broken off at any time.
     ///
     /// # Errors
     /// The connection broke; what was announced meanwhile is found by polling.
@@ -33,11 +33,17 @@ impl Announcements {
         loop {
             match tokio::time::timeout(ASKED_AGAIN, self.0.try_recv()).await {
                 Ok(heard) => return heard?.map(drop).ok_or(sqlx::Error::WorkerCrashed),
-                Err(_) => {
-                    // As before, so that the server's account of this session still says what it is for.
-                    super::answered(sqlx::raw_sql(r#"LISTEN "gristmill_jobs""#).execute(&mut self.0)).await?;
-                }
+                Err(_) => self.speak().await?,
             }
         }
+    }
+
+    /// Has the other end say that it is there.
+    ///
+    /// # Errors
+    /// It does not, or the connection broke.
+    pub async fn speak(&mut self) -> sqlx::Result<()> {
+        super::answered(sqlx::raw_sql("select").execute(&mut self.0)).await?;
+        Ok(())
     }
 }

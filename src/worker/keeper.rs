@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::db;
@@ -11,13 +12,15 @@ use super::{Engine, heartbeat, pause};
 
 /// Nobody is called silent sooner, however short leases are.
 const SOONEST: Duration = Duration::from_secs(2);
-/// Silent rightly while others work: the connection that hears announcements.
+/// In use while nothing is done: the connection that hears announcements.
 const LISTENING: usize = 1;
+/// How long the listener is waited for: it finds out by itself that its connection is dead.
+const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Looks twice in the time after which a connection is silent, until `stop`. Two looks in a row have to agree: what was answered between
-/// the question to the server and the look at the connections seems forgotten once.
+/// Looks twice in the time after which a connection is silent, until `stop`. Two looks in a row have to agree: a statement that just begins, or
+/// ends, may seem forgotten once. The heartbeat speaks more often than that time.
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
-    let silent = (engine.settings.lease / 3).max(SOONEST);
+    let silent = (engine.settings.lease * 2 / 5).max(SOONEST);
     let mut suspected = false;
     while !pause(silent / 2, &stop).await {
         let found = is_some_forgotten(&engine, silent).await;
@@ -29,19 +32,45 @@ pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
 }
 
 async fn is_some_forgotten(engine: &Engine, silent: Duration) -> bool {
-    let suspicious = || db::forgotten::in_use(&engine.pools) > LISTENING;
-    if !suspicious() || db::forgotten::silent(&engine.pool, silent).len() <= LISTENING {
+    if db::forgotten::in_use(&engine.pools) <= LISTENING || db::forgotten::silent(&engine.pool, silent).is_empty() {
         return false;
     }
-    // The heartbeat's connection is silent between two beats: it says a word, too, or finds that all of them are dead.
-    if engine.outage.is_on().await {
+    tokio::join!(db::forgotten::speak(&engine.pools), engine.hearing.speak());
+    // The heartbeat finds out what is dead altogether.
+    if db::forgotten::silent(&engine.pool, silent).is_empty() || engine.outage.is_on().await {
         return false;
     }
-    match db::forgotten::unexcused(&engine.pools, silent).await {
+    match db::forgotten::unexcused(&engine.pool, silent).await {
         Ok(unexcused) => unexcused > 0,
         Err(error) => {
             tracing::debug!(error = db::describe(&error), "the server could not be asked who is silent rightly");
             false
         }
+    }
+}
+
+/// Has the listener's connection say a word.
+#[derive(Debug, Default)]
+pub struct Hearing {
+    asked: Notify,
+    spoke: watch::Sender<()>,
+}
+
+impl Hearing {
+    /// Waits until it has, or cannot.
+    async fn speak(&self) {
+        let mut spoke = self.spoke.subscribe();
+        self.asked.notify_one();
+        tokio::time::timeout(PATIENCE, spoke.changed()).await.ok();
+    }
+
+    /// Resolves when it is to speak.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// The listener's word that it has.
+    pub(super) fn spoke(&self) {
+        self.spoke.send_replace(());
     }
 }

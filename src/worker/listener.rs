@@ -29,8 +29,16 @@ pub(super) async fn run(engine: Arc<Engine>) {
             // Whatever was announced before we listened.
             engine.wake.notify_waiters();
             loop {
-                announcements.next().await?;
-                engine.wake.notify_waiters();
+                tokio::select! {
+                    heard = announcements.next() => {
+                        heard?;
+                        engine.wake.notify_waiters();
+                    }
+                    () = engine.hearing.asked() => {
+                        announcements.speak().await?;
+                        engine.hearing.spoke();
+                    }
+                }
             }
         };
         let broke: sqlx::Result<()> = tokio::select! {

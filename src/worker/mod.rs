@@ -82,6 +82,7 @@ pub struct Engine {
     /// Held while words of jobs in hand are written, or taken back.
     speaking: Mutex<()>,
     pub outage: outage::Outage,
+    hearing: keeper::Hearing,
     /// How the sweeps of every pipeline go.
     pub swept: Progress,
 }
@@ -106,6 +107,7 @@ impl Engine {
             releases: acknowledger::Releases::new(),
             speaking: Mutex::default(),
             outage: outage::Outage::default(),
+            hearing: keeper::Hearing::default(),
             swept: Progress::default(),
             pools: [pool.clone()].into_iter().chain(keyed).collect(),
             pool,

@@ -135,6 +135,8 @@ async fn carry(mut client: TcpStream, server: Server, state: &State) -> io::Resu
     let mut cutting = false;
     loop {
         tokio::select! {
+            // Whatever comes after the ice stays in it.
+            biased;
             _ = ice.changed() => {
                 // Whoever holds the other ends learns nothing.
                 std::future::pending::<()>().await;

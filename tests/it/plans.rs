@@ -95,7 +95,9 @@ async fn plans_made_for_empty_tables_go_by_keys_and_do_so_still_when_they_are_fu
     let mut seen = String::new();
     for full in [false, true] {
         if full {
-            world.sql(FILL).await;
+            for statement in FILL.split(';') {
+                world.sql(statement).await;
+            }
         }
         for session in &mut sessions {
             seen.push_str(&go_by_keys(session).await);
