@@ -75,6 +75,36 @@ async fn a_pipeline_spends_no_more_than_its_ceiling_of_a_day_and_the_rest_waits_
 }
 
 #[tokio::test]
+async fn what_was_spent_before_the_ceiling_was_there_counts() {
+    let vendor = vendor();
+    let mut world = world_of(&vendor, "usd_per_month = 1000", 8).await;
+    world.register().await;
+    let [before, after] = ["usd_per_month = 0.000002", "tenant_usd_per_month = 0.0000012"];
+    let with = world.toml.clone();
+    world.toml = with.replace("[pipelines.documents.ceiling]\nusd_per_month = 1000\n", "");
+    grains(&world, 1, 10).await;
+    grains(&world, 2, 5).await;
+    world.work().await;
+    assert_eq!(
+        (vendor.paid_texts().len(), world.value::<i64>("select count(*) from gristmill.spending").await),
+        (15, 0)
+    );
+
+    // Of twenty, five are left: for the pipeline, and then, where there is room again, two for the first tenant.
+    world.toml = with.replace("usd_per_month = 1000", before);
+    grains(&world, 1, 10).await;
+    world.work().await;
+    assert_eq!(vendor.paid_texts().len(), 20);
+    world.toml = with.replace("usd_per_month = 1000", &format!("{after}\nusd_per_month = 1000"));
+    world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    grains(&world, 2, 10).await;
+    world.work().await;
+    let told =
+        "select string_agg(concat_ws(' ', right(scope, 1), round(usd * 10000000)), ', ' order by scope) from gristmill.spending";
+    assert_eq!(world.value::<String>(told).await, " 27, 1 15, 2 12");
+}
+
+#[tokio::test]
 async fn a_tenant_that_has_spent_its_part_waits_alone() {
     let vendor = vendor();
     let world = world_of(&vendor, "tenant_usd_per_month = 0.00000031", 8).await;

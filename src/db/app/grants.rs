@@ -50,6 +50,7 @@ const FUNCTIONS: &[&str] = &[
     "resume(text)",
     "retry(bigint, boolean)",
     "spend(text, text, numeric, numeric, numeric, numeric, numeric)",
+    "spent_before(text, text, date)",
     "take_budget(text, text, interval, interval, interval, interval)",
     "lower_pace(text, text, interval, interval)",
 ];
