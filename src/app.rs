@@ -14,7 +14,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::{Batcher, CeilingOf, Committer, Fit, LaneStatus, Loader, Memory, SpeechLane, Vital};
+use crate::batch::{Batcher, CeilingOf, Committer, FairSlots, Fit, LaneStatus, Loader, Memory, SpeechLane, Vital};
 use crate::config::{Config, Existing};
 use crate::console::Watched;
 use crate::db;
@@ -429,6 +429,9 @@ async fn wire(
     let owner = OwnerId::fresh();
     let files = Arc::new(Files::open(&config.stores)?);
     let memory = Memory::new(config.worker.memory);
+    let slots = |at_once: usize| FairSlots::new(u64::try_from(at_once).unwrap_or(u64::MAX));
+    let parsers = slots(config.parser.processes);
+    let cutters = slots(std::thread::available_parallelism().map_or(1, usize::from));
     let vital = Vital::default();
     let shared_config = Arc::new(config.clone());
     let own = db::connect_keyed(pool, &config.database).await?;
@@ -448,6 +451,8 @@ async fn wire(
             committer: Committer::start(pool.clone(), keyed.clone(), fit.clone(), &vital),
             files: Arc::clone(&files),
             extractor: extractor.clone(),
+            parsers: parsers.clone(),
+            cutters: cutters.clone(),
             memory: memory.clone(),
             ceiling: ceiling_of(&plan),
             fit,

@@ -20,6 +20,7 @@ use super::approach::Approachers;
 use super::batcher::{EmbedFailure, LaneSettings, hash};
 use super::budget::Budget;
 use super::ceiling::{self, Reserved};
+use super::fair::FairSlot;
 use super::flights;
 use super::gate::{BREAKER_FIRST, Gate, LONGEST_PAUSE, LaneStatus, PATIENCE, PERSONS_PAUSE};
 use super::item::{Answer, Item, fail};
@@ -27,7 +28,7 @@ use super::keyed::Keyed;
 use super::packing::{Packing, Room};
 use super::portions::{believed, portions, widen};
 use super::sending::Sending;
-use super::slots::{Slot, Slots};
+use super::slots::Slots;
 use super::vital::contained;
 
 /// Tries of one request within the lane.
@@ -44,7 +45,7 @@ pub(super) struct Lane {
     embedder: Arc<dyn Embedder>,
     tenants: Vec<String>,
     gate: Gate,
-    slots: Arc<Slots>,
+    slots: Slots,
     budget: Budget,
 }
 
@@ -97,8 +98,9 @@ impl Lane {
     }
 
     /// Waits until another request may be made.
-    async fn moment(&self) -> Slot {
-        let slot = self.slots.acquire().await;
+    async fn moment(&self) -> FairSlot {
+        // Whose texts go is settled by then: one asks at a time.
+        let slot = self.slots.acquire("", 1).await;
         self.budget.breathe().await;
         slot
     }

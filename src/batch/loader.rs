@@ -157,7 +157,7 @@ impl Shared {
         let (mut rows, mut weights) = (measured.take(1, 0, |_| true, |_, _| false), Vec::new());
         let Some(first) = rows.first().filter(|first| !first.request.reply.is_closed()) else { return };
         let mut sum = first.bytes;
-        weights.push(self.memory.take(sum).await);
+        weights.push(self.memory.take(&first.request.tenant, sum).await);
         let fits = |next: &Measured| {
             let weight = || self.memory.take_now(next.bytes);
             let Some(weight) = (sum + next.bytes <= MOST_WEIGHT).then(weight).flatten() else { return false };

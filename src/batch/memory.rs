@@ -1,10 +1,7 @@
-use std::sync::Arc;
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use crate::config::ChunkSize;
 use crate::db::app::Plan;
 
+use super::fair::{FairSlot, FairSlots};
 use super::spill;
 
 /// What is weighed, is weighed in these many bytes.
@@ -17,42 +14,42 @@ const WEIGHT_BYTES: u64 = 8;
 /// Bytes of a token, for guessing how many chunks a text becomes: fewer than most languages have.
 const TOKEN_BYTES: u64 = 3;
 
-/// The bytes that may be in flight, of all pipelines together. Cheap to clone.
-#[derive(Debug, Clone)]
+/// The bytes that may be in flight, of all pipelines together; tenants take turns. Cheap to clone.
+#[derive(Clone)]
 pub struct Memory {
-    units: Arc<Semaphore>,
-    all: u32,
+    units: FairSlots,
+    all: u64,
 }
 
 /// A part of it, until this is dropped.
 #[derive(Debug, Default)]
-pub struct Weight(Option<OwnedSemaphorePermit>);
+pub struct Weight(Option<FairSlot>);
 
 impl Memory {
     pub fn new(bytes: u64) -> Self {
-        let all = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1);
-        Self { units: Arc::new(Semaphore::new(usize::try_from(all).unwrap_or(usize::MAX))), all }
+        let all = (bytes / UNIT).max(1);
+        Self { units: FairSlots::new(all), all }
     }
 
     /// Waits until so many bytes may be in flight; more than there is altogether waits until it is alone. Whoever holds a weight
     /// must not wait for another: all would wait for each other.
-    pub async fn take(&self, bytes: u64) -> Weight {
-        // The semaphore is closed by nobody.
-        Weight(Arc::clone(&self.units).acquire_many_owned(self.units_of(bytes)).await.ok())
+    pub async fn take(&self, tenant: &str, bytes: u64) -> Weight {
+        let units = self.units_of(bytes);
+        Weight(Some(self.units.acquire_many(tenant, units, units).await))
     }
 
     /// The same without waiting, or not at all.
     pub(super) fn take_now(&self, bytes: u64) -> Option<Weight> {
-        Arc::clone(&self.units).try_acquire_many_owned(self.units_of(bytes)).ok().map(|permit| Weight(Some(permit)))
+        self.units.acquire_now(self.units_of(bytes)).map(|slot| Weight(Some(slot)))
     }
 
     /// Makes a weight that of so many bytes: at once, without waiting, or not at all. Where it says no, more has to be taken anew.
     pub fn fit(&self, weight: &mut Weight, bytes: u64) -> bool {
         let (has, wanted) = (weight.units(), self.units_of(bytes));
         if wanted > has {
-            let Ok(more) = Arc::clone(&self.units).try_acquire_many_owned(wanted - has) else { return false };
+            let Some(more) = self.units.acquire_now(wanted - has) else { return false };
             match &mut weight.0 {
-                Some(permit) => permit.merge(more),
+                Some(slot) => slot.merge(more),
                 none => *none = Some(more),
             }
         } else {
@@ -81,31 +78,29 @@ impl Memory {
 
     /// All there is, in bytes.
     pub(super) fn all(&self) -> u64 {
-        u64::from(self.all) * UNIT
+        self.all * UNIT
     }
 
-    fn units_of(&self, bytes: u64) -> u32 {
+    fn units_of(&self, bytes: u64) -> u64 {
         units(bytes).min(self.all)
     }
 }
 
 impl Weight {
-    fn units(&self) -> u32 {
-        let permits = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        u32::try_from(permits).unwrap_or(u32::MAX)
+    fn units(&self) -> u64 {
+        self.0.as_ref().map_or(0, FairSlot::slots)
     }
 
     /// Lets go of what exceeds `bytes`.
     pub fn lighten(&mut self, bytes: u64) {
-        let keep = usize::try_from(units(bytes)).unwrap_or(usize::MAX);
-        if let Some(permit) = &mut self.0 {
-            drop(permit.split(permit.num_permits().saturating_sub(keep)));
+        if let Some(slot) = &mut self.0 {
+            slot.keep(units(bytes));
         }
     }
 }
 
-fn units(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).max(1)
+fn units(bytes: u64) -> u64 {
+    bytes.div_ceil(UNIT).max(1)
 }
 
 fn wide(count: usize) -> u64 {
@@ -117,24 +112,36 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn what_a_tenant_wants_next_does_not_wait_for_all_that_another_wants() {
+        let memory = Memory::new(10 * UNIT);
+        let mut held = memory.take("many", 10 * UNIT).await;
+        let mut many = Box::pin(futures_util::future::join_all((0..3).map(|_| memory.take("many", 9 * UNIT))));
+        assert!(futures_util::poll!(many.as_mut()).is_pending());
+        let mut one = Box::pin(memory.take("one", UNIT));
+        assert!(futures_util::poll!(one.as_mut()).is_pending());
+        held.lighten(9 * UNIT);
+        assert!(futures_util::poll!(one.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
     async fn parts_add_up_and_come_back() {
         let memory = Memory::new(10 * UNIT);
-        let mut first = memory.take(5 * UNIT).await;
+        let mut first = memory.take("a", 5 * UNIT).await;
         let second = memory.take_now(2 * UNIT).unwrap();
         assert!(memory.take_now(4 * UNIT).is_none());
-        assert_eq!(memory.units.available_permits(), 3);
+        assert_eq!(memory.units.free(), 3);
         first.lighten(UNIT);
-        assert_eq!(memory.units.available_permits(), 7);
+        assert_eq!(memory.units.free(), 7);
         drop((first, second));
-        assert_eq!(memory.units.available_permits(), 10);
+        assert_eq!(memory.units.free(), 10);
         // What weighs more than was taken for it gets more where there is more.
-        let (mut one, other) = (memory.take(4 * UNIT).await, memory.take(4 * UNIT).await);
+        let (mut one, other) = (memory.take("a", 4 * UNIT).await, memory.take("a", 4 * UNIT).await);
         assert!(memory.fit(&mut one, 6 * UNIT) && !memory.fit(&mut one, 7 * UNIT));
         drop(other);
         assert!(memory.fit(&mut one, 99 * UNIT) && memory.fit(&mut one, 3 * UNIT));
-        assert_eq!(memory.units.available_permits(), 7);
+        assert_eq!(memory.units.free(), 7);
         drop(one);
         // More than there is waits for all there is.
-        assert_eq!(memory.take(99 * UNIT).await.0.unwrap().num_permits(), 10);
+        assert_eq!(memory.take("a", 99 * UNIT).await.0.unwrap().slots(), 10);
     }
 }

@@ -11,6 +11,7 @@ mod committer;
 mod effects;
 mod ending;
 mod facts;
+mod fair;
 mod fit;
 mod flights;
 mod gate;
@@ -38,6 +39,7 @@ pub use batcher::{Batcher, Bought, EmbedFailure, LaneSettings, OfJob, Paid, Text
 pub use ceiling::CeilingOf;
 pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;
+pub use fair::{FairSlot, FairSlots};
 pub use fit::Fit;
 pub use gate::LaneStatus;
 pub use keyed::Keyed;

@@ -1,10 +1,12 @@
 //! How many requests of a lane may be under way at once: as many as its provider takes, and never more than configured.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::fair::{FairSlot, FairSlots};
+use super::portions::widen;
 
 /// Where a lane that knows nothing of its provider begins.
 const FIRST: usize = 8;
@@ -14,13 +16,12 @@ const WARY: Duration = Duration::from_mins(1);
 pub(super) struct Slots {
     most: usize,
     state: Mutex<State>,
-    freed: Notify,
+    fair: FairSlots,
 }
 
 struct State {
     /// How many may be taken.
     level: usize,
-    taken: usize,
     /// Answers since the level changed, while all slots were taken.
     answered: usize,
     /// There was an answer since the level was lowered.
@@ -35,56 +36,44 @@ struct Lowered {
     at: Instant,
 }
 
-/// The right to send requests, one after the other.
-pub(super) struct Slot(Arc<Slots>);
-
 impl Slots {
-    pub fn new(most: usize) -> Arc<Self> {
-        let state = State { level: most.clamp(1, FIRST), taken: 0, answered: 0, heard: true, lowered: None };
-        Arc::new(Self { most: most.max(1), state: Mutex::new(state), freed: Notify::new() })
+    pub fn new(most: usize) -> Self {
+        let level = most.clamp(1, FIRST);
+        let state = State { level, answered: 0, heard: true, lowered: None };
+        Self { most: most.max(1), state: Mutex::new(state), fair: FairSlots::new(widen(level)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a slot.
-    pub async fn acquire(self: &Arc<Self>) -> Slot {
-        loop {
-            {
-                let mut state = self.state();
-                if state.taken < state.level {
-                    state.taken += 1;
-                    // One signal may stand for two free slots.
-                    if state.taken < state.level {
-                        self.freed.notify_one();
-                    }
-                    return Slot(Arc::clone(self));
-                }
-            }
-            self.freed.notified().await;
-        }
+    /// Waits for the right to send requests, one after the other; tenants take turns.
+    pub async fn acquire(&self, tenant: &str, cost: u64) -> FairSlot {
+        self.fair.acquire(tenant, cost).await
     }
 
     /// A request was answered.
     pub fn succeeded(&self) {
-        if self.state().succeeded(self.most, Instant::now()) {
-            self.freed.notify_one();
+        let mut state = self.state();
+        if state.succeeded(self.fair.is_full(), self.most, Instant::now()) {
+            self.fair.resize(widen(state.level));
         }
     }
 
     /// A request that began at `began` found the provider overloaded.
     pub fn overloaded(&self, began: Instant) {
-        self.state().overloaded(began, Instant::now());
+        let mut state = self.state();
+        state.overloaded(began, Instant::now());
+        self.fair.resize(widen(state.level));
     }
 }
 
 impl State {
     /// While all slots are taken there may be room for another, and the answer says that there is. Doubles with each round until the
     /// provider has once said stop, then grows by one.
-    fn succeeded(&mut self, most: usize, now: Instant) -> bool {
+    fn succeeded(&mut self, is_full: bool, most: usize, now: Instant) -> bool {
         self.heard = true;
-        if self.taken < self.level || self.level >= most {
+        if !is_full || self.level >= most {
             return false;
         }
         self.answered += 1;
@@ -114,30 +103,24 @@ impl State {
     }
 }
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.state().taken -= 1;
-        self.0.freed.notify_one();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     const MOST: usize = 64;
 
     fn answer(state: &mut State, times: usize, now: Instant) -> usize {
         for _ in 0..times {
-            state.taken = state.level;
-            state.succeeded(MOST, now);
+            state.succeeded(true, MOST, now);
         }
         state.level
     }
 
     #[test]
     fn one_overload_is_one_step_down_and_the_way_up_stops_short_of_it() {
-        let mut state = State { level: 8, taken: 0, answered: 0, heard: true, lowered: None };
+        let mut state = State { level: 8, answered: 0, heard: true, lowered: None };
         let began = Instant::now();
         assert_eq!(answer(&mut state, 1, began), 9);
         let now = began + Duration::from_millis(10);
@@ -155,15 +138,15 @@ mod tests {
 
     #[test]
     fn slots_that_are_free_say_nothing_of_room_for_more() {
-        let mut state = State { level: 8, taken: 7, answered: 0, heard: true, lowered: None };
-        assert!(!state.succeeded(MOST, Instant::now()));
+        let mut state = State { level: 8, answered: 0, heard: true, lowered: None };
+        assert!(!state.succeeded(false, MOST, Instant::now()));
     }
 
     #[tokio::test]
     async fn nobody_is_forgotten_who_waits_for_a_slot() {
-        let slots = Slots::new(2);
-        let held = (slots.acquire().await, slots.acquire().await);
-        let wait = |slots: Arc<Slots>| tokio::spawn(async move { drop(slots.acquire().await) });
+        let slots = Arc::new(Slots::new(2));
+        let held = (slots.acquire("a", 1).await, slots.acquire("a", 1).await);
+        let wait = |slots: Arc<Slots>| tokio::spawn(async move { drop(slots.acquire("a", 1).await) });
         let waiting: Vec<_> = (0..3).map(|_| wait(Arc::clone(&slots))).collect();
         tokio::task::yield_now().await;
         assert!(waiting.iter().all(|task| !task.is_finished()));

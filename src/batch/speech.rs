@@ -63,7 +63,7 @@ struct Lane {
     transcriber: Arc<dyn Transcriber>,
     tenants: Vec<String>,
     gate: Gate,
-    slots: Arc<Slots>,
+    slots: Slots,
     budget: Budget,
 }
 
@@ -114,7 +114,7 @@ impl SpeechLane {
         loop {
             // Waiting ends with the job; what follows does not.
             lane.gate.pass().await?;
-            let slot = lane.slots.acquire().await;
+            let slot = lane.slots.acquire(&of.tenant, piece.ms).await;
             lane.budget.pass(&lane.gate, 0).await?;
             let (lane, of, piece) = (Arc::clone(lane), of.clone(), piece.clone());
             let task = tokio::spawn(async move {

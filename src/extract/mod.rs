@@ -39,7 +39,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::{DocxReader, Parser, PdfReader};
 use crate::domain::Document;
@@ -47,13 +46,11 @@ pub use probe::{Attempt, SandboxReport};
 pub use recording::{Container, PartLimits, Recording, Span};
 use wire::{Answer, ReadError, Request};
 
-/// Reads files in child processes.
+/// Reads files in child processes. How many at once, and whose, is the caller's business.
 #[derive(Clone)]
 pub struct Extractor {
     settings: Arc<Parser>,
     program: Arc<PathBuf>,
-    /// As many as children may run at once.
-    slots: Arc<Semaphore>,
 }
 
 /// A file to read.
@@ -96,8 +93,7 @@ impl Extractor {
 
     /// With another program as the parser child: tests run in a program that is none.
     pub fn with_program(settings: Parser, program: impl Into<PathBuf>) -> Self {
-        let slots = Arc::new(Semaphore::new(settings.processes.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { settings: Arc::new(settings), program: Arc::new(program.into()), slots }
+        Self { settings: Arc::new(settings), program: Arc::new(program.into()) }
     }
 
     /// Whether this build can do what the settings ask for.
@@ -125,7 +121,6 @@ impl Extractor {
         if input.bytes.is_empty() {
             return Ok(Document { reader: "empty".to_owned(), ..Document::default() });
         }
-        let _slot = self.slot().await?;
         let request = Request::new(&self.settings, &input, self.settings.pdf);
         if !self.has_second_reader(&input) {
             return self.read(&request, std::mem::take(&mut input.bytes)).await.map(Read::document);
@@ -164,11 +159,6 @@ impl Extractor {
     /// unpdf stands behind pdfium, in a child of its own: what one reader did to its process is no matter to the other.
     fn has_second_reader(&self, input: &Input) -> bool {
         self.settings.pdf == PdfReader::Pdfium && self.settings.pdfium.is_some() && kind::is_pdf(&input.bytes)
-    }
-
-    /// Room for one child.
-    async fn slot(&self) -> Result<SemaphorePermit<'_>, ExtractError> {
-        self.slots.acquire().await.map_err(|closed| ExtractError::Start(io::Error::other(closed)))
     }
 
     async fn read_again(&self, input: Input) -> Result<Read, ExtractError> {

@@ -121,7 +121,6 @@ impl Extractor {
     }
 
     async fn listen(&self, bytes: &Bytes, listen: Listen) -> Result<Answer, ExtractError> {
-        let _slot = self.slot().await?;
         let input = Input { bytes: bytes.clone(), ..Input::default() };
         let request = Request { listen: Some(listen), ..Request::new(&self.settings, &input, self.settings.pdf) };
         match process::ask(&self.program, &self.settings, &request, bytes.clone(), false).await? {

@@ -53,7 +53,10 @@ async fn read_file(deps: &Deps, rule: &FileRule, row: &LoadedRow) -> Result<(Doc
         if !deps.memory.fit(&mut weight, known) {
             continue;
         }
-        let document = deps.extractor.extract(input_of(rule, row, file)).await?;
+        let document = {
+            let _child = deps.parsers.acquire(&row.tenant, file.size).await;
+            deps.extractor.extract(input_of(rule, row, file)).await?
+        };
         let text = u64::try_from(document.text.len()).unwrap_or(u64::MAX);
         let text = deps.memory.weight_of_text(&deps.plan, text);
         if deps.memory.fit(&mut weight, text) {
@@ -71,7 +74,7 @@ pub(super) async fn fetch(
     bytes: u64,
 ) -> Result<(FileBytes, Weight), JobError> {
     let asked = asked_of(rule, row)?;
-    let weight = deps.memory.take(bytes).await;
+    let weight = deps.memory.take(&row.tenant, bytes).await;
     let file = match find(deps, rule, &asked).await {
         Err(FileError::Missing(_)) if rule.wait_for_missing => return Err(JobError::FileAwaited),
         other => other?,

@@ -1,13 +1,14 @@
 //! The story of an embedding job.
 
 use std::io;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rust_decimal::Decimal;
-use tokio::sync::Semaphore;
 
-use crate::batch::{Approaching, Charge, DoneWork, EmbedFailure, End, Held, JobFacts, OfJob, Paid, Text, keep};
+use crate::batch::{
+    Approaching, Charge, DoneWork, EmbedFailure, End, FairSlots, Held, JobFacts, OfJob, Paid, Text, keep,
+};
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
 use crate::db::app::{Existing, LoadedRow, Plan, Spending};
@@ -50,13 +51,13 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
 
     let reader = (document.reader != "column").then(|| document.reader.clone());
     let (facts, plan) = {
-        let (of, means, row) = (Arc::clone(&deps.plan), means.clone(), Arc::clone(&row));
+        let (of, means, source) = (Arc::clone(&deps.plan), means.clone(), Arc::clone(&row));
         let keeps_text = start::uses(deps, JobFact::Text);
         let cut = move || {
-            let plan = cut(&of, &means.rules, &means.tokenizer, &row, &document)?;
+            let plan = cut(&of, &means.rules, &means.tokenizer, &source, &document)?;
             Ok::<_, TooLong>((facts_of(document, &plan, keeps_text), plan))
         };
-        beside(bytes, cut).await?
+        beside(&deps.cutters, &row.tenant, bytes, cut).await?
     };
     work.trace.stage("chunk");
     if plan.chunks.is_empty() {
@@ -116,17 +117,19 @@ fn is_served(job: &ClaimedJob, row: &LoadedRow, chunks: &[Existing]) -> bool {
 
 /// From so many bytes on a text is cut beside the runtime: a thread that cuts for a second renews no lease.
 const LARGE: usize = 64 * 1024;
-/// Texts that are cut beside it at once.
-static CUTTERS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
 
 /// Does what takes long for many bytes, elsewhere if there are many.
-async fn beside<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> T {
+async fn beside<T: Send + 'static>(
+    cutters: &FairSlots,
+    tenant: &str,
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     if bytes < LARGE {
         return work();
     }
-    // The semaphore is closed by nobody. What has begun goes on, and counts, though its attempt may have been cut short.
-    let cutter = CUTTERS.acquire().await;
+    // What has begun goes on, and counts, though its attempt may have been cut short.
+    let cutter = cutters.acquire(tenant, u64::try_from(bytes).unwrap_or(u64::MAX)).await;
     let work = move || {
         let _cutter = cutter;
         work()
@@ -307,10 +310,12 @@ mod tests {
     #[tokio::test]
     async fn what_takes_long_holds_no_thread_of_the_runtime() {
         let here = || std::thread::current().id();
-        assert_eq!(beside(LARGE - 1, here).await, here());
-        assert_ne!(beside(LARGE, here).await, here());
-        // And a panic there is the attempt's all the same.
-        let panics = beside(LARGE, || panic!("a stone in the grain"));
+        let cutters = FairSlots::new(1);
+        assert_eq!(beside(&cutters, "a", LARGE - 1, here).await, here());
+        assert_ne!(beside(&cutters, "a", LARGE, here).await, here());
+        // And a panic there is the attempt's all the same, and leaves its place to the next.
+        let panics = beside(&cutters, "a", LARGE, || panic!("a stone in the grain"));
         assert!(std::panic::AssertUnwindSafe(panics).catch_unwind().await.is_err());
+        assert_ne!(beside(&cutters, "a", LARGE, here).await, here());
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
-use crate::batch::{Batcher, CeilingOf, Committer, Fit, Loader, Memory, SpeechLane};
+use crate::batch::{Batcher, CeilingOf, Committer, FairSlots, Fit, Loader, Memory, SpeechLane};
 use crate::chunk::{Rules, Tokenizer};
 use crate::db::app::Plan;
 use crate::extract::{Extractor, PartLimits};
@@ -36,6 +36,10 @@ pub struct Deps {
     pub committer: Committer,
     pub files: Arc<Files>,
     pub extractor: Extractor,
+    /// Parser children at once, of all pipelines together.
+    pub parsers: FairSlots,
+    /// Large texts that are cut at once, each on a thread of its own.
+    pub cutters: FairSlots,
     /// Bytes in flight.
     pub memory: Memory,
     /// The most money that may be spent, where that is said.

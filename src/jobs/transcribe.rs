@@ -31,7 +31,10 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, speech: &Speech, work: &m
         content::fetch(deps, rule, &row, largest.saturating_add(speech.limits.largest_part())).await?;
     work.trace.stage("read");
 
-    let recording = deps.extractor.measure(&file.bytes, speech.limits).await?;
+    let recording = {
+        let _child = deps.parsers.acquire(&row.tenant, file.size).await;
+        deps.extractor.measure(&file.bytes, speech.limits).await?
+    };
     let length = Duration::from_millis(recording.ms);
     if length > speech.longest_recording {
         return Err(JobError::LongRecording { length, longest: speech.longest_recording });
@@ -90,6 +93,7 @@ async fn transcribe(
             let (extension, media_type) = (container.extension(), container.media_type());
             Audio { bytes: file.bytes.clone(), extension, media_type }
         } else {
+            let _child = deps.parsers.acquire(&row.tenant, file.size).await;
             let bytes = deps.extractor.cut(&file.bytes, span, speech.limits).await?;
             Audio { bytes, extension: "wav", media_type: "audio/wav" }
         };

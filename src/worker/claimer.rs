@@ -15,7 +15,7 @@ use crate::jobs::Deps;
 use crate::telemetry;
 
 use super::Engine;
-use super::ring::Ring;
+use super::ring::{LOOK_EVERY, Ring};
 use super::words;
 
 /// Tenants of one look.
@@ -35,8 +35,9 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
     let mut crashed_at: Option<Instant> = None;
     let mut quiet = Quiet::default();
     let mut next = FIRST;
+    let mut looked_at: Option<Instant> = None;
     while !engine.stop.is_cancelled() {
-        room(&engine).await;
+        room(&engine, &rings, &quiet, looked_at).await;
         if engine.stop.is_cancelled() {
             break;
         }
@@ -76,7 +77,9 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         if crashed {
             crashed_at = Some(Instant::now());
         }
-        if claimed > 0 && !away {
+        looked_at = Some(Instant::now());
+        // Where nothing is left but for newcomers, others may have work, and wait for room.
+        if (claimed > 0 || engine.hands.spare() == 0) && !away {
             continue;
         }
         let soon = away || held;
@@ -103,20 +106,37 @@ async fn failed(engine: &Engine, deps: &Deps, error: &sqlx::Error) {
     }
 }
 
-/// Waits until a claim is worth its statement.
-async fn room(engine: &Engine) {
-    let worth = (engine.settings.slots / WORTH).max(1);
+/// Waits until a claim is worth its statement. With room for newcomers alone it is when one is known, or may have come.
+async fn room(engine: &Engine, rings: &[Ring], quiet: &Quiet, looked_at: Option<Instant>) {
+    let (hands, worth) = (&engine.hands, (engine.settings.slots / WORTH).max(1));
     let mut waited = false;
-    while engine.hands.has_lonely() || engine.hands.free() < worth {
-        if !engine.hands.has_lonely() && waited && engine.hands.free() > 0 {
-            return;
+    let mut asked = None;
+    while hands.has_lonely() || hands.spare() < worth {
+        if waited && !hands.has_lonely() {
+            let (spare, free) = (hands.spare(), hands.free());
+            let is_time = || looked_at.is_none_or(|at| at.elapsed() > LOOK_EVERY);
+            // Until a job ends the answer stays the same.
+            let has_ended = asked.replace(free) != Some(free);
+            let is_known = || has_ended && knows_newcomers(engine, rings, quiet);
+            if spare > 0 || free > 0 && (is_time() || is_known()) {
+                return;
+            }
         }
         tokio::select! {
-            () = engine.hands.freed() => {}
+            () = hands.freed() => {}
             () = tokio::time::sleep(GATHER) => waited = true,
             () = engine.stop.cancelled() => return,
         }
     }
+}
+
+/// Whether a tenant is known that has work and nothing in hand.
+fn knows_newcomers(engine: &Engine, rings: &[Ring], quiet: &Quiet) -> bool {
+    let is_known = |(deps, ring): (&Deps, &Ring)| {
+        let in_hand = engine.hands.tenants(&deps.plan.pipeline.name);
+        deps.fit.misfit().is_none() && ring.has(|tenant| !in_hand.contains(tenant))
+    };
+    !quiet.is_made(engine) && engine.pipelines.iter().zip(rings).any(is_known)
 }
 
 /// What a claim brought.
@@ -147,7 +167,7 @@ async fn claim(
             return Ok(Taken { jobs, is_rest_held: false });
         }
     }
-    let free = engine.hands.free();
+    let (free, spare) = (engine.hands.free(), engine.hands.spare());
     if free == 0 || engine.hands.has_lonely() || quiet.is_made(engine) {
         return Ok(Taken::default());
     }
@@ -159,12 +179,18 @@ async fn claim(
         }
         ring.refill(tenants, LOOK);
     }
-    let mut turn = ring.turn();
+    let (mut turn, most) = if spare > 0 {
+        (ring.turn(|_| true), spare)
+    } else {
+        let in_hand = engine.hands.tenants(by.pipeline);
+        (ring.turn(|tenant| !in_hand.contains(tenant)), free)
+    };
     if turn.is_empty() {
         return Ok(Taken::default());
     }
-    let each = free.div_ceil(turn.len());
-    let mut claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(free)).await?;
+    // Newcomers leave as much to those that come after them.
+    let each = if spare > 0 { most.div_ceil(turn.len()) } else { most.div_ceil(2 * turn.len()) };
+    let mut claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(most)).await?;
     let has_passed = turn.iter().any(|(_, cursor)| *cursor != Cursor::START);
     if claimed.is_empty() && has_passed {
         // What somebody held was passed over, and lies behind the cursors: a sweep, or an application that opens many at once.
@@ -172,9 +198,9 @@ async fn claim(
         for (_, cursor) in &mut turn {
             *cursor = Cursor::START;
         }
-        claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(free)).await?;
+        claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(most)).await?;
     }
-    ring.settle(&turn, &claimed, each, claimed.len() >= free);
+    ring.settle(&turn, &claimed, each, claimed.len() >= most);
     Ok(Taken { is_rest_held: claimed.is_empty(), jobs: claimed })
 }
 
@@ -220,7 +246,7 @@ async fn claim_crashed(
         return Ok(Vec::new());
     }
     for crashes in 1..claims::ALONE {
-        let beside = engine.hands.free_for_crashed(crashes).min(engine.hands.free());
+        let beside = engine.hands.free_for_crashed(crashes).min(engine.hands.spare());
         if beside > 0 {
             let jobs = claims::claim_crashed(&mut *connection, by, crashes, wide(beside)).await?;
             if !jobs.is_empty() {

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -13,6 +13,8 @@ use crate::domain::{ClaimedJob, JobId, LeaseId, SourceKey};
 #[derive(Debug, Clone)]
 struct Held {
     lease: LeaseId,
+    pipeline: String,
+    tenant: String,
     crashes: i16,
     /// Cancelled when the lease is found to be another's.
     lost: CancellationToken,
@@ -24,22 +26,28 @@ struct Held {
 #[derive(Debug, Clone)]
 struct Owed {
     due: Instant,
-    pipeline: String,
     key: SourceKey,
 }
+
+/// A part of the slots is kept for newcomers, one in so many.
+const NEWCOMERS: usize = 16;
 
 /// The jobs this worker has in hand, from claim to end: how many more fit, and whose leases to renew.
 #[derive(Debug)]
 pub struct Hands {
     slots: usize,
+    /// So many slots stay free for tenants that have nothing in hand: all others' jobs may take minutes.
+    kept: usize,
     held: Mutex<HashMap<JobId, Held>>,
     freed: Notify,
     owing: Notify,
 }
 
 impl Hands {
-    pub fn new(slots: usize) -> Self {
-        Self { slots, held: Mutex::default(), freed: Notify::new(), owing: Notify::new() }
+    /// `shared` by several tenants, or by several pipelines.
+    pub fn new(slots: usize, shared: bool) -> Self {
+        let kept = if shared && slots > 1 { slots.div_ceil(NEWCOMERS) } else { 0 };
+        Self { slots, kept, held: Mutex::default(), freed: Notify::new(), owing: Notify::new() }
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Held>> {
@@ -48,7 +56,14 @@ impl Hands {
 
     /// Takes a claimed job. Where it is in hand under another lease, that one is lost: this worker itself was slow to hear of it.
     pub fn take(&self, job: &ClaimedJob) {
-        let held = Held { lease: job.lease, crashes: job.crashes, lost: CancellationToken::new(), owed: None };
+        let held = Held {
+            lease: job.lease,
+            pipeline: job.pipeline.clone(),
+            tenant: job.tenant.clone(),
+            crashes: job.crashes,
+            lost: CancellationToken::new(),
+            owed: None,
+        };
         if let Some(old) = self.held().insert(job.id, held) {
             old.lost.cancel();
         }
@@ -68,9 +83,9 @@ impl Hands {
     }
 
     /// Owes the row of a job that is still in hand its word, from `due` on.
-    pub fn owe_word(&self, (job, lease): (JobId, LeaseId), pipeline: &str, key: SourceKey, due: Instant) {
+    pub fn owe_word(&self, (job, lease): (JobId, LeaseId), key: SourceKey, due: Instant) {
         if let Some(held) = self.held().get_mut(&job).filter(|held| held.lease == lease) {
-            held.owed = Some(Owed { due, pipeline: pipeline.to_owned(), key });
+            held.owed = Some(Owed { due, key });
             self.owing.notify_one();
         }
     }
@@ -97,7 +112,8 @@ impl Hands {
         let mut due: HashMap<String, Vec<WorkedOn>> = HashMap::new();
         for (job, held) in self.held().iter_mut() {
             if let Some(owed) = held.owed.take_if(|owed| owed.due <= now) {
-                due.entry(owed.pipeline).or_default().push(WorkedOn { job: *job, lease: held.lease, key: owed.key });
+                let rows = due.entry(held.pipeline.clone()).or_default();
+                rows.push(WorkedOn { job: *job, lease: held.lease, key: owed.key });
             }
         }
         due
@@ -140,6 +156,17 @@ impl Hands {
     /// How many more fit.
     pub fn free(&self) -> usize {
         self.slots.saturating_sub(self.count())
+    }
+
+    /// How many more of anybody fit; what is free beyond them is for newcomers.
+    pub fn spare(&self) -> usize {
+        self.free().saturating_sub(self.kept)
+    }
+
+    /// The tenants of a pipeline that have a job in hand: all others are newcomers.
+    pub fn tenants(&self, pipeline: &str) -> HashSet<String> {
+        let held = self.held();
+        held.values().filter(|held| held.pipeline == pipeline).map(|held| held.tenant.clone()).collect()
     }
 
     /// How many more jobs with that many crashes may run beside others: `slots / 4^crashes` in all, at least one.
@@ -220,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_job_that_is_claimed_again_ends_the_attempt_under_the_old_lease_and_no_other() {
-        let hands = Hands::new(4);
+        let hands = Hands::new(4, false);
         let (old, new) = (claimed(1), claimed(2));
         hands.take(&old);
         let under_old = hands.lost(old.id, old.lease);
@@ -241,11 +268,27 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_slots_is_kept_for_newcomers_where_there_may_be_any() {
+        let spare = |slots, shared| Hands::new(slots, shared).spare();
+        assert_eq!([1, 2, 16, 17, 512].map(|slots| spare(slots, true)), [1, 1, 15, 15, 480]);
+        assert_eq!([1, 2, 16, 17, 512].map(|slots| spare(slots, false)), [1, 2, 16, 17, 512]);
+
+        let hands = Hands::new(2, true);
+        let job = claimed(1);
+        hands.take(&job);
+        assert_eq!((hands.free(), hands.spare()), (1, 0));
+        assert!(hands.tenants(&job.pipeline).contains(&job.tenant) && hands.tenants("other").is_empty());
+        drop(hands.guard(&job));
+        assert_eq!((hands.free(), hands.spare()), (2, 1));
+        assert!(hands.tenants(&job.pipeline).is_empty());
+    }
+
+    #[test]
     fn a_word_is_due_once_after_a_while_and_only_while_the_attempt_lasts() {
-        let hands = Hands::new(4);
+        let hands = Hands::new(4, false);
         let job = claimed(1);
         let (now, later) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
-        let owe = |lease| hands.owe_word((job.id, lease), &job.pipeline, job.key.clone(), later);
+        let owe = |lease| hands.owe_word((job.id, lease), job.key.clone(), later);
         hands.take(&job);
         assert_eq!(hands.next_word(), None);
         owe(claimed(2).lease);

@@ -98,10 +98,12 @@ impl Engine {
         stop: CancellationToken,
     ) -> Arc<Self> {
         let Parts { keyed, pipelines, deliverers, lanes } = parts;
+        let has_tenants = |deps: &Deps| deps.plan.pipeline.source.tenant.is_some();
+        let is_shared = pipelines.len() > 1 || pipelines.iter().any(has_tenants);
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Arc::new(Self {
             name: format!("{}:{}", if host.trim().is_empty() { "worker" } else { host.trim() }, std::process::id()),
-            hands: Hands::new(settings.slots),
+            hands: Hands::new(settings.slots, is_shared),
             wake: Notify::new(),
             give_up: CancellationToken::new(),
             releases: acknowledger::Releases::new(),

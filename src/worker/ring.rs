@@ -8,7 +8,7 @@ const TENANTS: usize = 100;
 /// How long cursors are trusted: a job that falls due behind one waits no longer than this.
 const CURSOR_LIFE: Duration = Duration::from_secs(2);
 /// How often tenants are looked for while others still have work: a new one waits no longer than this.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The tenants of one pipeline that have claimable jobs, taken in turn, and where each one's next claim starts.
 #[derive(Debug)]
@@ -39,14 +39,25 @@ impl Ring {
         self.tenants.extend(found.into_iter().filter(|tenant| !known.contains(tenant)));
     }
 
-    /// The tenants whose turn it is, with their cursors.
-    pub fn turn(&mut self) -> Vec<(String, Cursor)> {
+    /// Whether there is one of these.
+    pub fn has(&self, is_one: impl Fn(&str) -> bool) -> bool {
+        self.tenants.iter().any(|tenant| is_one(tenant))
+    }
+
+    /// The tenants of these whose turn it is, with their cursors.
+    pub fn turn(&mut self, is_one: impl Fn(&str) -> bool) -> Vec<(String, Cursor)> {
         if self.since.elapsed() > CURSOR_LIFE {
             self.forget_cursors();
         }
-        let count = self.tenants.len().min(TENANTS);
-        self.tenants
-            .drain(..count)
+        let (mut tenants, mut others) = (Vec::new(), Vec::new());
+        while tenants.len() < TENANTS
+            && let Some(tenant) = self.tenants.pop_front()
+        {
+            if is_one(&tenant) { tenants.push(tenant) } else { others.push(tenant) }
+        }
+        others.into_iter().rev().for_each(|tenant| self.tenants.push_front(tenant));
+        tenants
+            .into_iter()
             .map(|tenant| {
                 let cursor = self.cursors.get(&tenant).copied().unwrap_or(Cursor::START);
                 (tenant, cursor)
@@ -79,5 +90,25 @@ impl Ring {
     pub fn forget_cursors(&mut self) {
         self.cursors.clear();
         self.since = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(turn: Vec<(String, Cursor)>) -> String {
+        turn.into_iter().map(|(tenant, _)| tenant).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_turn_of_newcomers_leaves_all_others_where_they_were() {
+        let mut ring = Ring::new();
+        ring.refill(["a", "new 1", "b", "new 2", "c"].map(str::to_owned).to_vec(), 10);
+        let is_new = |tenant: &str| tenant.starts_with("new");
+        assert!(ring.has(is_new));
+        assert_eq!(names(ring.turn(is_new)), "new 1 new 2");
+        assert!(!ring.has(is_new));
+        assert_eq!(names(ring.turn(|_| true)), "a b c");
     }
 }

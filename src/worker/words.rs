@@ -26,7 +26,7 @@ pub(super) fn owe(engine: &Engine, deps: &Deps, job: &ClaimedJob) {
     let has_word = deps.plan.status.as_ref().is_some_and(|status| status.column.is_some());
     if has_word && !job.need_ended {
         let due = Instant::now() + SHOWN_AFTER;
-        engine.hands.owe_word((job.id, job.lease), &job.pipeline, job.key.clone(), due);
+        engine.hands.owe_word((job.id, job.lease), job.key.clone(), due);
     }
 }
 

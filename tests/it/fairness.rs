@@ -6,17 +6,22 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::poll;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use gristmill::app;
-use gristmill::batch::{Batcher, Fit, Keyed, LaneSettings, Loader, Memory, OfJob, Text, Vital};
+use gristmill::batch::{
+    Batcher, Fit, Keyed, LaneSettings, Loader, Memory, OfJob, Piece, SpeechLane, SpeechSettings, Text, Vital, minutes,
+};
 use gristmill::config::Allowance;
 use gristmill::domain::{Embedding, JobId, OwnerId, Revision, SourceKey};
-use gristmill::providers::{Embedded, Embedder, ProviderError};
+use gristmill::extract::Extractor;
+use gristmill::providers::{Audio, Embedded, Embedder, ProviderError, Transcribed, Transcriber};
 use tokio::sync::{Semaphore, mpsc};
+use uuid::Uuid;
 
-use crate::world::World;
+use crate::world::{USER, Worker, World};
 
 /// Says what each request holds, and answers as many as it is told to.
 struct Step {
@@ -74,9 +79,8 @@ impl Mill {
     }
 }
 
-/// Embeds a job's texts, each its tenant's name and a number.
-async fn embed(batcher: &Batcher, id: i64, tenant: &str, texts: usize, tokens: usize) -> usize {
-    let of = OfJob {
+fn of_job(id: i64, tenant: &str) -> OfJob {
+    OfJob {
         id: JobId(id),
         revision: Revision(1),
         tenant: tenant.to_owned(),
@@ -84,7 +88,12 @@ async fn embed(batcher: &Batcher, id: i64, tenant: &str, texts: usize, tokens: u
         parked_since: None,
         cached: false,
         ceiling: None,
-    };
+    }
+}
+
+/// Embeds a job's texts, each its tenant's name and a number.
+async fn embed(batcher: &Batcher, id: i64, tenant: &str, texts: usize, tokens: usize) -> usize {
+    let of = of_job(id, tenant);
     let words: Vec<String> = (0..texts).map(|nth| format!("{tenant} {id} {nth}")).collect();
     let texts: Vec<Text<'_>> = words.iter().map(|text| Text { text, tokens }).collect();
     batcher.embed(&of, &texts, batcher.expect()).await.unwrap().vectors.len()
@@ -225,4 +234,168 @@ async fn a_row_does_not_wait_until_all_that_another_tenant_has_waiting_were_in_m
 
     // The one that was next when it came, and one beside it at the most.
     assert!(before <= 2, "{before} of them went first");
+}
+
+/// Says which recording each request holds, and answers as many as it is told to.
+struct Listening {
+    seen: mpsc::UnboundedSender<Bytes>,
+    answers: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Transcriber for Listening {
+    async fn transcribe(&self, audio: &Audio) -> Result<Transcribed, ProviderError> {
+        self.seen.send(audio.bytes.clone()).unwrap();
+        self.answers.acquire().await.unwrap().forget();
+        Ok(Transcribed::default())
+    }
+}
+
+#[tokio::test]
+async fn a_new_tenant_s_recording_is_the_next_however_many_parts_another_has() {
+    let world = World::new().await;
+    let settings = SpeechSettings {
+        provider: "step".to_owned(),
+        model: "step".to_owned(),
+        concurrency: 1,
+        allowance: Allowance::default(),
+        prices: Vec::new(),
+    };
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let answers = Arc::new(Semaphore::new(0));
+    let driver: Arc<dyn Transcriber> = Arc::new(Listening { seen: sender, answers: Arc::clone(&answers) });
+    let keyed = Keyed { credential: String::new(), tenants: Vec::new(), driver };
+    let lane = SpeechLane::new(&world.pool, OwnerId::fresh(), &settings, keyed, Vec::new());
+    let transcribe = async |id: i64, tenant: &'static str, ms: u64| {
+        let audio = Audio { bytes: Bytes::from_static(tenant.as_bytes()), extension: "wav", media_type: "audio/wav" };
+        let piece = Piece { content: [0; 32], part: 0, audio, ms, minutes: minutes(ms) };
+        lane.transcribe(&of_job(id, tenant), piece).await.unwrap();
+    };
+    let mut many = pin!(join_all((0..5).map(|id| transcribe(id, "many", 600_000))));
+    assert!(poll!(many.as_mut()).is_pending());
+    let first = tokio::select! {
+        _ = &mut many => unreachable!("nothing is answered yet"),
+        first = seen.recv() => first.unwrap(),
+    };
+    let mut more = pin!(join_all([transcribe(10, "one", 2_000), transcribe(11, "two", 3_000)]));
+    assert!(poll!(more.as_mut()).is_pending());
+
+    answers.add_permits(6);
+    tokio::join!(many, async {
+        answers.add_permits(1);
+        more.await;
+    });
+
+    let mut order = vec![first];
+    order.extend(std::iter::from_fn(|| seen.try_recv().ok()));
+    assert_eq!(order[..4], ["many", "one", "two", "many"], "{order:?}");
+    assert_eq!(order.len(), 7);
+}
+
+/// A parser that says what each file begins with, and has no text of it.
+const SAYS: &str = "read -r request\nread -r line\necho \"$line\" >> SEEN\nexit 1\n";
+/// A parser that never ends.
+const WAITS: &str = "exec /bin/sleep 1000\n";
+
+impl World {
+    /// An extractor whose children run a script.
+    fn extractor_of(&self, script: &str) -> Extractor {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.files.path().join("parser.sh");
+        let seen = self.files.path().join("seen");
+        std::fs::write(&path, format!("#!/bin/sh\n{}", script.replace("SEEN", &seen.display().to_string()))).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Extractor::with_program(app::parser_settings(&self.config()), path)
+    }
+
+    /// Inserts so many files of a tenant, and announces them.
+    async fn announce_files(&self, tenant: Uuid, name: &str, count: usize) {
+        for nth in 0..count {
+            let path = format!("{tenant}/{name} {nth}.txt");
+            self.put(&path, format!("{name} {nth}\n").as_bytes());
+            self.announce(tenant, "storage_path", &path).await;
+        }
+    }
+
+    async fn announce(&self, tenant: Uuid, column: &str, value: &str) {
+        self.sql(&format!(
+            "with added as (insert into public.documents (user_id, name, {column}) values ('{tenant}', 'a.txt', '{value}') returning id) \
+             select gristmill.enqueue('documents', id, 0, '{tenant}') from added"
+        ))
+        .await;
+    }
+
+    async fn in_hand(&self, tenant: Uuid) -> i64 {
+        let count = "select count(*) from gristmill.embedding_jobs where state = 'processing' and tenant";
+        self.value(&format!("{count} = '{tenant}'")).await
+    }
+}
+
+const OTHER: Uuid = Uuid::from_u128(0xb0b);
+
+/// Waits until all jobs that may be in hand are, since a few more wait.
+async fn filled(world: &World, worker: &Worker, slots: usize) {
+    world
+        .wait_for(&format!("select count(*) = {slots} from gristmill.embedding_jobs where state = 'processing'"))
+        .await;
+    assert_eq!(worker.running.engine.hands.count(), slots);
+}
+
+#[tokio::test]
+async fn a_newcomer_s_jobs_are_done_while_another_tenant_s_hold_all_slots_they_may() {
+    let world = World::new().await.change("grace = \"5s\"", "grace = \"1ms\"");
+    world.register().await;
+    let worker = world.start_with(world.extractor_of(WAITS)).await;
+    world.announce_files(USER, "many", 40).await;
+    filled(&world, &worker, 15).await;
+
+    for nth in 0..3 {
+        world.announce(OTHER, "content", &format!("Sentence {nth} of the mill.")).await;
+    }
+
+    let done = "select count(*) = 3 from gristmill.embedding_jobs where state = 'completed'";
+    world.wait_for(&format!("{done} and tenant = '{OTHER}'")).await;
+    // What was kept is free again, and not for the one that has so many.
+    assert_eq!((world.in_hand(USER).await, world.in_hand(OTHER).await), (15, 0));
+    worker.stop().await;
+    assert_eq!(world.states().await, "3 completed\n40 pending");
+}
+
+#[tokio::test]
+async fn where_nobody_new_can_come_no_slot_is_kept() {
+    let world = World::new().await.change("grace = \"5s\"", "grace = \"1ms\"").change("tenant = \"user_id\"\n", "");
+    world.register().await;
+    let worker = world.start_with(world.extractor_of(WAITS)).await;
+    world.announce_files(USER, "many", 20).await;
+    filled(&world, &worker, 16).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_tenant_s_file_is_the_next_to_be_read() {
+    let world = World::new().await.change("[stores.samples]", "[parser]\nprocesses = 1\n\n[stores.samples]");
+    world.register().await;
+    let worker = world.start_with(world.extractor_of(SAYS)).await;
+    let parsers = worker.running.engine.pipelines[0].parsers.clone();
+    let held = parsers.acquire("somebody", 1).await;
+    let waiting = async |count: usize| {
+        while parsers.waiting() < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for nth in 1..=4 {
+        world.announce_files(USER, &format!("many {nth}"), 1).await;
+        waiting(nth).await;
+    }
+    world.announce_files(OTHER, "other 1", 1).await;
+    waiting(5).await;
+
+    drop(held);
+
+    let finished = "select count(*) = 5 from gristmill.embedding_jobs where state <> 'processing' and starts > 0";
+    world.wait_for(finished).await;
+    let seen = std::fs::read_to_string(world.files.path().join("seen")).unwrap();
+    let order: Vec<&str> = seen.lines().take(3).collect();
+    assert_eq!(order, ["many 1 0", "other 1 0", "many 2 0"], "{seen}");
+    worker.stop().await;
 }

@@ -289,9 +289,13 @@ impl World {
 
     /// Starts a worker.
     pub async fn start(&self) -> Worker {
+        self.start_with(self.extractor()).await
+    }
+
+    /// Starts a worker whose files are read by this.
+    pub async fn start_with(&self, extractor: Extractor) -> Worker {
         let (stop, pool) = (CancellationToken::new(), self.pool_of_workers().await);
-        let running =
-            app::start_with(&self.config(), &pool, stop.clone(), self.extractor()).await.expect("the worker starts");
+        let running = app::start_with(&self.config(), &pool, stop.clone(), extractor).await.expect("the worker starts");
         let engine = Arc::clone(&running.engine);
         let task = tokio::spawn(async move { engine.run().await.expect("the engine runs") });
         Worker { running, stop, task, pool: self.pool.clone() }

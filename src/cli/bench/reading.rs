@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt as _};
 
 use crate::app;
 use crate::chunk::{self, Rules, Tokenizer};
-use crate::config::{ChunkSize, Longer};
+use crate::config::{ChunkSize, Longer, Parser};
 use crate::db::bench::Row;
 use crate::domain::Document;
 use crate::embedded::ShortLivedFolder;
@@ -86,8 +86,8 @@ pub(super) async fn documents(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     let (mut rates, mut floors) = (Vec::new(), Vec::new());
     for _ in 0..bed.rounds {
         let mut rig = Rig::build(bed, &setup, Knobs::default()).await?;
-        let extractor = Extractor::new(app::parser_settings(&setup.config(&rig.field, &rig.provider)?));
-        floors.push(real(count) / alone(&extractor, count).await?.as_secs_f64());
+        let settings = app::parser_settings(&setup.config(&rig.field, &rig.provider)?);
+        floors.push(real(count) / alone(settings, count).await?.as_secs_f64());
         rig.lay(&rows).await?;
         rates.push(real(count) / rig.go(count).await?);
         rig.leave().await?;
@@ -106,13 +106,18 @@ fn files(folder: &Path, count: usize) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-async fn alone(extractor: &Extractor, count: usize) -> Result<Duration, Failure> {
+async fn alone(settings: Parser, count: usize) -> Result<Duration, Failure> {
     let began = Instant::now();
+    let at_once = settings.processes;
+    let extractor = Extractor::new(settings);
     let inputs = FILES.iter().cycle().take(count).map(|(_, bytes)| Input {
         bytes: Bytes::from_static(bytes),
         media_type: None,
         name: None,
     });
-    try_join_all(inputs.map(|input| extractor.extract(input))).await.map_err(|error| Failure::of(&error))?;
+    let mut reading = stream::iter(inputs).map(|input| extractor.extract(input)).buffer_unordered(at_once);
+    while let Some(read) = reading.next().await {
+        read.map_err(|error| Failure::of(&error))?;
+    }
     Ok(began.elapsed())
 }
