@@ -99,8 +99,7 @@ async fn what_was_spent_before_the_ceiling_was_there_counts() {
     world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
     grains(&world, 2, 10).await;
     world.work().await;
-    let told =
-        "select string_agg(concat_ws(' ', right(scope, 1), round(usd * 10000000)), ', ' order by scope) from gristmill.spending";
+    let told = "select string_agg(concat_ws(' ', right(scope, 1), round(usd * 10000000)), ', ' order by scope) from gristmill.spending";
     assert_eq!(world.value::<String>(told).await, " 27, 1 15, 2 12");
 }
 
