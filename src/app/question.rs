@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 
-use crate::batch::{EmbedFailure, OfJob, Text, Vital};
+use crate::batch::{EmbedFailure, Landing, OfJob, Text, Vital};
 use crate::config::Config;
 use crate::db::app::Plan;
 use crate::domain::{Embedding, JobId, OwnerId, Revision};
@@ -53,7 +53,7 @@ impl Question<'_> {
             ceiling: ceiling_of(plan),
         };
         let texts = [Text { text: self.text, tokens: with.tokenizer.count(self.text) }];
-        let paid = with.batcher.embed(&of, &texts, with.batcher.expect()).await?;
+        let paid = with.batcher.embed(&of, &texts, with.batcher.expect(), &mut Landing::default()).await?;
         let first = paid.vectors.first().and_then(|(held, _)| held.get().ok());
         first.ok_or_else(|| EmbedFailure::Garbled("it has no vector".to_owned()))
     }

@@ -20,7 +20,7 @@ use super::approach::{Approach, Approaching};
 use super::ceiling::CeilingOf;
 use super::flights::Flights;
 use super::gate::{BREAKER_FIRST, LaneStatus};
-use super::item::{Item, JobCall};
+use super::item::{Answer, Item, JobCall};
 use super::keyed::{ByTenant, Keyed};
 use super::lane::Lane;
 use super::spill::{Held, Place, Spilling};
@@ -47,6 +47,15 @@ pub struct OfJob {
     pub cached: bool,
     /// The ceiling of its pipeline, where there is one.
     pub ceiling: Option<Arc<CeilingOf>>,
+}
+
+/// What is on its way to a call, and what came to it last: paid for and parked nowhere. Whoever breaks the call off hands it to
+/// [`Batcher::park_landed`].
+#[derive(Default)]
+pub struct Landing {
+    answers: Option<mpsc::UnboundedReceiver<(usize, Answer)>>,
+    texts: Vec<cache::TextHash>,
+    landed: Vec<(usize, Landed)>,
 }
 
 /// Vectors in the order of the texts, and what each cost.
@@ -208,7 +217,26 @@ impl Batcher {
     ///
     /// # Errors
     /// The first failure of one of its texts; vectors that were paid all the same are parked.
-    pub async fn embed(&self, job: &OfJob, texts: &[Text<'_>], approaching: Approaching) -> Result<Paid, EmbedFailure> {
+    pub async fn embed(
+        &self,
+        job: &OfJob,
+        texts: &[Text<'_>],
+        approaching: Approaching,
+        landing: &mut Landing,
+    ) -> Result<Paid, EmbedFailure> {
+        let paid = self.ask(job, texts, approaching, landing).await;
+        // With an error everything else is parked as it lands.
+        *landing = Landing::default();
+        paid
+    }
+
+    async fn ask(
+        &self,
+        job: &OfJob,
+        texts: &[Text<'_>],
+        approaching: Approaching,
+        landing: &mut Landing,
+    ) -> Result<Paid, EmbedFailure> {
         let mut hashes = Vec::with_capacity(texts.len());
         for some in texts.chunks(AT_ONCE) {
             hashes.extend(some.iter().map(|text| hash(text.text)));
@@ -222,7 +250,9 @@ impl Batcher {
         if job.tried {
             self.find_parked(job, texts, &hashes, (&mut vectors, &mut spilling)).await?;
         }
-        let (reply, mut answers) = mpsc::unbounded_channel();
+        let (reply, answers) = mpsc::unbounded_channel();
+        landing.texts.clone_from(&hashes);
+        let answers = landing.answers.insert(answers);
         let open: Vec<usize> = (0..texts.len()).filter(|&nth| vectors[nth].is_none()).collect();
         let parked = Arc::new(AtomicBool::new(job.tried));
         let call = Arc::new(JobCall {
@@ -254,6 +284,9 @@ impl Batcher {
             bytes -= texts[nth].text.len();
             unanswered -= 1;
             let (embedding, tokens) = answer?;
+            if call.open.load(Ordering::Acquire) == 0 {
+                landing.landed.push((nth, (Arc::clone(&embedding), tokens)));
+            }
             vectors[nth] = Some((spilling.keep(embedding).await, tokens));
         }
         let spilled = spilling.end().await;
@@ -298,6 +331,21 @@ impl Batcher {
         for some in texts.chunks(AT_ONCE) {
             self.lanes.of(tenant).lane.park(&paid_for(job, tenant, some)).await;
         }
+    }
+
+    /// Keeps what came to a call that was broken off.
+    pub async fn park_landed(&self, job: JobId, tenant: &str, landing: Landing) {
+        let Landing { answers, texts, mut landed } = landing;
+        let Some(mut answers) = answers else { return };
+        // What comes later finds nobody, and is parked.
+        answers.close();
+        while let Ok((nth, answer)) = answers.try_recv() {
+            landed.extend(answer.ok().map(|one| (nth, one)));
+        }
+        let parked = landed.into_iter().filter_map(|(nth, (embedding, tokens))| {
+            Some(cache::Parked { tenant: tenant.to_owned(), job, text: texts[nth], embedding, tokens: tokens? })
+        });
+        self.lanes.of(tenant).lane.park(&parked.collect::<Vec<_>>()).await;
     }
 
     /// Keeps vectors that are written and charged for, so that equal texts of the tenant need not be paid. Best effort.

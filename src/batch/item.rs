@@ -49,14 +49,20 @@ pub(super) struct Item {
 }
 
 impl Item {
+    /// A job that has given up is not told.
     pub fn answer(mut self, answer: Answer) {
         self.tell(answer);
     }
 
-    fn tell(&mut self, answer: Answer) {
+    /// Whether somebody waits for it still.
+    fn tell(&mut self, answer: Answer) -> bool {
         self.told = true;
-        // A job that has given up is not told.
-        self.call.reply.send((self.nth, answer)).ok();
+        self.call.reply.send((self.nth, answer)).is_ok()
+    }
+
+    /// Hands a vector to a job that is through; false if it has given up meanwhile.
+    pub fn land(&mut self, landed: Landed) -> bool {
+        self.call.is_through() && self.tell(Ok(landed))
     }
 }
 

@@ -433,9 +433,9 @@ impl Lane {
         let mut later: Vec<(Item, Answer)> = Vec::new();
         let mut parked = Vec::new();
         let paid = vectors.into_iter().zip(portions(total, &weights)).enumerate();
-        for (item, (index, (vector, tokens))) in batch.into_iter().zip(paid) {
+        for (mut item, (index, (vector, tokens))) in batch.into_iter().zip(paid) {
             match vector {
-                Ok(vector) if item.call.is_through() => item.answer(Ok((vector, Some(tokens)))),
+                Ok(vector) if item.land((Arc::clone(&vector), Some(tokens))) => {}
                 Ok(vector) => {
                     item.call.parked.store(true, Ordering::Release);
                     let (tenant, job, text) = (item.call.job.tenant.clone(), item.call.job.id, item.hash);

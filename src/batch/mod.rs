@@ -35,7 +35,7 @@ mod turns;
 mod vital;
 
 pub use approach::Approaching;
-pub use batcher::{Batcher, Bought, EmbedFailure, LaneSettings, OfJob, Paid, Text};
+pub use batcher::{Batcher, Bought, EmbedFailure, Landing, LaneSettings, OfJob, Paid, Text};
 pub use ceiling::CeilingOf;
 pub use committer::{Charge, CommitError, Committed, Committer, DoneWork, End, Work};
 pub use facts::JobFacts;

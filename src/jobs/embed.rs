@@ -7,7 +7,7 @@ use std::time::Duration;
 use rust_decimal::Decimal;
 
 use crate::batch::{
-    Approaching, Charge, DoneWork, EmbedFailure, End, FairSlots, Held, JobFacts, OfJob, Paid, Text, keep,
+    Approaching, Charge, DoneWork, EmbedFailure, End, FairSlots, Held, JobFacts, Landing, OfJob, Paid, Text, keep,
 };
 use crate::chunk::{self, Plan as ChunkPlan, Rules, Tokenizer, TooLong};
 use crate::config::{ChunkFact, JobFact, Meter, Name, Template};
@@ -74,7 +74,8 @@ pub(super) async fn run(job: &ClaimedJob, deps: &Deps, means: &Vectors, work: &m
     }
 
     // Waits with thousands of others until a full request is worth sending.
-    let (vectors, bought, parked) = embed(deps, means, job, &row, &plan, &kept, approaching).await?;
+    let (vectors, bought, parked) =
+        embed(deps, means, job, &row, &plan, &kept, (approaching, &mut work.landing)).await?;
     work.trace.stage("embed");
 
     let tokens: u64 = bought.iter().filter_map(|(_, (_, tokens))| *tokens).sum();
@@ -209,7 +210,7 @@ async fn embed(
     row: &LoadedRow,
     plan: &ChunkPlan,
     kept: &[bool],
-    approaching: Approaching,
+    (approaching, landing): (Approaching, &mut Landing),
 ) -> Result<(Vec<Option<Held>>, Texts, bool), JobError> {
     let mut texts = Vec::new();
     let mut owners = Vec::new();
@@ -234,7 +235,8 @@ async fn embed(
         cached: deps.plan.pipeline.cache && !job.fresh,
         ceiling: deps.ceiling.clone(),
     };
-    let Paid { vectors: paid, texts: hashes, parked } = Box::pin(means.batcher.embed(&of, &texts, approaching)).await?;
+    let asked = Box::pin(means.batcher.embed(&of, &texts, approaching, landing));
+    let Paid { vectors: paid, texts: hashes, parked } = asked.await?;
     let mut parts: Vec<Vec<(Held, usize)>> = vec![Vec::new(); plan.chunks.len()];
     let mut bought = Vec::new();
     for (((nth, tokens_of_part), (held, tokens)), hash) in owners.into_iter().zip(paid).zip(hashes) {

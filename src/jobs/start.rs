@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::batch::{Bought, Committed, End, JobFacts, Loaded, Weight, Work};
+use crate::batch::{Bought, Committed, End, JobFacts, Landing, Loaded, Weight, Work};
 use crate::config::{JobFact, Name};
 use crate::db::app::{Existing, LoadedRow};
 use crate::db::cache::TextHash;
@@ -24,13 +24,22 @@ pub struct InWork {
     pub(super) weight: Option<Weight>,
     /// Vectors that are paid for and not written, with what they are of.
     pub(super) unwritten: Texts,
+    /// The same on their way here.
+    pub(super) landing: Landing,
     committing: Arc<AtomicBool>,
 }
 
 impl InWork {
     /// Starts the clock.
     pub fn start() -> Self {
-        Self { trace: Trace::start(), row: None, weight: None, unwritten: Vec::new(), committing: Arc::default() }
+        Self {
+            trace: Trace::start(),
+            row: None,
+            weight: None,
+            unwritten: Vec::new(),
+            landing: Landing::default(),
+            committing: Arc::default(),
+        }
     }
 
     /// Whether it is with the committer, which asks for the lease itself: until its word is there, nobody else knows it better.
@@ -40,9 +49,10 @@ impl InWork {
 
     /// Keeps what was paid for and not written, for the next attempt. Transcripts are kept as they land.
     pub async fn park(&mut self, job: JobId, deps: &Deps) {
-        let unwritten = std::mem::take(&mut self.unwritten);
-        if let (Some(row), Means::Vectors(means)) = (self.row.as_ref().filter(|_| !unwritten.is_empty()), &deps.means) {
+        let (unwritten, landing) = (std::mem::take(&mut self.unwritten), std::mem::take(&mut self.landing));
+        if let (Some(row), Means::Vectors(means)) = (self.row.as_ref(), &deps.means) {
             means.batcher.park(job, &row.tenant, &unwritten).await;
+            means.batcher.park_landed(job, &row.tenant, landing).await;
         }
     }
 }

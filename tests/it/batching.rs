@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gristmill::batch::{Batcher, EmbedFailure, Keyed, LaneSettings, OfJob, Text, Vital};
+use futures_util::poll;
+use gristmill::batch::{Batcher, EmbedFailure, Keyed, Landing, LaneSettings, OfJob, Text, Vital};
 use gristmill::config::Allowance;
 use gristmill::domain::{JobId, OwnerId, Revision};
 use gristmill::providers::{Embedded, Embedder, ProviderError};
 use insta::assert_snapshot;
 
 use crate::cli::gristmill;
+use crate::fairness::{Mill, of_job};
 use crate::fake_openai::{Answer, FakeOpenAi, Options, Spoilt, tokens_of, vector_of};
 use crate::world::{DIMENSIONS, USER, World};
 
@@ -225,7 +227,10 @@ async fn a_driver_that_panics_over_a_text_fails_its_job_alone_and_the_lane_goes_
             cached: false,
             ceiling: None,
         };
-        batcher.embed(&of, &[Text { text, tokens: 3 }], batcher.expect()).await.map(|paid| paid.vectors.len())
+        batcher
+            .embed(&of, &[Text { text, tokens: 3 }], batcher.expect(), &mut Landing::default())
+            .await
+            .map(|paid| paid.vectors.len())
     };
 
     let (panic, one, two) = tokio::join!(embed(1, "Do not PANIC."), embed(2, "One."), embed(3, "Two."));
@@ -522,4 +527,30 @@ async fn an_answer_whose_vectors_are_of_no_use_is_logged_once_without_a_text() {
     assert_eq!(told.len(), 1, "{}", ran.err);
     assert!(told[0].contains("the vector of input 1 of 1 "), "{}", told[0]);
     assert!(!ran.err.contains("Canaries"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn what_has_landed_for_a_call_that_is_broken_off_is_kept() {
+    let mut mill = Mill::new(true).await;
+    let batcher = mill.batcher.clone();
+    let (one, other) = (of_job(1, "one"), of_job(2, "other"));
+    let text = |text| [Text { text, tokens: 1 }];
+    let (ones, others) = (text("one"), text("other"));
+    let (mut landing, mut elsewhere) = (Landing::default(), Landing::default());
+    let mut call = Box::pin(batcher.embed(&one, &ones, batcher.expect(), &mut landing));
+    assert!(poll!(call.as_mut()).is_pending());
+    assert_eq!(mill.next().await, ["one"]);
+    let mut next = Box::pin(batcher.embed(&other, &others, batcher.expect(), &mut elsewhere));
+    assert!(poll!(next.as_mut()).is_pending());
+
+    // The next request goes when the answer to this one has been handed out; nobody has looked at it.
+    mill.answers.add_permits(1);
+    assert_eq!(mill.next().await, ["other"]);
+    drop(call);
+    batcher.park_landed(one.id, &one.tenant, landing).await;
+
+    let parked = "select string_agg(concat_ws(' ', job_id, tenant), ', ') from gristmill.vector_cache";
+    assert_eq!(mill.world.value::<String>(parked).await, "1 one");
+    mill.answers.add_permits(1);
+    assert_eq!(next.await.unwrap().vectors.len(), 1);
 }

@@ -12,7 +12,8 @@ use futures_util::poll;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use gristmill::app;
 use gristmill::batch::{
-    Batcher, Fit, Keyed, LaneSettings, Loader, Memory, OfJob, Piece, SpeechLane, SpeechSettings, Text, Vital, minutes,
+    Batcher, Fit, Keyed, Landing, LaneSettings, Loader, Memory, OfJob, Piece, SpeechLane, SpeechSettings, Text, Vital,
+    minutes,
 };
 use gristmill::config::Allowance;
 use gristmill::domain::{Embedding, JobId, OwnerId, Revision, SourceKey};
@@ -40,15 +41,15 @@ impl Embedder for Step {
 }
 
 /// A batcher at such a provider, one request after the other.
-struct Mill {
-    world: World,
-    batcher: Batcher,
+pub struct Mill {
+    pub world: World,
+    pub batcher: Batcher,
     seen: mpsc::UnboundedReceiver<Vec<String>>,
-    answers: Arc<Semaphore>,
+    pub answers: Arc<Semaphore>,
 }
 
 impl Mill {
-    async fn new(pack_across_tenants: bool) -> Self {
+    pub async fn new(pack_across_tenants: bool) -> Self {
         let world = World::new().await;
         let settings = LaneSettings {
             provider: "step".to_owned(),
@@ -74,12 +75,12 @@ impl Mill {
     }
 
     /// The texts of the next request.
-    async fn next(&mut self) -> Vec<String> {
+    pub async fn next(&mut self) -> Vec<String> {
         self.seen.recv().await.unwrap()
     }
 }
 
-fn of_job(id: i64, tenant: &str) -> OfJob {
+pub fn of_job(id: i64, tenant: &str) -> OfJob {
     OfJob {
         id: JobId(id),
         revision: Revision(1),
@@ -96,7 +97,7 @@ async fn embed(batcher: &Batcher, id: i64, tenant: &str, texts: usize, tokens: u
     let of = of_job(id, tenant);
     let words: Vec<String> = (0..texts).map(|nth| format!("{tenant} {id} {nth}")).collect();
     let texts: Vec<Text<'_>> = words.iter().map(|text| Text { text, tokens }).collect();
-    batcher.embed(&of, &texts, batcher.expect()).await.unwrap().vectors.len()
+    batcher.embed(&of, &texts, batcher.expect(), &mut Landing::default()).await.unwrap().vectors.len()
 }
 
 fn of_tenant(request: &[String], tenant: &str) -> usize {
