@@ -46,8 +46,8 @@ pub(super) fn path_of(table: &Surveyed) -> Option<&Column> {
 /// What numbers the chunks of a row that this table refers to: by its name, else the one integer that tells them apart.
 pub(super) fn index_of<'t>(table: &'t Surveyed, reference: &Reference) -> Option<&'t Column> {
     let is_free = |name: &str| !reference.columns.iter().any(|column| column == name);
-    let by_name = INDEXES.iter().filter_map(|name| table.table.column(name));
-    let by_name = by_name.into_iter().find(|column| !column.generated && is_free(&column.name));
+    let mut by_name = INDEXES.iter().filter_map(|name| table.table.column(name));
+    let by_name = by_name.find(|column| !column.generated && is_free(&column.name));
     let numbers = |key: &Vec<String>| {
         let mut others = key.iter().filter(|name| is_free(name));
         let other = others.next().filter(|_| others.next().is_none() && key.len() > reference.columns.len())?;
