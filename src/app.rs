@@ -208,11 +208,10 @@ pub async fn register(
     slice: i64,
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> sqlx::Result<Readiness> {
-    let pipeline = &plan.pipeline;
-    let known = db::pipelines::find(pool, &pipeline.name).await?;
-    if known.is_none() && pipeline.existing.is_none() && has_rows(pool, plan).await? {
+    if readiness(pool, plan).await? == Readiness::SayExisting {
         return Ok(Readiness::SayExisting);
     }
+    let pipeline = &plan.pipeline;
     let source_table = pipeline.source.table.to_string();
     let registration = Registration {
         name: &pipeline.name,
@@ -243,6 +242,19 @@ pub async fn register(
         Some(_) | None => {}
     }
     Ok(Readiness::Ready)
+}
+
+/// What [`register`] would come to, with nothing written.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn readiness(pool: &PgPool, plan: &Plan) -> sqlx::Result<Readiness> {
+    let known = db::pipelines::find(pool, &plan.pipeline.name).await?;
+    if known.is_none() && plan.pipeline.existing.is_none() && has_rows(pool, plan).await? {
+        return Ok(Readiness::SayExisting);
+    }
+    let new = new_generation(pool, plan).await?;
+    Ok(new.map_or(Readiness::Ready, |rows| Readiness::NewGeneration { rows }))
 }
 
 /// How many rows have vectors, where the pipeline is registered with another generation.

@@ -8,7 +8,6 @@ use time::OffsetDateTime;
 
 use crate::config::{self, Config};
 use crate::db;
-use crate::db::app::Purpose;
 use crate::db::operate::{self, Filter};
 use crate::domain::{ErrorKind, JobState, SourceKey};
 
@@ -52,6 +51,21 @@ impl Which {
         }
     }
 
+    /// Spells the key as the job has it that is meant.
+    pub(super) async fn spell(&mut self, config: &Config, pool: &PgPool) -> Result<(), Failure> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let known = config.pipelines.iter().map(|pipeline| &pipeline.name);
+        for pipeline in known.filter(|name| self.pipeline.as_ref().is_none_or(|asked| asked == *name)) {
+            // One that cannot be a key of this pipeline may be one of the next.
+            let Ok(written) = written(config, pool, pipeline, key).await else { continue };
+            if has_job(pool, pipeline, &written).await? {
+                self.key = Some(written);
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses pipelines and numbers that nothing has: a typo must not look like an answer.
     pub(super) async fn exist(&self, pool: &PgPool) -> Result<(), Failure> {
         if let Some(pipeline) = &self.pipeline {
@@ -66,11 +80,11 @@ impl Which {
     }
 
     /// Refuses to mean every job there is.
-    pub(super) fn some(&self) -> Result<Filter, Failure> {
+    pub(super) fn some(&self) -> Result<(), Failure> {
         let Self { ids, pipeline, tenant, state, kind, key, since } = self;
         let any = !ids.is_empty() || !state.is_empty() || since.is_some() || key.is_some();
         if any || pipeline.is_some() || tenant.is_some() || kind.is_some() {
-            return Ok(self.filter());
+            return Ok(());
         }
         let ways = "give numbers of jobs, or one of --pipeline, --tenant, --state, --kind, --key, --since";
         Err(Failure::Usage(format!("this would mean every job: {ways}")))
@@ -91,21 +105,22 @@ pub(super) async fn registered(pool: &PgPool, pipeline: &str) -> Result<(), Fail
     )))
 }
 
-/// Why no row of a pipeline can have a key. Whether there is such a row is for the worker to find out, and a pipeline of another
-/// configuration is not known here.
-pub(super) async fn misfit(
+/// A key as its row's job is known by, however it was spelled; refused where no row of the pipeline can have it. Whether there is such a row
+/// is for the worker to find out, and a pipeline of another configuration is not known here: its keys stay as they are.
+pub(super) async fn written(
     config: &Config,
     pool: &PgPool,
     pipeline: &str,
     key: &SourceKey,
-) -> Result<Option<String>, Failure> {
-    let Some(pipeline) = config.pipeline(pipeline) else { return Ok(None) };
-    let mut connection = pool.acquire().await?;
-    let Ok((plan, _)) = db::app::resolve(&mut connection, config, pipeline, Purpose::Work).await? else {
-        return Ok(None);
-    };
-    let why = db::app::misfit_of_key(&mut connection, &plan, key).await?;
-    Ok(why.map(|why| format!("{key} cannot be a key of {}: {why}", pipeline.name)))
+) -> Result<SourceKey, Failure> {
+    let Some(pipeline) = config.pipeline(pipeline) else { return Ok(key.clone()) };
+    let written = db::app::written_key(&mut *pool.acquire().await?, pipeline, key).await?;
+    written.map_err(|why| Failure::Failed(format!("{key} cannot be a key of {}: {why}", pipeline.name)))
+}
+
+/// Whether a pipeline has a job of exactly that key.
+pub(super) async fn has_job(pool: &PgPool, pipeline: &str, key: &SourceKey) -> sqlx::Result<bool> {
+    Ok(operate::traces_of_keys(pool, pipeline, std::slice::from_ref(key)).await?.jobs > 0)
 }
 
 /// A row's key: the value of its one column, or a JSON array of several.

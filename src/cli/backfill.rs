@@ -77,7 +77,8 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     if !args.dry_run {
         session::at_home(&pool).await?;
     }
-    let readiness = app::register(&pool, &plan, config.worker.sweep_rows, &|| false).await?;
+    // Before rows that were there before get their jobs: those that are adopted then are on the bill as well.
+    let readiness = app::readiness(&pool, &plan).await?;
     if readiness != Readiness::Ready {
         return Err(Failure::Failed(app::say(&args.pipeline, &readiness)));
     }
@@ -105,9 +106,16 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     }
     ask::confirm("Go on?", args.yes)?;
     let began = Instant::now();
+    let registered = db::pipelines::find(&pool, &args.pipeline).await?;
+    let readiness = app::register(&pool, &plan, config.worker.sweep_rows, &|| false).await?;
+    if readiness != Readiness::Ready {
+        return Err(Failure::Failed(app::say(&args.pipeline, &readiness)));
+    }
     let done = open(&pool, &plan, &wanted, args, Bar::new(found.rows + found.adopted, session.json)).await?;
     backfill.opened = done.rows;
-    backfill.rows_adopted = done.adopted;
+    if registered.is_some_and(|registered| registered.census_done) {
+        backfill.rows_adopted = done.adopted;
+    }
     backfill.seconds = began.elapsed().as_secs_f64();
     session.print(&backfill, |done| said(done, found.rows))
 }

@@ -35,12 +35,12 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let pool = app::connect(&config).await?;
     ask::registered(&pool, &args.pipeline).await?;
     session::refuse_copy(&pool).await?;
+    let mut keys = Vec::new();
     for key in &args.keys {
-        if let Some(why) = ask::misfit(&config, &pool, &args.pipeline, key).await? {
-            return Err(Failure::Failed(format!("{why}; nothing was announced")));
-        }
+        let written = ask::written(&config, &pool, &args.pipeline, key).await;
+        keys.push(written.map_err(|failure| failure.and("nothing was announced"))?);
     }
-    for key in &args.keys {
+    for key in &keys {
         db::operate::enqueue(&pool, &args.pipeline, key, args.priority).await?;
     }
     let announced = Announced { pipeline: &args.pipeline, announced: args.keys.len() };

@@ -45,17 +45,44 @@ struct Forgotten {
     /// What keeps its numbers under a pseudonym.
     usage_events: i64,
     searches: i64,
+    /// Keys that no job has.
+    unknown: Vec<SourceKey>,
 }
 
 impl Forgotten {
-    fn people(&self) -> String {
+    fn people(&self, tenant: Option<&str>) -> String {
         let jobs = show::count(self.jobs, "job");
         let lines = show::count(self.usage_events, "line");
         let searches = show::count(self.searches, "paid search call");
-        match (self.usage_events, self.searches) {
-            (0, 0) => format!("{jobs} forgotten"),
-            _ => format!("{jobs} forgotten; {lines} of the ledger and {searches} have a pseudonym now"),
+        let mut said: Vec<String> = self.unknown.iter().map(nothing_of_row).collect();
+        match (tenant, self.jobs, self.usage_events + self.searches) {
+            (Some(tenant), 0, 0) => said.push(nothing_of_tenant(tenant)),
+            (None, 0, _) => {}
+            (_, _, 0) => said.push(format!("{jobs} forgotten")),
+            _ => said.push(format!("{jobs} forgotten; {lines} of the ledger and {searches} have a pseudonym now")),
         }
+        said.join("\n")
+    }
+}
+
+fn nothing_of_row(key: &SourceKey) -> String {
+    format!("nothing is known of {key}: no job has that key")
+}
+
+fn nothing_of_tenant(tenant: &str) -> String {
+    format!("nothing is known of tenant {tenant}")
+}
+
+/// A row that is meant: its key as its job is known by, and as it was given, since an application that announced it so left a job of that
+/// spelling.
+struct Meant {
+    written: SourceKey,
+    given: SourceKey,
+}
+
+impl Meant {
+    fn spellings(&self) -> impl Iterator<Item = &SourceKey> {
+        std::iter::once(&self.written).chain(Some(&self.given).filter(|given| **given != self.written))
     }
 }
 
@@ -74,14 +101,21 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     if let Some(pipeline) = &args.pipeline {
         ask::registered(&pool, pipeline).await?;
     }
+    let mut meant = Vec::new();
+    for key in &args.keys {
+        let written = ask::written(&config, &pool, args.pipeline.as_deref().unwrap_or_default(), key).await;
+        let written = written.map_err(|failure| failure.and("nothing was forgotten"))?;
+        meant.push(Meant { written, given: key.clone() });
+    }
     if args.dry_run {
         let traces = match (&args.tenant, &args.pipeline) {
             (Some(tenant), _) => operate::traces(&pool, tenant).await?,
             (None, pipeline) => {
-                operate::traces_of_keys(&pool, pipeline.as_deref().unwrap_or_default(), &args.keys).await?
+                let keys: Vec<SourceKey> = meant.iter().flat_map(Meant::spellings).cloned().collect();
+                operate::traces_of_keys(&pool, pipeline.as_deref().unwrap_or_default(), &keys).await?
             }
         };
-        return session.print(&traces, |traces| people(traces, args.tenant.is_some()));
+        return session.print(&traces, |traces| people(traces, args.tenant.as_deref()));
     }
     let what = match (&args.tenant, &args.pipeline) {
         (Some(tenant), _) => format!("tenant {tenant}"),
@@ -91,27 +125,33 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         }
     };
     ask::confirm(&format!("Forget {what} for good?"), args.yes)?;
-    let forgotten = forget(&config, &pool, args).await?;
-    session.print(&forgotten, Forgotten::people)
+    let forgotten = forget(&config, &pool, args, &meant).await?;
+    session.print(&forgotten, |forgotten| forgotten.people(args.tenant.as_deref()))
 }
 
 /// In one transaction: what is known, and what is left in targets that were made for it.
-async fn forget(config: &Config, pool: &PgPool, args: &Args) -> Result<Forgotten, Failure> {
+async fn forget(config: &Config, pool: &PgPool, args: &Args, meant: &[Meant]) -> Result<Forgotten, Failure> {
     let mut keys = Keys::new();
-    let mut forgotten = Forgotten { jobs: 0, usage_events: 0, searches: 0 };
+    let mut forgotten = Forgotten { jobs: 0, usage_events: 0, searches: 0, unknown: Vec::new() };
     let mut transaction = pool.begin().await?;
     if let Some(tenant) = &args.tenant {
         let traces = operate::traces(&mut *transaction, tenant).await?;
-        forgotten = Forgotten { jobs: 0, usage_events: traces.usage_events, searches: traces.searches };
+        forgotten.usage_events = traces.usage_events;
+        forgotten.searches = traces.searches;
         for (pipeline, key) in operate::keys_of_tenant(&mut *transaction, tenant).await? {
             keys.entry(pipeline).or_default().push(key);
         }
         forgotten.jobs = operate::forget_tenant(&mut *transaction, tenant).await?;
     } else if let Some(pipeline) = &args.pipeline {
-        for key in &args.keys {
-            forgotten.jobs += operate::forget_key(&mut *transaction, pipeline, key).await?;
+        for row in meant {
+            let mut jobs = 0;
+            for key in row.spellings() {
+                jobs += operate::forget_key(&mut *transaction, pipeline, key).await?;
+            }
+            forgotten.jobs += jobs;
+            forgotten.unknown.extend((jobs == 0).then(|| row.given.clone()));
         }
-        keys.insert(pipeline.clone(), args.keys.clone());
+        keys.insert(pipeline.clone(), meant.iter().map(|row| row.written.clone()).collect());
     }
     clear_targets(config, &mut transaction, &keys).await?;
     transaction.commit().await?;
@@ -147,7 +187,12 @@ async fn clear_targets(config: &Config, connection: &mut PgConnection, keys: &Ke
     Ok(())
 }
 
-fn people(traces: &operate::Traces, is_tenant: bool) -> String {
+fn people(traces: &operate::Traces, tenant: Option<&str>) -> String {
+    match (tenant, traces.jobs, traces.usage_events + traces.searches) {
+        (Some(tenant), 0, 0) => return nothing_of_tenant(tenant),
+        (None, 0, _) => return "nothing is known of these rows: no job has such a key".to_owned(),
+        _ => {}
+    }
     let jobs = show::count(traces.jobs, "job");
     let lines = show::count(traces.usage_events, "line");
     let searches = show::count(traces.searches, "paid search call");
@@ -158,10 +203,11 @@ fn people(traces: &operate::Traces, is_tenant: bool) -> String {
             show::count(some, "job")
         ),
     };
-    let ledger = if is_tenant {
+    let ledger = if tenant.is_some() {
         format!("{lines} of the ledger and {searches} get a pseudonym")
     } else {
-        format!("{lines} of the ledger stay, with the job's number alone")
+        let verb = if traces.usage_events == 1 { "stays" } else { "stay" };
+        format!("{lines} of the ledger {verb}, with the job's number alone")
     };
     format!("{jobs} would be forgotten, and {ledger}{still}")
 }

@@ -80,16 +80,18 @@ const BUSY: [Duration; 4] =
 
 pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     match args.what {
-        What::List(list) => self::list(session, &list).await,
+        What::List(list) => self::list(session, list).await,
         What::Show(show) => self::show(session, show.id).await,
-        What::Retry(retry) => self::retry(session, &retry).await,
-        What::Cancel(cancel) => self::cancel(session, &cancel).await,
+        What::Retry(retry) => self::retry(session, retry).await,
+        What::Cancel(cancel) => self::cancel(session, cancel).await,
     }
 }
 
-async fn list(session: &Session, list: &List) -> Result<(), Failure> {
-    let pool = session.database().await?;
+async fn list(session: &Session, mut list: List) -> Result<(), Failure> {
+    let config = session.config_for_database()?;
+    let pool = crate::app::connect(&config).await?;
     list.which.exist(&pool).await?;
+    list.which.spell(&config, &pool).await?;
     let jobs = operate::list(&pool, &list.which.filter(), list.limit).await?;
     session.print(&jobs, |jobs| {
         let header = ["id", "pipeline", "key", "tenant", "state", "attempt", "chunks", "tokens", "ms", "when", "why"];
@@ -206,11 +208,13 @@ struct Retried {
     opened_jobs: Vec<i64>,
 }
 
-async fn retry(session: &Session, retry: &Retry) -> Result<(), Failure> {
-    let filter = retry.which.some()?;
+async fn retry(session: &Session, mut retry: Retry) -> Result<(), Failure> {
+    retry.which.some()?;
     let config = session.config_for_database()?;
     let pool = crate::app::connect(&config).await?;
     retry.which.exist(&pool).await?;
+    retry.which.spell(&config, &pool).await?;
+    let filter = retry.which.filter();
     accepted(session, &pool, &filter).await?;
     if retry.dry_run {
         let shares = cost::of_retry(&pool, &config, &filter).await?;
@@ -320,10 +324,13 @@ struct Cancelled {
     cancelled: Vec<i64>,
 }
 
-async fn cancel(session: &Session, cancel: &Cancel) -> Result<(), Failure> {
-    let filter = cancel.which.some()?;
-    let pool = session.database().await?;
+async fn cancel(session: &Session, mut cancel: Cancel) -> Result<(), Failure> {
+    cancel.which.some()?;
+    let config = session.config_for_database()?;
+    let pool = crate::app::connect(&config).await?;
     cancel.which.exist(&pool).await?;
+    cancel.which.spell(&config, &pool).await?;
+    let filter = cancel.which.filter();
     let found = operate::unfinished(&pool, &filter).await?;
     if found.is_empty() && !cancel.which.ids.is_empty() {
         return Err(Failure::Failed("all of these jobs are finished: there is nothing to cancel".to_owned()));

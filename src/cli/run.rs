@@ -32,8 +32,8 @@ use super::show;
                         /healthz, /readyz and /metrics answer where worker.listen says."
 )]
 pub(super) struct Args {
-    /// Work until nothing is left that could be done within ten seconds. Exit with 1 if a job failed meanwhile or a pipeline cannot be
-    /// swept, with 3 if jobs wait (for their time, a provider, `accept`, `resume`) or webhooks for another try, telling why
+    /// Work until nothing is left that could be done within ten seconds. Exit with 1 if a job failed meanwhile, or a pipeline does not run
+    /// or cannot be swept, with 3 if jobs wait (for their time, a provider, `accept`, `resume`) or webhooks for another try, telling why
     #[arg(long)]
     once: bool,
 }
@@ -101,6 +101,7 @@ async fn work(
     };
     let Started { pool, began, running } = start(config, &stop).await?;
     let engine = Arc::clone(&running.engine);
+    let refused = running.refused.clone();
     let pages = CancellationToken::new();
     let console = listener.zip(metrics).map(|(listener, metrics)| {
         tokio::spawn(crate::console::serve(listener, running.watched(metrics), pages.clone()))
@@ -119,7 +120,7 @@ async fn work(
     tracing::info!("stopped");
     let Some(watch) = watch else { return Ok(()) };
     watch.await.map_err(|error| Failure::of(&error))??;
-    judge(session, &pool, &engine, began).await
+    judge(session, &pool, &engine, refused, began).await
 }
 
 struct Started {
@@ -242,6 +243,14 @@ struct Ended {
     failed: i64,
     /// What it left, and why.
     left: Vec<Remaining>,
+    /// Pipelines that were not worked, or not to the end.
+    not_running: Vec<NotRunning>,
+}
+
+#[derive(Debug, Serialize)]
+struct NotRunning {
+    pipeline: String,
+    why: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -251,15 +260,21 @@ enum Remaining {
     Webhooks(outbox::Left),
 }
 
-/// Says what failed since the run began, and what waits; a pipeline that does not fit its tables any more comes before both.
-async fn judge(session: &Session, pool: &PgPool, engine: &Engine, began: OffsetDateTime) -> Result<(), Failure> {
-    if let Some((pipeline, why)) = engine.misfits().into_iter().next() {
-        return Err(Failure::Failed(format!("pipeline {pipeline} does not fit its tables any more: {why}")));
-    }
+/// Says which pipelines do not run, what failed since the run began, and what waits.
+async fn judge(
+    session: &Session,
+    pool: &PgPool,
+    engine: &Engine,
+    refused: Vec<(String, String)>,
+    began: OffsetDateTime,
+) -> Result<(), Failure> {
+    let unfit = engine.misfits().into_iter();
+    let unfit = unfit.map(|(pipeline, why)| (pipeline, format!("it does not fit its tables any more: {why}")));
+    let not_running = refused.into_iter().chain(unfit).map(|(pipeline, why)| NotRunning { pipeline, why });
     let names = names(engine);
     let jobs = db::backlog::left(pool, Some(&names)).await?.into_iter().map(Remaining::Jobs);
     let webhooks = outbox::left(pool, &telling(engine)).await?.into_iter().map(Remaining::Webhooks);
-    let mut ended = Ended { failed: 0, left: jobs.chain(webhooks).collect() };
+    let mut ended = Ended { failed: 0, left: jobs.chain(webhooks).collect(), not_running: not_running.collect() };
     for pipeline in names {
         let states = Some(vec![JobState::Failed.word().to_owned()]);
         let filter = Filter { pipeline: Some(pipeline), states, since: Some(began), ..Filter::default() };
@@ -268,7 +283,9 @@ async fn judge(session: &Session, pool: &PgPool, engine: &Engine, began: OffsetD
     if session.json {
         session.print(&ended, |_| String::new())?;
     }
-    let mut lines: Vec<String> = Vec::new();
+    let idle =
+        ended.not_running.iter().map(|NotRunning { pipeline, why }| format!("pipeline {pipeline} does not run: {why}"));
+    let mut lines: Vec<String> = idle.collect();
     if ended.failed > 0 {
         let jobs = show::count(ended.failed, "job");
         lines.push(format!("{jobs} failed; see `gristmill jobs list --state failed`"));
@@ -277,9 +294,9 @@ async fn judge(session: &Session, pool: &PgPool, engine: &Engine, began: OffsetD
         Remaining::Jobs(left) => show::left(left),
         Remaining::Webhooks(left) => show::webhooks_left(left),
     }));
-    match (ended.failed, ended.left.is_empty()) {
-        (0, true) => Ok(()),
-        (0, false) => Err(Failure::Unfinished(lines.join("\n"))),
-        _ => Err(Failure::Failed(lines.join("\n"))),
+    match (ended.failed > 0 || !ended.not_running.is_empty(), ended.left.is_empty()) {
+        (true, _) => Err(Failure::Failed(lines.join("\n"))),
+        (false, false) => Err(Failure::Unfinished(lines.join("\n"))),
+        (false, true) => Ok(()),
     }
 }

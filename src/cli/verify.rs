@@ -5,6 +5,7 @@ use sqlx::PgPool;
 
 use crate::db;
 use crate::db::app::{Finding, FindingKind, Plan};
+use crate::db::pipelines::Earlier;
 
 use super::failure::Failure;
 use super::session::{self, Asks, Session};
@@ -28,6 +29,8 @@ struct Verified {
     findings: Vec<Finding>,
     /// Pipelines that no worker has started with.
     unregistered: Vec<String>,
+    /// Pipelines with adopted rows: what these say beside their vectors is the application's own, and not compared.
+    adopted: Vec<String>,
     opened: bool,
 }
 
@@ -40,7 +43,7 @@ const SHOWN: usize = 20;
 pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let names: Vec<String> = args.pipeline.iter().cloned().collect();
     let (_, pool, plans) = session.plans(&names, Asks::Both).await?;
-    let mut verified = Verified { findings: Vec::new(), unregistered: Vec::new(), opened: false };
+    let mut verified = Verified { findings: Vec::new(), unregistered: Vec::new(), adopted: Vec::new(), opened: false };
     if args.fix {
         session::at_home(&pool).await?;
         session::accepted(&pool, &plans).await?;
@@ -49,6 +52,9 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         if db::pipelines::find(&pool, &plan.pipeline.name).await?.is_none() {
             verified.unregistered.push(plan.pipeline.name.clone());
             continue;
+        }
+        if db::pipelines::has_earlier(&pool, &plan.pipeline.name, Earlier::Adopted).await? {
+            verified.adopted.push(plan.pipeline.name.clone());
         }
         let findings = look(&pool, &plan).await?;
         if args.fix {
@@ -103,6 +109,9 @@ fn people(verified: &Verified, shown: usize) -> String {
     }
     if verified.findings.is_empty() {
         lines.push("nothing is wrong: every completed row has its vectors and says so".to_owned());
+        lines.extend(verified.adopted.iter().map(|name| {
+            format!("{name}: but for adopted rows, which say what they said: adopting writes nothing on them, and only their vectors are looked at")
+        }));
         return lines.join("\n");
     }
     let rows = verified.findings.iter().take(shown).map(|finding| {

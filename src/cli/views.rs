@@ -60,9 +60,15 @@ pub(super) async fn run(session: &Session, args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn set_of(connection: &mut PgConnection, plan: &Plan) -> Result<ViewSet, Failure> {
-    let set = db::app::view_set(connection, plan).await?;
-    set.map_err(|why| Failure::Failed(format!("{}: {why}", plan.pipeline.name)))
+/// The statements for a pipeline. One that can never have a view, and that nobody asked for by name, is only said.
+async fn set_if_any(connection: &mut PgConnection, plan: &Plan, names: &[String]) -> Result<Option<ViewSet>, Failure> {
+    match db::app::view_set(connection, plan).await? {
+        Err(why) if names.is_empty() => {
+            eprintln!("warning: left out: {}: {why}", plan.pipeline.name);
+            Ok(None)
+        }
+        set => set.map(Some).map_err(|why| Failure::Failed(format!("{}: {why}", plan.pipeline.name))),
+    }
 }
 
 /// A pipeline that cannot have a view keeps no other from its own.
@@ -73,8 +79,9 @@ async fn install(session: &Session, names: &[String]) -> Result<(), Failure> {
     for plan in plans {
         let target_made = make_target(&pool, &plan).await?;
         let name = &plan.pipeline.name;
-        let changed = match set_of(&mut connection, &plan).await {
-            Ok(set) => change(session, &mut connection, name, &set.install, ("install", "installed")).await,
+        let changed = match set_if_any(&mut connection, &plan, names).await {
+            Ok(None) => continue,
+            Ok(Some(set)) => change(session, &mut connection, name, &set.install, ("install", "installed")).await,
             Err(failure) => Err(failure),
         };
         match changed {
@@ -150,8 +157,9 @@ async fn print(session: &Session, sql: &Sql) -> Result<(), Failure> {
     } else {
         let (_, pool, plans) = session.plans(&sql.pipelines.names, Asks::Statements).await?;
         for plan in plans {
-            let set = set_of(&mut *pool.acquire().await?, &plan).await?;
-            script.push_str(&TriggerSet::script(&set.install));
+            if let Some(set) = set_if_any(&mut *pool.acquire().await?, &plan, &sql.pipelines.names).await? {
+                script.push_str(&TriggerSet::script(&set.install));
+            }
         }
     }
     session.print(&serde_json::json!({ "sql": script }), |_| script.clone())

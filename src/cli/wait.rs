@@ -35,14 +35,14 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     let config = session.config_for_database()?;
     let pool = app::connect(&config).await?;
     ask::registered(&pool, &args.pipeline).await?;
-    if find(&pool, args).await?.is_none()
-        && let Some(why) = ask::misfit(&config, &pool, &args.pipeline, &args.key).await?
-    {
-        return Err(Failure::Failed(why));
-    }
+    let key = match ask::written(&config, &pool, &args.pipeline, &args.key).await {
+        // An application may announce what can be no key: its job says so.
+        Err(_) if ask::has_job(&pool, &args.pipeline, &args.key).await? => args.key.clone(),
+        written => written?,
+    };
     let deadline = Instant::now() + args.timeout;
     loop {
-        let job = find(&pool, args).await?;
+        let job = find(&pool, &args.pipeline, &key).await?;
         if let Some(job) = job.as_ref().filter(|job| job.finished_at.is_some()) {
             session.print(job, people)?;
             let well = ["completed", "skipped"].contains(&job.state.as_str());
@@ -53,7 +53,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
                 session.print(job, people)?;
             }
             return Err(Failure::Failed(match job {
-                None => format!("no job of {} for {} after {:?}", args.pipeline, args.key, args.timeout),
+                None => format!("no job of {} for {key} after {:?}", args.pipeline, args.timeout),
                 Some(job) => format!("job {} is still {} after {:?}{}", job.id, job.state, args.timeout, because(&job)),
             }));
         }
@@ -61,8 +61,8 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     }
 }
 
-async fn find(pool: &PgPool, args: &Args) -> sqlx::Result<Option<Job>> {
-    let filter = Filter { pipeline: Some(args.pipeline.clone()), key: Some(args.key.clone()), ..Filter::default() };
+async fn find(pool: &PgPool, pipeline: &str, key: &SourceKey) -> sqlx::Result<Option<Job>> {
+    let filter = Filter { pipeline: Some(pipeline.to_owned()), key: Some(key.clone()), ..Filter::default() };
     Ok(operate::list(pool, &filter, 1).await?.into_iter().next())
 }
 

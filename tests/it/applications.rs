@@ -671,8 +671,8 @@ async fn what_does_not_fit_is_named_with_its_place() {
     workers.toml:56: pipelines.notes.source.changed_at: table app.notes has no column updated_at; it has id, body
     workers.toml:57: pipelines.notes.source.order: table app.notes has no column created; it has id, body
     # times that are none
-    workers.toml:56: pipelines.notes.source.changed_at: Postgres says: operator does not exist: bigint > timestamp with time zone
-    workers.toml:57: pipelines.notes.source.order: Postgres says: cannot cast type integer to timestamp with time zone
+    workers.toml:56: pipelines.notes.source.changed_at: column changed of app.notes is no time, and has to be one
+    workers.toml:57: pipelines.notes.source.order: column made of app.notes is no time, and has to be one
     # a value that is called like a column
     workers.toml:56: pipelines.notes.source.when: Postgres says: column reference "body" is ambiguous
     # a key that may be null

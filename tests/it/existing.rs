@@ -430,3 +430,44 @@ async fn another_word_is_not_too_late_where_no_row_was_there_before() {
     let world = world.change("existing = \"ignore\"", "existing = \"backfill\"");
     assert!(said(&world).await, "one is ignored");
 }
+
+#[tokio::test]
+async fn a_look_at_a_backfill_of_a_new_pipeline_counts_what_will_be_adopted_and_leaves_nothing_behind() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await.change("existing = \"backfill\"", "existing = \"adopt\"");
+    insert_old_rows(&world).await;
+
+    let bill = backfill(&world, &["--dry-run"]).await;
+    assert_eq!((&bill["rows"], &bill["rows_adopted"]), (&120.into(), &180.into()), "{bill}");
+    let left = "select (select count(*) from gristmill.pipelines) + (select count(*) from gristmill.embedding_jobs)";
+    assert_eq!(world.value::<i64>(left).await, 0, "a look changes nothing");
+
+    let done = backfill(&world, &["--yes"]).await;
+    assert_eq!((&done["opened"], &done["rows_adopted"]), (&120.into(), &180.into()), "{done}");
+    assert_snapshot!(standing(&world).await, @"
+    180 completed
+    120 pending
+    ");
+
+    let world = World::new().await.change("existing = \"backfill\"", "");
+    world.insert("old", "Old text.").await;
+    let refused = gristmill(&world, &["backfill", "documents", "--dry-run"]).await;
+    assert!(refused.code == 1 && refused.err.contains("say `existing = "), "{}", refused.err);
+}
+
+#[tokio::test]
+async fn adopting_writes_nothing_on_a_row_and_verify_says_so() {
+    let world = World::new().await.change("existing = \"backfill\"", "existing = \"adopt\"");
+    insert_old_rows(&world).await;
+    world.sql("delete from public.documents where name::int % 10 in (6, 7, 8, 9)").await;
+    world.work().await;
+    assert_eq!(world.list("select distinct processing_status from public.documents").await, ["pending"]);
+
+    let said = gristmill(&world, &["verify"]).await.ok().out;
+    assert_snapshot!(said, @"
+    nothing is wrong: every completed row has its vectors and says so
+    documents: but for adopted rows, which say what they said: adopting writes nothing on them, and only their vectors are looked at
+    ");
+    let said = gristmill(&world, &["verify", "--json"]).await.ok().json();
+    assert_eq!(said["adopted"], serde_json::json!(["documents"]));
+}

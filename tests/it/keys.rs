@@ -3,6 +3,7 @@
 use insta::assert_snapshot;
 
 use crate::applications::application;
+use crate::cli::gristmill;
 use crate::world::World;
 
 /// One pipeline for each of several types of keys.
@@ -96,4 +97,67 @@ async fn a_row_announced_under_another_spelling_of_its_key_has_one_job_and_is_pa
     world.sql(r#"delete from app.numbers; select gristmill.enqueue('numbers', '["007"]'::jsonb)"#).await;
     world.work().await;
     assert_eq!(world.value::<i64>("select count(*) from app.numbers_chunks").await, 0);
+}
+
+#[tokio::test]
+async fn a_person_may_spell_a_key_otherwise_than_its_job_and_what_can_be_none_is_refused() {
+    let (tables, pipelines) = pipelines(&[("sums", "numeric"), ("uuids", "uuid")]);
+    let world = application(&tables, &pipelines).await;
+    let (lower, upper) = ("00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000A");
+    world
+        .sql(&format!(
+            "insert into app.sums values (1.00, 'A sum.'); insert into app.uuids values ('{lower}', 'A uuid.')"
+        ))
+        .await;
+    gristmill(&world, &["enqueue", "uuids", upper]).await.ok();
+    gristmill(&world, &["enqueue", "sums", "1.0"]).await.ok();
+    world.work().await;
+    assert_snapshot!(jobs(&world).await, @r#"
+    sums ["1.00"] completed 1
+    uuids ["00000000-0000-0000-0000-00000000000a"] completed 1
+    "#);
+
+    gristmill(&world, &["wait", "sums", "1.0"]).await.ok();
+    let waited = gristmill(&world, &["wait", "uuids", upper, "--json"]).await.ok().json();
+    assert_eq!(waited["key"], serde_json::json!([lower]));
+    for filter in [&["--key", upper][..], &["--key", upper, "--pipeline", "uuids"]] {
+        let listed = gristmill(&world, &[&["jobs", "list", "--json"], filter].concat()).await.ok().json();
+        assert_eq!((listed.as_array().map(Vec::len), &listed[0]["key"]), (Some(1), &serde_json::json!([lower])));
+        let retried =
+            gristmill(&world, &[&["jobs", "retry", "--dry-run", "--json"], filter].concat()).await.ok().json();
+        assert_eq!(retried["would_open_jobs"], serde_json::json!([waited["id"]]));
+    }
+
+    let told = gristmill(&world, &["forget", "uuids", upper, "--dry-run"]).await.ok().out;
+    assert_snapshot!(told.trim(), @"
+    1 job would be forgotten, and 1 line of the ledger stays, with the job's number alone
+    refused as long as rows of 1 job are in a set: delete the rows, and let a worker see that they are gone
+    ");
+    let mut said = Vec::new();
+    for key in ["not-a-uuid", r#"["a", "b"]"#, "[]"] {
+        let refused = gristmill(&world, &["forget", "uuids", key, "--yes"]).await;
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""));
+        said.push(refused.err);
+    }
+    assert_snapshot!(said.concat(), @r#"
+    error: not-a-uuid cannot be a key of uuids: "not-a-uuid" is not of the type of app.uuids.id; nothing was forgotten
+    error: a,b cannot be a key of uuids: it has 2 values where the key of app.uuids is (id); nothing was forgotten
+    error:  cannot be a key of uuids: it has 0 values where the key of app.uuids is (id); nothing was forgotten
+    "#);
+    let nobody = upper.replace('A', "B");
+    let nothing = gristmill(&world, &["forget", "uuids", &nobody, "--yes"]).await.ok().out;
+    assert_eq!(nothing.trim(), format!("nothing is known of {nobody}: no job has that key"));
+
+    // An application may have announced another spelling: that job is forgotten with the row's own.
+    world.sql(&format!("select gristmill.enqueue('uuids', '{upper}'); delete from app.uuids")).await;
+    world.work().await;
+    assert_snapshot!(jobs(&world).await, @r#"
+    sums ["1.00"] completed 1
+    uuids ["00000000-0000-0000-0000-00000000000A"] cancelled left 0
+    uuids ["00000000-0000-0000-0000-00000000000a"] cancelled left 0
+    "#);
+    let forgotten = gristmill(&world, &["forget", "uuids", upper, &nobody, "--yes"]).await.ok().out;
+    assert_eq!(forgotten.lines().last(), Some("2 jobs forgotten"), "{forgotten}");
+    assert!(forgotten.contains(&format!("nothing is known of {nobody}")), "{forgotten}");
+    assert_eq!(jobs(&world).await, "sums [\"1.00\"] completed 1");
 }

@@ -3,7 +3,8 @@
 use gristmill::app;
 use insta::assert_snapshot;
 
-use crate::applications::{NOTE_TABLES, NOTES, configured, misfit, reconnected};
+use crate::applications::{NOTE_TABLES, NOTES, application, configured, misfit, reconnected};
+use crate::cli::gristmill;
 use crate::world::World;
 
 /// A row that has its vector on itself, and its own status.
@@ -234,4 +235,28 @@ async fn an_extension_that_is_made_anew_under_a_worker_costs_no_job_anything() {
     let done = "select count(*) from gristmill.embedding_jobs j join public.document_chunks c on c.document_id = (j.source_key ->> 0)::uuid \
                 where j.state = 'completed' and c.embedding is not null";
     assert_eq!(world.value::<i64>(done).await, 20);
+}
+
+#[tokio::test]
+async fn a_run_that_leaves_a_pipeline_out_names_it_and_has_failed() {
+    let mut world = application(NOTE_TABLES, NOTES).await;
+    world.toml.push_str(&NOTES.replace("pipelines.notes", "pipelines.others").replace("app.note", "app.other"));
+    world.sql("insert into app.notes (body) values ('A note.')").await;
+
+    let ran = gristmill(&world, &["run", "--once", "--json"]).await;
+
+    let (said, why) = (ran.json(), "pipelines.others.source: there is no table app.others");
+    assert_eq!((ran.code, &said["failed"], &said["left"]), (1, &0.into(), &serde_json::json!([])), "{said}");
+    let idle = said["not_running"].as_array().expect("a list");
+    assert!(idle.len() == 1 && idle[0]["pipeline"] == "others", "{said}");
+    assert!(idle[0]["why"].as_str().is_some_and(|said| said.contains(why)), "{said}");
+    assert_eq!(world.states().await, "1 completed");
+
+    // What waits is no lesser failure.
+    gristmill(&world, &["pause", "notes"]).await.ok();
+    world.sql("insert into app.notes (body) values ('Another.')").await;
+    let ran = gristmill(&world, &["run", "--once"]).await;
+    assert_eq!(ran.code, 1);
+    let paused = "notes: 1 job waits because it is paused";
+    assert!(ran.err.contains("error: pipeline others does not run: ") && ran.err.contains(paused), "{}", ran.err);
 }

@@ -5,7 +5,7 @@ mod propose;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -44,6 +44,9 @@ struct Written {
     without_status: BTreeMap<String, Vec<String>>,
     /// Tables that no pipeline is proposed for, with why.
     passed_over: BTreeMap<String, &'static str>,
+    /// The folder that the file has for its rows' files, where it is not there: `check` asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    folder_to_make: Option<String>,
     /// Variables that the file names and the environment lacks.
     unset: BTreeSet<String>,
     /// What the file would hold, where it is only shown.
@@ -102,6 +105,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
         left_out: unfit.whole,
         without_status: unfit.status,
         passed_over,
+        folder_to_make: folder_to_make(&proposals, buckets.as_deref()),
         unset: unset(&text),
         toml: shown.then_some(text),
     };
@@ -151,9 +155,13 @@ fn people(written: &Written, usual: bool) -> String {
     }
     let unset: Vec<&str> = written.unset.iter().map(String::as_str).collect();
     let set = if unset.is_empty() { String::new() } else { format!(", set {}", unset.join(", ")) };
+    let make = written.folder_to_make.as_ref();
+    let make = make
+        .map(|folder| format!(", make the folder {folder} (or set GRISTMILL_FILES to the one where the files are)"));
+    let make = make.unwrap_or_default();
     let usual = usual && written.file == "workers.toml";
     let with = if usual { String::new() } else { format!(" --config {}", written.file) };
-    let _ = write!(text, "\nread it{set}, then: gristmill migrate{with} && gristmill check{with}");
+    let _ = write!(text, "\nread it{set}{make}, then: gristmill migrate{with} && gristmill check{with}");
     text
 }
 
@@ -211,7 +219,7 @@ async fn unfit(pool: &PgPool, proposals: &[Proposal]) -> Result<Unfit, Failure> 
 fn store(buckets: Option<&[String]>) -> String {
     let Some(buckets) = buckets else {
         return "# Where the files are that rows name: here a folder; or kind = \"s3\" or \"supabase\".\n\
-                [stores.files]\nkind = \"local\"\nroot = \"files\"\n\n"
+                [stores.files]\nkind = \"local\"\nroot = \"${GRISTMILL_FILES:-./files}\"\n\n"
             .to_owned();
     };
     let named = buckets.iter().find(|bucket| *bucket == "documents").or(buckets.first());
@@ -224,6 +232,13 @@ fn store(buckets: Option<&[String]>) -> String {
         "# Where the files are that rows name: here Supabase Storage; or kind = \"s3\" or \"local\".\n\
          [stores.files]\nkind = \"supabase\"\nurl = \"${{SUPABASE_URL}}\"\nkey = \"${{SUPABASE_SECRET_KEY}}\"\nbucket = {bucket}{others}\n\n",
     )
+}
+
+/// The root of the store in a folder, where nothing is there.
+fn folder_to_make(proposals: &[Proposal], buckets: Option<&[String]>) -> Option<String> {
+    let is_used = buckets.is_none() && proposals.iter().any(|proposal| proposal.file);
+    let root = std::env::var("GRISTMILL_FILES").unwrap_or_else(|_| "./files".to_owned());
+    (is_used && !Path::new(&root).is_dir()).then_some(root)
 }
 
 /// The whole file.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::config::{Name, TableName, written};
-use crate::db::app::{Reference, Surveyed};
+use crate::db::app::{Column, Reference, Surveyed};
 
 use super::columns::{
-    CHUNKS, INDEXES, PAGES, PATHS, SECTIONS, STATUSES, TENANTS, TITLES, TOKENS, any_texts, dimensions, is_text, one,
-    own_texts, text_of, usual_texts, vector, vectors,
+    PAGES, SECTIONS, STATUSES, TENANTS, TITLES, TOKENS, any_texts, chunk_text, dimensions, index_of, is_text, one,
+    own_texts, path_of, text_of, usual_texts, vector, vectors,
 };
 
 /// A pipeline that is proposed.
@@ -101,18 +101,26 @@ fn why_not(table: &Surveyed) -> &'static str {
     }
 }
 
-/// The tables that a table of chunks may hang below: by a foreign key to their primary key.
+/// The tables that a table of chunks may hang below, by a foreign key: those to a primary key first.
 fn sources_of<'t>(target: &'t Surveyed, tables: &'t [Surveyed]) -> impl Iterator<Item = (&'t Surveyed, &'t Reference)> {
-    let references = if one(target, INDEXES).is_some() { target.references.as_slice() } else { &[] };
-    references.iter().filter_map(|reference| {
-        let source = tables.iter().find(|table| table.table.name == reference.table)?;
-        let of_key = !source.key.is_empty() && reference.foreign == source.key;
-        (of_key && source.table.name != target.table.name && has_content(source)).then_some((source, reference))
-    })
+    let found = move |to_key: bool| {
+        target.references.iter().filter_map(move |reference| {
+            let source = tables.iter().find(|table| table.table.name == reference.table)?;
+            let is_other = source.table.name != target.table.name && index_of(target, reference).is_some();
+            let is_next = is_key(source, &reference.foreign) == to_key;
+            (is_other && is_next && has_content(source)).then_some((source, reference))
+        })
+    };
+    found(true).chain(found(false))
+}
+
+/// Whether these are the columns of its primary key, in whatever order.
+fn is_key(table: &Surveyed, columns: &[String]) -> bool {
+    table.key.len() == columns.len() && table.key.iter().all(|column| columns.contains(column))
 }
 
 fn has_content(table: &Surveyed) -> bool {
-    !usual_texts(table).is_empty() || text_of(table, PATHS).is_some()
+    !usual_texts(table).is_empty() || path_of(table).is_some()
 }
 
 fn name_of(table: &Surveyed) -> String {
@@ -198,7 +206,7 @@ fn source(table: &Surveyed, why: &str, needs: Option<&str>, text: &mut String) -
     } else {
         text.push_str("# changed_at = \"updated_at\"                     # without such a column, changes are seen by `gristmill triggers install` only\n");
     }
-    let (title, path) = (text_of(table, TITLES), text_of(table, PATHS));
+    let (title, path) = (text_of(table, TITLES), path_of(table));
     let mut texts = usual_texts(table);
     if texts.is_empty() && path.is_none() {
         texts = any_texts(table);
@@ -303,6 +311,12 @@ fn chunks(
     }
     other_vectors(target, &mut text);
     let why = format!("{}: its text is cut into chunks, which go to {}", from.table.name, target.table.name);
+    let mut from = from.clone();
+    if !is_key(&from, &reference.foreign) {
+        // Chunks know their row by another key of it.
+        from.key.clone_from(&reference.foreign);
+    }
+    let from = &from;
     let file = source(from, &why, None, &mut text);
     let parent: Vec<(String, String)> =
         reference.columns.iter().zip(&reference.foreign).map(|(column, of)| (column.clone(), braces(of))).collect();
@@ -325,13 +339,11 @@ fn chunks(
     }
     let mut columns: Vec<(String, String)> = Vec::new();
     let is_parent = |name: &str| parent.iter().any(|(column, _)| column == name);
-    for (names, value) in [
-        (INDEXES, "{chunk.index}"),
-        (CHUNKS, "{chunk.text}"),
-        (TOKENS, "{chunk.tokens}"),
-        (PAGES, "{chunk.page}"),
-        (SECTIONS, "{chunk.section}"),
-    ] {
+    let is_free = |column: &&Column| !is_parent(&column.name);
+    for (column, value) in [(index_of(target, reference), "{chunk.index}"), (chunk_text(target), "{chunk.text}")] {
+        columns.extend(column.filter(is_free).map(|column| (column.name.clone(), value.to_owned())));
+    }
+    for (names, value) in [(TOKENS, "{chunk.tokens}"), (PAGES, "{chunk.page}"), (SECTIONS, "{chunk.section}")] {
         let names: Vec<&str> = names.iter().copied().filter(|name| !is_parent(name)).collect();
         columns.extend(one(target, &names).map(|column| (column.name.clone(), value.to_owned())));
     }

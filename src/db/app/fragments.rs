@@ -20,11 +20,6 @@ pub(super) async fn try_out(connection: &mut PgConnection, plan: &Plan, misfits:
     for sql in [&source.when, &source.needs].into_iter().flatten() {
         fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
     }
-    for (column, compared) in [(&source.changed_at, " > now()"), (&source.order, "::timestamptz")] {
-        let Some(name) = column else { continue };
-        let statement = format!("select source.{}{compared} from {} as source", quote(name), plan.source);
-        fragments.push((plan.pipeline.place_of(name), statement));
-    }
     let rules = [plan.pipeline.skip.when.as_ref(), plan.pipeline.file.as_ref().and_then(|file| file.when.as_ref())];
     for sql in rules.into_iter().flatten() {
         fragments.push((&sql.place, format!("select ({})::boolean from {}", sql.text, plan.relation(&plan.source))));
@@ -32,7 +27,14 @@ pub(super) async fn try_out(connection: &mut PgConnection, plan: &Plan, misfits:
     if let Some(TenantRule::Expression(sql)) = &source.tenant {
         fragments.push((&sql.place, format!("select ({})::text from {}", sql.text, plan.relation(&plan.source))));
     }
-    for (place, statement) in fragments {
+    let times = [(&source.changed_at, " > now()"), (&source.order, "::timestamptz")];
+    let times = times.into_iter().filter_map(|(column, compared)| {
+        let name = column.as_ref()?;
+        let statement = format!("select source.{}{compared} from {} as source", quote(name), plan.source);
+        Some((plan.pipeline.place_of(name), statement, Some(name)))
+    });
+    let fragments = fragments.into_iter().map(|(place, statement)| (place, statement, None));
+    for (place, statement, time) in fragments.chain(times) {
         // What fails must not take a transaction around it along.
         let mut attempt = sqlx::Connection::begin(&mut *connection).await?;
         // Planned, never run: rows that are hidden from this role are no matter.
@@ -40,12 +42,14 @@ pub(super) async fn try_out(connection: &mut PgConnection, plan: &Plan, misfits:
         let explained = sqlx::query(sqlx::AssertSqlSafe(format!("explain {statement}"))).fetch_all(&mut *attempt).await;
         attempt.rollback().await?;
         if let Err(error) = explained {
-            match &error {
-                sqlx::Error::Database(database) => {
-                    misfits.push(Misfit::said(place, &**database));
+            let sqlx::Error::Database(database) = &error else { return Err(error) };
+            misfits.push(match time {
+                // It cannot be cast to a time or compared with one.
+                Some(name) if ["42846", "42883"].contains(&database.code().as_deref().unwrap_or_default()) => {
+                    Misfit::new(place, format!("column {name} of {} is no time, and has to be one", source.table))
                 }
-                _ => return Err(error),
-            }
+                _ => Misfit::said(place, &**database),
+            });
         }
     }
     Ok(())

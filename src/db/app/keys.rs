@@ -1,8 +1,11 @@
 //! What tells a pipeline's source rows apart.
 
-use sqlx::PgConnection;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::config::Pipeline;
+use crate::db::is_forbidden;
+use crate::domain::SourceKey;
 
 use super::catalog::{self, Column, Table};
 use super::check::Misfit;
@@ -76,4 +79,59 @@ async fn refuse_twins(
     let fix = format!("alter table {} add unique ({});", table.sql(), quoted.join(", "));
     misfits.push(Misfit::new(place, message).fix(fix));
     Ok(())
+}
+
+/// A key as its row writes it, or, where that is gone or not for this role to read, as Postgres writes values of the columns' types: so is
+/// the row's job known. The inner error: why no row can have such a key.
+///
+/// # Errors
+/// The database is away.
+pub async fn written_key(
+    connection: &mut PgConnection,
+    pipeline: &Pipeline,
+    key: &SourceKey,
+) -> sqlx::Result<Result<SourceKey, String>> {
+    let source = &pipeline.source;
+    let table = catalog::table(connection, &source.table).await?;
+    let columns = table.as_ref().and_then(|table| source.key.iter().map(|name| table.column(name)).collect());
+    let (Some(table), Some(columns)): (_, Option<Vec<&Column>>) = (&table, columns) else { return Ok(Ok(key.clone())) };
+    if columns.len() != key.0.len() {
+        let given = if key.0.len() == 1 { "1 value".to_owned() } else { format!("{} values", key.0.len()) };
+        return Ok(Err(format!("it has {given} where the key of {} is ({})", source.table, source.key.join(", "))));
+    }
+    let mut written = Vec::new();
+    for (column, value) in columns.iter().zip(&key.0) {
+        let cast = format!("select ($1::text::{})::text", column.type_sql());
+        let cast = sqlx::query_scalar(AssertSqlSafe(cast)).persistent(false).bind(value);
+        match cast.fetch_one(&mut *connection).await {
+            Ok(value) => written.push(value),
+            Err(error) if is_forbidden(&error) => return Ok(Ok(key.clone())),
+            // Of another type, or outside of its domain.
+            Err(sqlx::Error::Database(error))
+                if error.code().is_some_and(|code| code.starts_with("22") || code.starts_with("23")) =>
+            {
+                return Ok(Err(format!("{value:?} is not of the type of {}.{}", source.table, column.name)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    // Values that are equal may differ as texts: 1.0 and 1.00.
+    let texts: Vec<String> = columns.iter().map(|column| format!("{}::text", column.sql())).collect();
+    let found =
+        columns.iter().zip(1..).map(|(column, nth)| format!("{} = ${nth}::text::{}", column.sql(), column.type_sql()));
+    let of_row = format!(
+        "select jsonb_build_array({}) from {} where {}",
+        texts.join(", "),
+        table.sql(),
+        found.collect::<Vec<_>>().join(" and ")
+    );
+    let mut of_row = sqlx::query_scalar::<_, Json<SourceKey>>(AssertSqlSafe(of_row)).persistent(false);
+    for value in &key.0 {
+        of_row = of_row.bind(value);
+    }
+    match of_row.fetch_optional(connection).await {
+        Ok(of_row) => Ok(Ok(of_row.map_or(SourceKey(written), |key| key.0))),
+        Err(error) if is_forbidden(&error) => Ok(Ok(SourceKey(written))),
+        Err(error) => Err(error),
+    }
 }

@@ -44,33 +44,6 @@ impl LoadedRow {
     }
 }
 
-/// Why a key cannot be that of a row: it has other columns, or a value is not of its column's type.
-///
-/// # Errors
-/// The database is away.
-pub async fn misfit_of_key(
-    connection: &mut PgConnection,
-    plan: &Plan,
-    key: &SourceKey,
-) -> sqlx::Result<Option<String>> {
-    let columns: Vec<&str> = plan.key.iter().map(|column| column.name.as_str()).collect();
-    if columns.len() != key.0.len() {
-        let (given, wanted) = (key.0.len(), columns.join(", "));
-        return Ok(Some(format!("it has {given} values where the key of {} is ({wanted})", plan.source)));
-    }
-    for (column, value) in plan.key.iter().zip(&key.0) {
-        let cast = format!("select $1::text::{} is null", column.type_sql());
-        let fits = sqlx::query(AssertSqlSafe(cast)).persistent(false).bind(value).fetch_one(&mut *connection).await;
-        match fits {
-            Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| code.starts_with("22")) => {
-                return Ok(Some(format!("{:?} is not of the type of {}.{}", value, plan.source, column.name)));
-            }
-            other => drop(other?),
-        }
-    }
-    Ok(None)
-}
-
 /// What a look for a row found.
 #[derive(Debug, Clone)]
 pub enum Found {

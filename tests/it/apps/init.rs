@@ -200,11 +200,124 @@ async fn init_says_what_to_set_and_which_file_to_name() {
     world.sql("create table public.notes (id int primary key, body text, embedding vector(1536))").await;
     let file = world.files.path().join("other.toml");
     let mut init = command(&["init", "--out", file.to_str().unwrap()]);
-    init.env("DATABASE_URL", &world.database.url).env_remove("OPENAI_API_KEY");
+    init.env("DATABASE_URL", &world.database.url)
+        .env("GRISTMILL_FILES", world.files.path())
+        .env_remove("OPENAI_API_KEY");
 
     let said = run(init).await.ok().out;
 
     let with = format!("--config {}", file.display());
     let next = format!("read it, set OPENAI_API_KEY, then: gristmill migrate {with} && gristmill check {with}\n");
     assert!(said.ends_with(&next), "{said}");
+}
+
+#[tokio::test]
+async fn init_finds_tables_of_chunks_by_their_foreign_key_and_no_file_in_one() {
+    let ran = of_tables(
+        "create table articles (id uuid primary key, title text, body text);
+         create table article_sections (id bigint generated always as identity primary key, article_id uuid not null references articles,
+             idx int not null, body text not null, embedding halfvec(1536));
+         create table artikel (mandant int, nr varchar(20), titel text, text text, primary key (mandant, nr));
+         create table artikel_stuecke (artikel_nr varchar(20), mandant int, stueck int, inhalt text not null, vektor vector(1536),
+             primary key (mandant, artikel_nr, stueck), foreign key (artikel_nr, mandant) references artikel (nr, mandant));
+         create table files (id uuid primary key, user_id uuid not null, storage_path text not null);
+         create table file_chunks (file_id uuid references files, idx int, body text, embedding vector(1536), primary key (file_id, idx));
+         create table pages (host text, path text, body text, primary key (host, path));
+         create table page_embeddings (id uuid primary key default gen_random_uuid(), host text, path text, nth smallint, body text, embedding vector(1536),
+             unique (host, path, nth), foreign key (host, path) references pages);
+         create table terms (id int primary key, slug text not null unique, body text);
+         create table term_parts (slug text not null references terms (slug), idx int not null, body text, embedding vector(1536));
+         create table words (id int primary key, word text unique, body text);
+         create table word_parts (word text references words (word), idx int, body text, embedding vector(1536));
+         create table reviews (id int primary key, page_host text, page_path text, stars int, body text, embedding vector(1536),
+             foreign key (page_host, page_path) references pages)",
+    )
+    .await;
+    let said = ran.ok().json();
+
+    let toml = said["toml"].as_str().unwrap();
+    let worth = ["[pipelines.", "table = ", "key = [", "text = ", "path = ", "parent = ", "columns = "];
+    let lines =
+        toml.lines().filter(|line| worth.iter().any(|begin| line.starts_with(begin)) && !line.contains(".chunks]"));
+    assert_snapshot!(lines.collect::<Vec<_>>().join("\n"), @r#"
+    [pipelines.articles]
+    [pipelines.articles.source]
+    table = "public.articles"
+    key = ["id"]
+    text = "{title}\n{body}"
+    [pipelines.articles.target]
+    table = "public.article_sections"
+    parent = { article_id = "{id}" }
+    columns = { idx = "{chunk.index}", body = "{chunk.text}", embedding = "{chunk.vector}" }
+    [pipelines.artikel]
+    [pipelines.artikel.source]
+    table = "public.artikel"
+    key = ["mandant", "nr"]
+    text = "{text}"
+    [pipelines.artikel.target]
+    table = "public.artikel_stuecke"
+    parent = { artikel_nr = "{nr}", mandant = "{mandant}" }
+    columns = { stueck = "{chunk.index}", inhalt = "{chunk.text}", vektor = "{chunk.vector}" }
+    [pipelines.files]
+    [pipelines.files.source]
+    table = "public.files"
+    key = ["id"]
+    [pipelines.files.file]
+    path = "{storage_path}"
+    [pipelines.files.target]
+    table = "public.file_chunks"
+    parent = { file_id = "{id}" }
+    columns = { idx = "{chunk.index}", body = "{chunk.text}", embedding = "{chunk.vector}" }
+    [pipelines.pages]
+    [pipelines.pages.source]
+    table = "public.pages"
+    key = ["host", "path"]
+    text = "{body}"
+    [pipelines.pages.target]
+    table = "public.page_embeddings"
+    parent = { host = "{host}", path = "{path}" }
+    columns = { nth = "{chunk.index}", body = "{chunk.text}", embedding = "{chunk.vector}" }
+    [pipelines.terms]
+    [pipelines.terms.source]
+    table = "public.terms"
+    key = ["slug"]
+    text = "{body}"
+    [pipelines.terms.target]
+    table = "public.term_parts"
+    parent = { slug = "{slug}" }
+    columns = { idx = "{chunk.index}", body = "{chunk.text}", embedding = "{chunk.vector}" }
+    [pipelines.reviews]
+    [pipelines.reviews.source]
+    table = "public.reviews"
+    key = ["id"]
+    text = "{body}"
+    [pipelines.reviews.target]
+    columns = { embedding = "{chunk.vector}" }
+    "#);
+    assert_eq!(said["passed_over"], serde_json::json!({}));
+    // That one may be null is for the application to mend.
+    assert_snapshot!(said["left_out"], @r#"{"words":["column word of public.words may be null, and such a row has no key"]}"#);
+}
+
+#[tokio::test]
+async fn init_names_the_folder_that_is_to_be_made_and_makes_none() {
+    let world = World::new().await;
+    let (out, root) = (world.files.path().join("proposed.toml"), world.files.path().join("not there"));
+    let init = || {
+        let mut init = command(&["init", "--force", "--out", out.to_str().unwrap()]);
+        init.env("DATABASE_URL", &world.database.url).env("GRISTMILL_FILES", &root);
+        run(init)
+    };
+    let said = init().await.ok().out;
+    let make = format!(
+        "read it, make the folder {} (or set GRISTMILL_FILES to the one where the files are), then: ",
+        root.display()
+    );
+    assert!(said.contains(&make) && !root.exists(), "{said}");
+    let text = std::fs::read_to_string(&out).unwrap();
+    assert!(text.contains("root = \"${GRISTMILL_FILES:-./files}\"\n"), "{text}");
+
+    std::fs::create_dir(&root).unwrap();
+    let said = init().await.ok().out;
+    assert!(said.contains("read it, then: "), "{said}");
 }
