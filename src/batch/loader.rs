@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
 
@@ -66,6 +68,22 @@ struct Measured {
     chunks: Vec<Existing>,
 }
 
+impl Measured {
+    /// Waits for room; none where nobody waits for the row any more.
+    async fn weighed(mut self, memory: Memory) -> Option<Self> {
+        let weight = tokio::select! {
+            biased;
+            () = self.request.reply.closed() => return None,
+            weight = memory.take(&self.request.tenant, self.bytes) => weight,
+        };
+        self.request.weight = Some(weight);
+        Some(self)
+    }
+}
+
+/// Rows that wait for room.
+type Waiting = FuturesUnordered<BoxFuture<'static, Option<Measured>>>;
+
 /// Loads rows of one pipeline. Cheap to clone.
 #[derive(Clone)]
 pub struct Loader(mpsc::UnboundedSender<Request>);
@@ -107,72 +125,85 @@ impl Loader {
 }
 
 impl Shared {
-    /// Tenants take turns, as what waits for room in memory may wait for long.
+    /// Tenants take turns, as what waits for a read may wait for long. What waits for room in memory holds up nobody for whom there is some.
     async fn run(self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        let (mut asked, mut measured) = (Turns::default(), Turns::default());
+        let mut asked = Turns::default();
         let ask = |asked: &mut Turns<Request>, request: Request| {
             let tenant = request.tenant.clone();
             asked.push(&tenant, 1, request);
         };
-        loop {
+        let (mut waiting, mut open) = (Waiting::default(), true);
+        while open || !asked.is_empty() || !waiting.is_empty() {
             // Whatever came while the last read ran is read together.
             while let Ok(request) = requests.try_recv() {
                 ask(&mut asked, request);
             }
             if !asked.is_empty() {
-                self.measure(asked.take(MOST, 0, |_| true, |_, _| false), &mut measured).await;
-            } else if !measured.is_empty() {
-                self.hand_out(&mut measured).await;
-            } else if let Some(request) = requests.recv().await {
-                ask(&mut asked, request);
-            } else {
-                return;
+                let ready = self.measure(asked.take(MOST, 0, |_| true, |_, _| false), &mut waiting).await;
+                self.hand_out(ready).await;
             }
+            // Those for which there is room by now, and, with nothing else to do, the next one.
+            let mut ready = Vec::new();
+            while let Some(Some(next)) = waiting.next().now_or_never() {
+                ready.extend(next);
+            }
+            if ready.is_empty() && asked.is_empty() {
+                tokio::select! {
+                    request = requests.recv(), if open => match request {
+                        Some(request) => ask(&mut asked, request),
+                        None => open = false,
+                    },
+                    Some(next) = waiting.next() => ready.extend(next),
+                }
+            }
+            self.hand_out(ready).await;
         }
     }
 
-    /// Looks what rows weigh, and reads those that are small.
-    async fn measure(&self, requests: Vec<Request>, measured: &mut Turns<Measured>) {
+    /// Looks what rows weigh, and reads those that are small. Returns those for which there is room; the others wait for it.
+    async fn measure(&self, requests: Vec<Request>, waiting: &mut Waiting) -> Vec<Measured> {
         let mut open = Open { stack: vec![requests], looked: false };
+        let mut ready = Vec::new();
         while let Some((plan, batch)) = self.next(&mut open) {
             match guarded(db::patiently(|| self.look(&plan, &batch))).await {
                 Ok(all) => {
-                    for (request, (found, chunks)) in batch.into_iter().zip(all) {
+                    for (mut request, (found, chunks)) in batch.into_iter().zip(all) {
                         let (Found::Row(_, bytes) | Found::Large(bytes)) = found else {
                             request.answer(None, chunks);
                             continue;
                         };
                         let bytes = self.memory.weight_of_text(&plan, bytes);
-                        let tenant = request.tenant.clone();
-                        measured.push(&tenant, bytes, Measured { request, bytes, found, chunks });
+                        request.weight = self.memory.take_now(bytes);
+                        let has_room = request.weight.is_some();
+                        let measured = Measured { request, bytes, found, chunks };
+                        if has_room {
+                            ready.push(measured);
+                        } else {
+                            waiting.push(Box::pin(measured.weighed(self.memory.clone())));
+                        }
                     }
                 }
                 Err(error) => self.refuse(batch, &error, &mut open).await,
             }
         }
+        ready
     }
 
-    /// Hands out the next row when there is room for it, and others for which there is room by then.
-    async fn hand_out(&self, measured: &mut Turns<Measured>) {
-        let (mut rows, mut weights) = (measured.take(1, 0, |_| true, |_, _| false), Vec::new());
-        let Some(first) = rows.first().filter(|first| !first.request.reply.is_closed()) else { return };
-        let mut sum = first.bytes;
-        weights.push(self.memory.take(&first.request.tenant, sum).await);
-        let fits = |next: &Measured| {
-            let weight = || self.memory.take_now(next.bytes);
-            let Some(weight) = (sum + next.bytes <= MOST_WEIGHT).then(weight).flatten() else { return false };
-            sum += next.bytes;
-            weights.push(weight);
-            true
-        };
-        rows.extend(measured.take(MOST, 0, fits, |_, _| false));
-        let mut large = Vec::new();
-        for (Measured { mut request, found, chunks, .. }, weight) in rows.into_iter().zip(weights) {
-            request.weight = Some(weight);
+    /// Hands out rows for which there is room; those that are large are read first, a few at a time.
+    async fn hand_out(&self, rows: Vec<Measured>) {
+        let (mut large, mut sum) = (Vec::new(), 0);
+        for Measured { request, bytes, found, chunks } in rows {
             match found {
                 Found::Gone => request.answer(None, chunks),
                 Found::Row(row, _) => request.answer(Some(row), chunks),
-                Found::Large(_) => large.push(request),
+                Found::Large(_) => {
+                    if sum + bytes > MOST_WEIGHT {
+                        self.load(std::mem::take(&mut large)).await;
+                        sum = 0;
+                    }
+                    sum += bytes;
+                    large.push(request);
+                }
             }
         }
         self.load(large).await;

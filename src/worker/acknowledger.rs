@@ -129,16 +129,14 @@ async fn write(engine: &Engine, mut batch: Vec<Entry>) -> (Vec<Entry>, Vec<Entry
     (done, open)
 }
 
-/// Leases may run out while the database is away or somebody holds the rows; what nobody took is still ours.
+/// Leases may run out while the database is away or somebody holds the rows; what nobody took is still ours. What somebody took was no dead
+/// worker's.
 async fn renew(engine: &Engine, batch: &[Entry]) {
-    let held: Vec<_> = batch
-        .iter()
-        .filter(|entry| entry.tried.is_some())
-        .map(|entry| (entry.release.id, entry.release.lease))
-        .collect();
-    if !held.is_empty() {
-        // Where this fails, so does the release, which says so.
-        db::jobs::heartbeat(&engine.pool, &held, engine.settings.lease).await.ok();
+    let held: Vec<_> = batch.iter().map(|entry| (entry.release.id, entry.release.lease)).collect();
+    // Where this fails, so does the release, which says so.
+    let lost = db::jobs::heartbeat(&engine.pool, &held, engine.settings.lease).await.unwrap_or_default();
+    if !lost.is_empty() {
+        engine.robbed.store(true, Ordering::Release);
     }
 }
 

@@ -2,6 +2,7 @@
 //! when connections went dead without a word, and ends them for everybody; and when our schema was made anew, which ends the worker.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -134,6 +135,9 @@ impl Line {
         if let Some(name) = db::pipelines::unregistered(&mut *connection, &names).await? {
             // Nothing would ever be claimed for it, and nobody would know why.
             engine.vital.end(Broken::Unregistered(name));
+        }
+        if engine.robbed.swap(false, Ordering::AcqRel) {
+            self.was_away.get_or_insert_default();
         }
         let silent = engine.seen(&mut *connection).await?;
         if silent > engine.settings.lease || self.was_away.is_some() {

@@ -20,6 +20,7 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sqlx::{PgExecutor, PgPool};
@@ -83,6 +84,8 @@ pub struct Engine {
     speaking: Mutex<()>,
     pub outage: outage::Outage,
     hearing: keeper::Hearing,
+    /// A job that was to be given back has been taken for a dead worker's.
+    robbed: AtomicBool,
     /// How the sweeps of every pipeline go.
     pub swept: Progress,
 }
@@ -110,6 +113,7 @@ impl Engine {
             speaking: Mutex::default(),
             outage: outage::Outage::default(),
             hearing: keeper::Hearing::default(),
+            robbed: AtomicBool::default(),
             swept: Progress::default(),
             pools: [pool.clone()].into_iter().chain(keyed).collect(),
             pool,

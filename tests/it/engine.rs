@@ -4,12 +4,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gristmill::app::{self, StartError};
+use gristmill::db;
 use insta::assert_snapshot;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::fake_openai::FakeOpenAi;
+use crate::fake_openai::{Answer, FakeOpenAi};
 use crate::outcomes::{enqueued, eventually, killed_in_hand, vendor};
 use crate::world::{USER, World};
 
@@ -115,7 +116,7 @@ async fn a_copy_of_a_database_is_left_alone_until_a_person_says_so() {
     assert!(matches!(started, Err(StartError::Copied)));
     assert_eq!(world.state().await, "note pending | pending attempt=0 chunks=0");
 
-    gristmill::db::pipelines::settle_here(&world.pool).await.expect("the database is there");
+    db::pipelines::settle_here(&world.pool).await.expect("the database is there");
     world.work().await;
     assert_eq!(world.state().await, "note completed | completed attempt=1 chunks=1");
 }
@@ -614,6 +615,37 @@ async fn a_process_that_was_only_stopped_is_no_crash_of_its_jobs() {
     all_are(&world, "completed").await;
 
     assert_snapshot!(summary(&world).await, @"1 completed starts=4 attempt=1 crashes=3 chunks=1 usage=1 lost,lost,lost,done");
+}
+
+#[tokio::test]
+async fn a_job_that_is_taken_while_it_is_given_back_is_no_crash_of_a_worker_that_lives() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "One.").await;
+    vendor.script([Answer::status(429).with("retry-after", "30")]);
+    let gate = vendor.hold();
+    let worker = world.start().await;
+    vendor.arrived(1).await;
+    let mut holder = world.database.connect().await;
+    sqlx::raw_sql("begin; select * from gristmill.embedding_jobs for update").execute(&mut holder).await.unwrap();
+    gate.open();
+    // The attempt is over, and cannot be written.
+    let over = async {
+        while worker.running.engine.hands.count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), over).await.unwrap();
+
+    let late = "update gristmill.embedding_jobs set lease_until = now() - interval '1 second'";
+    sqlx::raw_sql(late).execute(&mut holder).await.unwrap();
+    assert_eq!(db::jobs::rescue(&mut holder, Duration::ZERO, 10).await.unwrap().len(), 1);
+    sqlx::raw_sql("commit").execute(&mut holder).await.unwrap();
+
+    let is_lost = "exists (select from gristmill.job_attempts where outcome = 'lost')";
+    eventually(&world, &format!("(select crashes = 0 and {is_lost} from gristmill.embedding_jobs)")).await;
+    worker.stop().await;
 }
 
 #[tokio::test]

@@ -237,6 +237,30 @@ async fn a_row_does_not_wait_until_all_that_another_tenant_has_waiting_were_in_m
     assert!(before <= 2, "{before} of them went first");
 }
 
+#[tokio::test]
+async fn a_row_is_read_while_another_tenant_s_files_and_rows_wait_for_memory() {
+    let world = World::new().await;
+    world.register().await;
+    let [many, one] = [world.insert("many", "A row.").await, world.insert("one", "Another.").await];
+    let [many, one] = [many, one].map(|id| SourceKey(vec![id.to_string()]));
+    let resolved = app::resolve(&world.pool, &world.config()).await.unwrap();
+    let fit = Fit::new(world.pool.clone(), Arc::new(world.config()), Arc::clone(&resolved.plans[0]));
+    let memory = Memory::new(100 << 20);
+    let loader = Loader::start(world.pool.clone(), world.pool.clone(), fit, memory.clone(), &Vital::default());
+    let file = memory.take("many", 80 << 20).await;
+    let mut next_file = pin!(memory.take("many", 80 << 20));
+    assert!(poll!(next_file.as_mut()).is_pending());
+    let mut behind = pin!(loader.load("many", &many, false));
+    assert!(poll!(behind.as_mut()).is_pending());
+
+    assert!(loader.load("one", &one, false).await.unwrap().row.is_some());
+
+    assert!(poll!(behind.as_mut()).is_pending());
+    drop(file);
+    drop(next_file.await);
+    assert!(behind.await.unwrap().row.is_some());
+}
+
 /// Says which recording each request holds, and answers as many as it is told to.
 struct Listening {
     seen: mpsc::UnboundedSender<Bytes>,

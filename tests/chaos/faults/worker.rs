@@ -101,7 +101,7 @@ pub async fn same_name(arena: &mut Arena) -> Outcome {
     let gate = arena.vendor.hold();
     let first = arena.worker_with(&namespace, &[]);
     arena.insert(30).await;
-    arena.until("select count(*) >= 16 from gristmill.embedding_jobs where state = 'processing'").await?;
+    arena.until("select count(*) >= 15 from gristmill.embedding_jobs where state = 'processing'").await?;
     arena.vendor.arrived(1).await;
     arena.kill(first);
     let second = arena.worker_with(&namespace, &[]);
@@ -194,8 +194,8 @@ pub async fn stopped_at_commit(arena: &mut Arena) -> Outcome {
     holder.execute("begin; select from public.documents for update").await?;
     let sleeper = arena.worker();
     arena.vendor.answered(1).await;
-    arena.until("select count(*) >= 16 from gristmill.embedding_jobs where state = 'processing'").await?;
-    while arena.vendor.paid_texts().len() < 16 {
+    arena.until("select count(*) >= 15 from gristmill.embedding_jobs where state = 'processing'").await?;
+    while arena.vendor.paid_texts().len() < 15 {
         sleep(Duration::from_millis(10)).await;
     }
     sleep(Duration::from_millis(100)).await;
