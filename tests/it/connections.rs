@@ -119,6 +119,13 @@ async fn a_connection_is_silent_rightly_while_its_statement_is_at_work_and_while
         tokio::time::timeout(Duration::from_secs(30), all)
     };
     silent(4).await.unwrap();
+    // By the server's account as well, which begins later.
+    eventually(
+        &world,
+        "(select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database() \
+          and state_change < clock_timestamp() - interval '1 second'))",
+    )
+    .await;
     // Who uses a connection, says nothing over it, and is waited for by no statement, has been forgotten.
     let speak = async |listener: &mut Announcements| {
         db::forgotten::speak(&pools).await;
