@@ -154,6 +154,8 @@ impl Shared {
                         None => open = false,
                     },
                     Some(next) = waiting.next() => ready.extend(next),
+                    // Nobody asks any more, and whoever waited has given up.
+                    else => {}
                 }
             }
             self.hand_out(ready).await;

@@ -261,6 +261,38 @@ async fn a_row_is_read_while_another_tenant_s_files_and_rows_wait_for_memory() {
     assert!(behind.await.unwrap().row.is_some());
 }
 
+#[tokio::test]
+async fn a_loader_ends_in_peace_when_the_last_row_that_waited_for_memory_is_given_up() {
+    let world = World::new().await;
+    world.register().await;
+    let key = SourceKey(vec![world.insert("one", "A row.").await.to_string()]);
+    let resolved = app::resolve(&world.pool, &world.config()).await.unwrap();
+    // Which of the two it hears of first is chance.
+    for _ in 0..20 {
+        let fit = Fit::new(world.pool.clone(), Arc::new(world.config()), Arc::clone(&resolved.plans[0]));
+        let (memory, vital) = (Memory::new(1 << 20), Vital::default());
+        let loader = Loader::start(world.pool.clone(), world.pool.clone(), fit, memory.clone(), &vital);
+        let _held = memory.take("file", 1 << 20).await;
+        let mut row = Box::pin(loader.load("one", &key, false));
+        // Another row, behind it, that is gone: it is answered when the first one waits.
+        let gone = SourceKey(vec![uuid::Uuid::nil().to_string()]);
+        let gone = loader.load("other", &gone, false);
+        assert!(poll!(row.as_mut()).is_pending());
+        assert!(gone.await.unwrap().row.is_none());
+
+        drop(row);
+        drop(loader);
+        let ended = async {
+            while Arc::strong_count(&resolved.plans[0]) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(vital.broken().is_none());
+    }
+}
+
 /// Says which recording each request holds, and answers as many as it is told to.
 struct Listening {
     seen: mpsc::UnboundedSender<Bytes>,
