@@ -275,7 +275,7 @@ async fn a_loader_ends_in_peace_when_the_last_row_that_waited_for_memory_is_give
         let _held = memory.take("file", 1 << 20).await;
         let mut row = Box::pin(loader.load("one", &key, false));
         // Another row, behind it, that is gone: it is answered when the first one waits.
-        let gone = SourceKey(vec![uuid::Uuid::nil().to_string()]);
+        let gone = SourceKey(vec![Uuid::nil().to_string()]);
         let gone = loader.load("other", &gone, false);
         assert!(poll!(row.as_mut()).is_pending());
         assert!(gone.await.unwrap().row.is_none());
