@@ -171,7 +171,7 @@ async fn claim(
     if free == 0 || engine.hands.has_lonely() || quiet.is_made(engine) {
         return Ok(Taken::default());
     }
-    if ring.wants_look() {
+    if ring.wants_look(LOOK) {
         let after = ring.after.take();
         let mut tenants = claims::tenants(&mut *connection, by.pipeline, after.as_deref(), wide(LOOK)).await?;
         if tenants.is_empty() && after.is_some() {

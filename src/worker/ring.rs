@@ -26,9 +26,11 @@ impl Ring {
         Self { tenants: VecDeque::new(), cursors: HashMap::new(), since: Instant::now(), looked_at: None, after: None }
     }
 
-    /// Whether it is time to look for tenants: none is left, or new ones may have come.
-    pub fn wants_look(&self) -> bool {
-        self.tenants.is_empty() || self.looked_at.is_none_or(|at| at.elapsed() > LOOK_EVERY)
+    /// Whether it is time to look for so many tenants: new ones may have come, none is left, or the last look did not reach the end
+    /// and there is room for more.
+    pub fn wants_look(&self, asked: usize) -> bool {
+        let goes_on = self.after.is_some() && self.tenants.len() < asked;
+        goes_on || self.tenants.is_empty() || self.looked_at.is_none_or(|at| at.elapsed() > LOOK_EVERY)
     }
 
     /// Takes in what a look for tenants found; a short answer means that the next one starts over.
@@ -99,6 +101,21 @@ mod tests {
 
     fn names(turn: Vec<(String, Cursor)>) -> String {
         turn.into_iter().map(|(tenant, _)| tenant).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_look_that_did_not_reach_the_end_goes_on_at_once() {
+        let mut ring = Ring::new();
+        assert!(ring.wants_look(3));
+        ring.refill(["a", "b", "c"].map(str::to_owned).to_vec(), 3);
+        assert!(!ring.wants_look(3), "there is no room for more");
+        let turn = ring.turn(|tenant| tenant == "b");
+        assert!(ring.wants_look(3));
+        assert_eq!(ring.after.take().as_deref(), Some("c"));
+        ring.refill(vec!["d".to_owned()], 3);
+        assert!(!ring.wants_look(3), "all have been seen");
+        ring.settle(&turn, &[], 1, false);
+        assert_eq!(names(ring.turn(|_| true)), "a c d");
     }
 
     #[test]
