@@ -446,8 +446,8 @@ async fn wire(
     let cutters = slots(std::thread::available_parallelism().map_or(1, usize::from));
     let vital = Vital::default();
     let shared_config = Arc::new(config.clone());
-    let own = db::connect_keyed(pool, &config.database).await?;
-    let keyed = own.clone().unwrap_or_else(|| pool.clone());
+    let kept = db::connect_kept(pool, &config.database).await?;
+    let keyed = kept.as_ref().map_or(pool, |kept| &kept.keyed).clone();
     let mut lanes = Lanes::open(config, (pool, &keyed), owner, &vital).await?;
     let mut pipelines = Vec::new();
     let mut deliverers = Vec::new();
@@ -476,7 +476,7 @@ async fn wire(
         let (batchers, speech) = (batchers.clone(), speech.clone());
         Box::new(move || status(&batchers, &speech))
     };
-    let parts = Parts { keyed: own, pipelines, deliverers, lanes };
+    let parts = Parts { kept, pipelines, deliverers, lanes };
     let engine = Engine::new(pool.clone(), owner, config.worker.clone(), parts, vital, stop);
     Ok(Running { engine, lanes: batchers, speech, keyed, refused })
 }

@@ -105,9 +105,14 @@ pub async fn tenants(
 ) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"with recursive ring (tenant, nth) as (
-               (select tenant, 1::bigint from gristmill.embedding_jobs
-                where pipeline = $1 and state = 'pending' and ($2::text is null or tenant > $2)
-                order by tenant limit 1)
+               -- Two, so that a plan that serves both begins with the tenant.
+               (
+                   (select tenant, 1::bigint from gristmill.embedding_jobs
+                    where pipeline = $1 and state = 'pending' and $2::text is null order by tenant limit 1)
+                   union all
+                   (select tenant, 1::bigint from gristmill.embedding_jobs
+                    where pipeline = $1 and state = 'pending' and tenant > $2 order by tenant limit 1)
+               )
                union all
                select following.tenant, ring.nth + 1 from ring
                cross join lateral (
@@ -129,6 +134,7 @@ pub async fn tenants(
 /// Claims up to `each` ready jobs of every tenant in `ring`, `limit` in all, behind each tenant's cursor. No row lock outlives
 /// this statement: from here on the lease keeps other workers away. Nothing is claimed for a pipeline that is paused or that is
 /// registered with another generation. Its commit is not waited for: a claim that is lost with the database is refused by its lease.
+/// What somebody changed between the look at a row and its lock has moved: it is left to the next claim.
 pub async fn claim(
     db: impl PgExecutor<'_>,
     by: Claimer<'_>,
@@ -143,11 +149,11 @@ pub async fn claim(
     let rows = sqlx::query_as!(
         Row,
         r#"with ready as (
-               select job.id
+               select job.place
                from gristmill.pipelines as registered
                cross join unnest($3::text[], $4::int[], $5::timestamptz[], $6::bigint[]) as ring (tenant, rank, run_at, id)
                cross join lateral (
-                   select id from gristmill.embedding_jobs
+                   select ctid as place from gristmill.embedding_jobs
                    where pipeline = $1 and tenant = ring.tenant and state = 'pending' and crashes = 0
                      and (-priority, run_at, id) > (ring.rank, ring.run_at, ring.id)
                    order by -priority, run_at, id limit $7 for update skip locked
@@ -160,7 +166,7 @@ pub async fn claim(
            set state = 'processing', lease_id = gen_random_uuid(),
                lease_until = clock_timestamp() + make_interval(secs => $10), worker = $9, stage = 'claimed',
                starts = starts + 1, alone = false, started_at = clock_timestamp()
-           from ready where job.id = ready.id
+           from ready where job.ctid = ready.place
            returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
                      job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes, job.crashes_alone,
                      extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",
@@ -195,7 +201,7 @@ pub async fn claim_crashed(
     let rows = sqlx::query_as!(
         Row,
         r#"with ready as (
-               select job.id
+               select job.ctid as place
                from gristmill.embedding_jobs as job
                join gristmill.pipelines as registered on registered.name = job.pipeline
                where job.pipeline = $1 and job.state = 'pending' and job.crashes > 0 and least(job.crashes, 3) = $3::smallint
@@ -206,7 +212,7 @@ pub async fn claim_crashed(
            set state = 'processing', lease_id = gen_random_uuid(),
                lease_until = clock_timestamp() + make_interval(secs => $6), worker = $5, stage = 'claimed',
                starts = starts + 1, alone = $3 >= 3, started_at = clock_timestamp()
-           from ready where job.id = ready.id
+           from ready where job.ctid = ready.place
            returning job.id as "id: JobId", job.lease_id as "lease!: LeaseId", job.source_key as "key: Json<SourceKey>",
                      job.revision as "revision: Revision", job.tenant, job.attempt, job.max_attempts, job.starts, job.crashes, job.crashes_alone,
                      extract(epoch from clock_timestamp() - coalesce(job.snoozed_since, clock_timestamp()))::float8 as "snoozed_seconds!",

@@ -75,6 +75,19 @@ const PLANS_KEPT: [(&str, &str); 5] = [
     ("jit", "off"),
 ];
 
+/// For claims, whose rows come in the order of an index: with every other way shut, a plan made for an empty table has nothing cheaper
+/// than the index that a full one wants.
+const ORDERED_PLANS_KEPT: [(&str, &str); 8] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_material", "off"),
+    ("jit", "off"),
+];
+
 /// How a session of ours ends when we are gone without a word: a transaction of ours never waits for anything but its own statements,
 /// and an idle connection is asked so often whether it is there that nothing on the way forgets it.
 const ABANDONED: [(&str, &str); 4] = [
@@ -97,7 +110,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Opens the pool every statement goes through. Sessions are pinned: values read the same everywhere, no hidden rows (`row_security
 /// = off` makes a policy that would hide rows an error with a name), read committed, a search path of pgvector's schema only, and plans
-/// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables. What [`connect_keyed`] opens
+/// made anew: one that was made while a table was empty reads all of it, and a worker fills empty tables. What [`connect_kept`] opens
 /// is counted among the configured connections.
 ///
 /// # Errors
@@ -111,28 +124,39 @@ pub async fn connect(settings: &Database) -> Result<PgPool, ConnectError> {
     }
     let vector_schema = app::vector_schema(&mut first).await.map_err(ConnectError::Away)?;
     first.close().await.ok();
-    let most = settings.connections - keyed_connections(settings);
+    let most = settings.connections - kept_connections(settings);
     open(options, most, pinned(vector_schema.as_deref(), &PLANNED_ANEW)).await.map_err(ConnectError::Away)
 }
 
-/// Opens a worker's second pool, for statements that find rows of few tables by their keys and are the same for every job: its sessions
-/// keep their plans, which are half of what the server does for a lone job. A kept plan goes by an index and looks row by row, whatever the
-/// tables held when it was made; so no statement of others may run in these sessions. With few connections there is none.
+/// A worker's pools whose sessions keep their plans, which are half of what the server does for a lone job. A kept plan goes one way,
+/// whatever the tables held when it was made; so no statement of others may run in these sessions.
+#[derive(Debug, Clone)]
+pub struct KeptPlans {
+    /// For statements that find rows of few tables by their keys and are the same for every job.
+    pub keyed: PgPool,
+    /// For claims, which are made one after the other.
+    pub claims: PgPool,
+}
+
+/// Opens the pools beside the first. With few connections there are none.
 ///
 /// # Errors
 /// The database is away.
-pub async fn connect_keyed(pool: &PgPool, settings: &Database) -> sqlx::Result<Option<PgPool>> {
-    let most = keyed_connections(settings);
+pub async fn connect_kept(pool: &PgPool, settings: &Database) -> sqlx::Result<Option<KeptPlans>> {
+    let most = kept_connections(settings);
     if most == 0 {
         return Ok(None);
     }
     let vector_schema = app::vector_schema(&mut *pool.acquire().await?).await?;
     let options = PgConnectOptions::clone(&pool.connect_options());
-    open(options, most, pinned(vector_schema.as_deref(), &PLANS_KEPT)).await.map(Some)
+    let pinned = |plans: &[_]| pinned(vector_schema.as_deref(), plans);
+    let keyed = open(options.clone(), most - 1, pinned(&PLANS_KEPT)).await?;
+    let claims = open(options, 1, pinned(&ORDERED_PLANS_KEPT)).await?;
+    Ok(Some(KeptPlans { keyed, claims }))
 }
 
-/// Of the configured connections, how many are for statements over keys.
-fn keyed_connections(settings: &Database) -> u32 {
+/// Of the configured connections, how many keep their plans.
+fn kept_connections(settings: &Database) -> u32 {
     if settings.connections < 8 { 0 } else { settings.connections / 2 }
 }
 

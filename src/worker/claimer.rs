@@ -54,7 +54,7 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
             }
             // Only a statement under way is waited for when we stop, not a database that is away.
             let connection = tokio::select! {
-                connection = engine.pool.acquire() => connection,
+                connection = engine.claims.acquire() => connection,
                 () = engine.stop.cancelled() => break,
             };
             let claimed_now = match connection {

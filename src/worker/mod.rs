@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::batch::{Broken, LaneStatus, Vital};
 use crate::config;
 use crate::db;
+use crate::db::KeptPlans;
 use crate::db::workers::{PausedLane, SignIn};
 use crate::domain::OwnerId;
 use crate::jobs::Deps;
@@ -50,8 +51,8 @@ pub type Lanes = Box<dyn Fn() -> Vec<LaneStatus> + Send + Sync>;
 
 /// What an engine has to work on and with.
 pub struct Parts {
-    /// A pool beside the first, for statements over keys.
-    pub keyed: Option<PgPool>,
+    /// Pools beside the first, where there are connections enough.
+    pub kept: Option<KeptPlans>,
     pub pipelines: Vec<Deps>,
     /// Of the pipelines that have a webhook.
     pub deliverers: Vec<Deliverer>,
@@ -61,6 +62,8 @@ pub struct Parts {
 /// What every task of the engine works with.
 pub struct Engine {
     pub pool: PgPool,
+    /// For claims; with few connections the same.
+    pub claims: PgPool,
     /// All there are.
     pools: Vec<PgPool>,
     pub owner: OwnerId,
@@ -100,7 +103,7 @@ impl Engine {
         vital: Vital,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let Parts { keyed, pipelines, deliverers, lanes } = parts;
+        let Parts { kept, pipelines, deliverers, lanes } = parts;
         let has_tenants = |deps: &Deps| deps.plan.pipeline.source.tenant.is_some();
         let is_shared = pipelines.len() > 1 || pipelines.iter().any(has_tenants);
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -115,7 +118,11 @@ impl Engine {
             hearing: keeper::Hearing::default(),
             robbed: AtomicBool::default(),
             swept: Progress::default(),
-            pools: [pool.clone()].into_iter().chain(keyed).collect(),
+            claims: kept.as_ref().map_or(&pool, |kept| &kept.claims).clone(),
+            pools: [pool.clone()]
+                .into_iter()
+                .chain(kept.into_iter().flat_map(|kept| [kept.keyed, kept.claims]))
+                .collect(),
             pool,
             owner,
             settings,

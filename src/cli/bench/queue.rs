@@ -49,25 +49,29 @@ pub(super) async fn nothing_to_do(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     Ok(vec![figure.held_to(Target::RatioAtLeast(0.8))])
 }
 
-/// Claims of 500 jobs: from a small backlog, from a large one, and from a large one while an old transaction is open.
+/// Claims of 500 jobs: from small backlogs, from a large one, and from it again while an old transaction is open, so that what the
+/// claims before it left in the indexes has to be stepped over.
 pub(super) async fn backlog(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     let jobs = bed.backlog;
     let tenants = (jobs / 100).max(1);
-    let small = bed.ground.field(DIMENSIONS).await?;
-    pile(&small.pool, 10_000, 10).await?;
-    let few = claim_times(&small.pool).await?;
-    small.leave().await?;
-
+    let mut few = Vec::new();
+    for _ in 0..bed.rounds {
+        few.extend(few_waiting(bed).await?);
+    }
     let large = bed.ground.field(DIMENSIONS).await?;
     bed.say(&format!("  piling up {jobs} jobs of {tenants} tenants"));
     pile(&large.pool, jobs, tenants).await?;
-    let many = claim_times(&large.pool).await?;
+    let claims = CLAIMS * bed.rounds;
+    let many = claim_times(&large.pool, claims).await?;
     let mut old = large.pool.acquire().await?;
     db::bench::hold_horizon(&mut old).await?;
-    let held = claim_times(&large.pool).await?;
+    let held = claim_times(&large.pool, claims).await?;
     // The transaction goes with its connection.
     old.close().await?;
     large.leave().await?;
+    for _ in 0..bed.rounds {
+        few.extend(few_waiting(bed).await?);
+    }
     let figure = |name: &str, times: &[f64]| {
         Figure::beside(name, "ms", &[median(times)], &[median(&few)]).held_to(Target::RatioAtMost(1.5))
     };
@@ -77,24 +81,33 @@ pub(super) async fn backlog(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     ])
 }
 
+/// Claims from a small backlog, made for it.
+async fn few_waiting(bed: &Bed) -> Result<Vec<f64>, Failure> {
+    let small = bed.ground.field(DIMENSIONS).await?;
+    pile(&small.pool, 10_000, 10).await?;
+    let times = claim_times(&small.pool, CLAIMS).await?;
+    small.leave().await?;
+    Ok(times)
+}
+
 async fn pile(pool: &PgPool, jobs: i64, tenants: i64) -> Result<(), Failure> {
     db::bench::register(pool, PIPELINE).await?;
     db::bench::pile(pool, PIPELINE, jobs, tenants).await?;
     Ok(db::bench::settle(pool).await?)
 }
 
-/// Claims of one measurement: they leave half of the small backlog.
+/// Claims from one small backlog: they leave half of it.
 const CLAIMS: usize = 10;
 const TENANTS: i64 = 100;
 
 /// Milliseconds of each claim, its look for tenants included, as a worker makes them.
-async fn claim_times(pool: &PgPool) -> Result<Vec<f64>, Failure> {
+async fn claim_times(pool: &PgPool, claims: usize) -> Result<Vec<f64>, Failure> {
     let by =
         Claimer { pipeline: PIPELINE, generation: "by hand", owner: OwnerId::fresh(), lease: Duration::from_secs(30) };
     let mut cursors: HashMap<String, Cursor> = HashMap::new();
     let mut after: Option<String> = None;
     let mut times = Vec::new();
-    for _ in 0..CLAIMS {
+    for _ in 0..claims {
         let began = Instant::now();
         let mut tenants = claims::tenants(pool, PIPELINE, after.as_deref(), TENANTS).await?;
         if tenants.is_empty() {
