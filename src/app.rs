@@ -223,6 +223,7 @@ pub async fn register(
         existing: pipeline.existing.map(word),
         channel: pipeline.signal.notify.as_deref(),
         webhook: pipeline.signal.webhook.is_some(),
+        ceiling: pipeline.ceiling.is_some(),
     };
     db::pipelines::register(pool, registration).await?;
     let Some(registered) = db::pipelines::find(pool, &pipeline.name).await? else { return Ok(Readiness::SayExisting) };

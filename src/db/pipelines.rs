@@ -56,24 +56,27 @@ pub struct Registration<'a> {
     /// Who is told of a job's end: a channel of NOTIFY, and whether a webhook is.
     pub channel: Option<&'a str>,
     pub webhook: bool,
+    /// Whether its money has a ceiling.
+    pub ceiling: bool,
 }
 
 /// Registers a pipeline, or refreshes what may change without a person's word; the generation of a registered one stays.
 pub async fn register(db: impl PgExecutor<'_>, with: Registration<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         r#"insert into gristmill.pipelines as registered (name, generation, source_table, max_attempts, grace, notify, existing,
-                                                         signal_channel, signal_webhook)
-           values ($1, $2, $3, $4, make_interval(secs => $5), $6, $7, $8, $9)
+                                                         signal_channel, signal_webhook, ceiling_since)
+           values ($1, $2, $3, $4, make_interval(secs => $5), $6, $7, $8, $9, case when $10 then clock_timestamp() end)
            on conflict (name) do update set
                source_table = excluded.source_table, max_attempts = excluded.max_attempts,
                grace = excluded.grace, notify = excluded.notify,
                signal_channel = excluded.signal_channel, signal_webhook = excluded.signal_webhook,
+               ceiling_since = case when $10 then coalesce(registered.ceiling_since, excluded.ceiling_since) end,
                existing = case when registered.census_done then coalesce(registered.existing, excluded.existing)
                                else coalesce(excluded.existing, registered.existing) end
            where (registered.source_table, registered.max_attempts, registered.grace, registered.notify,
-                  registered.signal_channel, registered.signal_webhook)
+                  registered.signal_channel, registered.signal_webhook, registered.ceiling_since is null)
                is distinct from (excluded.source_table, excluded.max_attempts, excluded.grace, excluded.notify,
-                                 excluded.signal_channel, excluded.signal_webhook)
+                                 excluded.signal_channel, excluded.signal_webhook, excluded.ceiling_since is null)
               or (excluded.existing is not null and registered.existing is distinct from excluded.existing
                   and (registered.existing is null or not registered.census_done))"#,
         with.name,
@@ -85,6 +88,7 @@ pub async fn register(db: impl PgExecutor<'_>, with: Registration<'_>) -> sqlx::
         with.existing,
         with.channel,
         with.webhook,
+        with.ceiling,
     )
     .execute(db)
     .await?;

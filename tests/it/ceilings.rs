@@ -75,7 +75,7 @@ async fn a_pipeline_spends_no_more_than_its_ceiling_of_a_day_and_the_rest_waits_
 }
 
 #[tokio::test]
-async fn what_was_spent_before_the_ceiling_was_there_counts() {
+async fn what_was_spent_while_there_was_no_ceiling_counts() {
     let vendor = vendor();
     let mut world = world_of(&vendor, "usd_per_month = 1000", 8).await;
     world.register().await;
@@ -101,6 +101,18 @@ async fn what_was_spent_before_the_ceiling_was_there_counts() {
     world.work().await;
     let told = "select string_agg(concat_ws(' ', right(scope, 1), round(usd * 10000000)), ', ' order by scope) from gristmill.spending";
     assert_eq!(world.value::<String>(told).await, " 27, 1 15, 2 12");
+
+    // What is paid while there is none counts once there is one again; what is reserved just then, beside it.
+    let none = with.replace("[pipelines.documents.ceiling]\nusd_per_month = 1000\n", "");
+    world.toml = none;
+    world.sql("update gristmill.embedding_jobs set run_at = now() where state = 'waiting'").await;
+    world.work().await;
+    assert_eq!(vendor.paid_texts().len(), 35);
+    world.sql("update gristmill.spending set reserved = 0.0000001, reserved_at = now() where scope like '%2'").await;
+    world.toml = with.replace("usd_per_month = 1000", &format!("{after}\nusd_per_month = 1000"));
+    grains(&world, 2, 1).await;
+    world.work().await;
+    assert_eq!((vendor.paid_texts().len(), world.value::<String>(told).await), (35, " 35, 1 15, 2 16".to_owned()));
 }
 
 #[tokio::test]
