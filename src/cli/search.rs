@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use crate::app::{self, Question};
 use crate::batch::EmbedFailure;
-use crate::db::app::{Hit, Plan, search};
+use crate::db::app::{Hit, Plan, has_vectors, search};
 use crate::jobs::Vectors;
 
 use super::failure::Failure;
@@ -62,7 +62,7 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     session.print(&Found { text: &args.text, hits: &hits }, |found| list(found.hits, &|hit| hit.key.to_string()))
 }
 
-/// The chunks nearest to a question.
+/// The chunks nearest to a question. Where there is none to be found, nothing is paid.
 pub(super) async fn nearest(
     pool: &PgPool,
     plan: &Plan,
@@ -70,6 +70,9 @@ pub(super) async fn nearest(
     question: Question<'_>,
     limit: i64,
 ) -> Result<Vec<Hit>, Failure> {
+    if !has_vectors(&mut *pool.acquire().await?, plan).await? {
+        return Ok(Vec::new());
+    }
     let embedding = question.embed(plan, vectors).await.map_err(|failure| match &failure {
         EmbedFailure::Ceiling { after, .. } => {
             Failure::of(&failure).and(&format!("raise it in workers.toml, or ask {}", again(*after)))

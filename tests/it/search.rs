@@ -65,6 +65,19 @@ async fn what_a_search_pays_is_on_the_books() {
 }
 
 #[tokio::test]
+async fn where_nothing_has_vectors_a_search_pays_nothing() {
+    let vendor = vendor();
+    let world = World::with_vendor(&vendor).await;
+    world.register().await;
+    world.insert("note", "The mill grinds grain.").await;
+    let none = gristmill(&world, &["search", QUESTION]).await.ok().out;
+    assert_eq!((none.trim(), vendor.requests()), ("nothing has vectors yet", 0));
+    world.work().await;
+    gristmill(&world, &["search", QUESTION]).await.ok();
+    assert_eq!(vendor.paid(QUESTION), 1);
+}
+
+#[tokio::test]
 async fn forgetting_a_tenant_that_only_searched_says_what_it_renamed() {
     let vendor = vendor();
     let world = world_of(&vendor).await;
@@ -139,26 +152,29 @@ async fn a_search_counts_under_the_ceiling_and_is_refused_by_it() {
     let vendor = vendor();
     let world = World::with_vendor(&vendor).await.change(
         "[pipelines.documents.source]",
-        "[pipelines.documents.ceiling]\nusd_per_day = 0.00000025\n[pipelines.documents.source]",
+        "[pipelines.documents.ceiling]\nusd_per_day = 0.00000037\n[pipelines.documents.source]",
     );
     world.register().await;
+    world.insert("note", "The mill grinds grain.").await;
+    world.work().await;
     gristmill(&world, &["search", QUESTION]).await.ok();
     gristmill(&world, &["search", QUESTION]).await.ok();
 
     let ran = gristmill(&world, &["search", QUESTION]).await;
 
-    assert_eq!((ran.code, vendor.requests()), (1, 2), "{}", ran.err);
-    let why = "usd_per_day of pipeline documents: 0.00000024 USD are spent, and 0.00000012 more would be too much";
+    assert_eq!((ran.code, vendor.requests()), (1, 3), "{}", ran.err);
+    let why = "usd_per_day of pipeline documents: 0.00000036 USD are spent, and 0.00000012 more would be too much";
     assert!(ran.err.contains(why) && ran.err.contains("raise it in workers.toml"), "{}", ran.err);
     assert_eq!(
         world.list("select concat_ws(' ', usd::float8, reserved::float8) from gristmill.spending").await,
-        ["2.4e-07 0"]
+        ["3.6e-07 0"]
     );
-    assert_eq!(world.list(CALLS).await, ["search paid 6 1.2e-07", "search paid 6 1.2e-07"]);
+    let [job, search] = ["jobs paid 6 1.2e-07", "search paid 6 1.2e-07"];
+    assert_eq!(world.list(CALLS).await, [job, search, search]);
     // What a row would cost beside them waits.
     world.insert("note", "The mill grinds grain and more than that.").await;
     world.work().await;
-    assert_eq!(world.states().await, "1 waiting ceiling");
+    assert_eq!(world.states().await, "1 completed\n1 waiting ceiling");
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ pub use mirror::{WorkedOn, mirror, mirror_in_hand};
 pub use parents::{ParentPlan, lock_parents};
 pub use plan::{Plan, TargetPlan, resolve};
 pub use queue::{Answer, QueuePlan, answer, asked_for, lock_marked, mark, mirror_asking, open_asked, open_unmet};
-pub use search::{Hit, search};
+pub use search::{Hit, has_vectors, search};
 pub use stay::update_chunks;
 pub use survey::{Reference, Survey, Surveyed, buckets, commonest_word, has_function, survey};
 pub use sweep::{ClosingIn, Slice, next_key, next_leaver, open_unreadable, sweep_leavers, sweep_set};

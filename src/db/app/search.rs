@@ -34,10 +34,7 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
     let statement = match &plan.target {
         TargetPlan::Chunks { table, version, columns, vector: column, .. } => {
             let chosen = |fact| said_by(columns, fact).map(|name| format!("chunk.{name}"));
-            let ours = version.as_ref().map_or_else(
-                || "true".to_owned(),
-                |(column, word)| format!("chunk.{} = {}::{}", column.sql(), literal(word), column.type_sql()),
-            );
+            let ours = of_version(version.as_ref());
             // Below the source alone: what a condition names without an alias may be a column of the chunk's as well.
             format!(
                 "select found.gm_key as key, 1 - chunk.gm_distance as similarity, {text} as text, {page} as page, {section} as section \
@@ -84,6 +81,32 @@ pub async fn search(connection: &mut PgConnection, plan: &Plan, vector: &[f32], 
             })
         })
         .collect()
+}
+
+/// Whether there is anything to be found.
+///
+/// # Errors
+/// The database is away or refuses.
+pub async fn has_vectors(connection: &mut PgConnection, plan: &Plan) -> sqlx::Result<bool> {
+    let (from, of, column) = match &plan.target {
+        TargetPlan::Chunks { table, version, vector, .. } => {
+            (format!("{table} as chunk"), of_version(version.as_ref()), format!("chunk.{}", vector.sql()))
+        }
+        TargetPlan::Row { vector, .. } => {
+            (plan.relation(&plan.source), plan.when.clone(), format!("source.{}", vector.sql()))
+        }
+        TargetPlan::None => return Ok(false),
+    };
+    let statement = format!("select exists (select from {from} where {of} and {column} is not null)");
+    sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(connection).await
+}
+
+/// The condition that chunks are of the pipeline's own version.
+fn of_version(version: Option<&(Column, String)>) -> String {
+    version.map_or_else(
+        || "true".to_owned(),
+        |(column, word)| format!("chunk.{} = {}::{}", column.sql(), literal(word), column.type_sql()),
+    )
 }
 
 fn said_by(columns: &[ColumnWrite], fact: ChunkFact) -> Option<String> {
