@@ -71,9 +71,13 @@ fn took(work: impl FnOnce()) -> Duration {
 }
 
 /// Real files. Origin and licences: tests/fixtures/README.md.
-const FILES: [(&str, &[u8]); 2] = [
+const FILES: [(&str, &[u8]); 6] = [
     ("pdf", include_bytes!("../../../tests/fixtures/files/gentium-history.pdf")),
     ("docx", include_bytes!("../../../tests/fixtures/files/sqlite-testing.docx")),
+    ("pdf", include_bytes!("../../../tests/fixtures/files/gentium-charset.pdf")),
+    ("pdf", include_bytes!("../../../tests/fixtures/files/alkalami-sample.pdf")),
+    ("docx", include_bytes!("../../../tests/fixtures/files/sqlite-datatype3.docx")),
+    ("pdf", include_bytes!("../../../tests/fixtures/files/sqlite-copyright-release.pdf")),
 ];
 
 /// Files from end to end, beside reading them alone on all cores.
