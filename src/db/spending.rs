@@ -100,7 +100,9 @@ pub async fn correct(db: impl PgExecutor<'_>, all: &[Difference]) -> sqlx::Resul
         r#"with given as (
                select * from unnest($1::text[], $2::text[], $3::date[], $4::numeric[], $5::numeric[])
                    as given (pipeline, tenant, day, reserved, usd)
-           ), scoped as (
+           ), scoped as materialized (
+               -- Inlined, the second part would be lost where a row has changed while its lock was waited for: what is locked is then
+               -- looked at again with one row of the union.
                select pipeline, '' as scope, day, sum(reserved) as reserved, sum(usd) as usd from given group by 1, 3
                union all select pipeline, 'tenant ' || tenant, day, sum(reserved), sum(usd) from given group by 1, 2, 3
            ), locked as (

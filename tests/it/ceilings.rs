@@ -1,6 +1,8 @@
 //! Ceilings of money: what is counted, who waits, and that nothing more is spent.
 
+use gristmill::db::spending::{self, Difference};
 use insta::assert_snapshot;
+use rust_decimal::Decimal;
 use uuid::Uuid;
 
 use crate::fake_openai::{Answer, FakeOpenAi, Options, tokens_of};
@@ -216,4 +218,28 @@ async fn what_is_asked_to_tell_a_bad_text_from_a_bad_provider_counts_as_well() {
 
     assert_eq!(world.states().await, "1 failed refused");
     assert_snapshot!(money(&world).await, @"2e-07 of calls 2e-07");
+}
+
+#[tokio::test]
+async fn what_is_put_right_while_somebody_else_spends_is_put_right_for_the_tenant_as_well() {
+    let world = world_of(&vendor(), "usd_per_day = 100", 1).await;
+    let spend = |usd: u8| format!("select gristmill.spend('p', 't', {usd}, 100, null, 100, null)");
+    world.sql(&spend(10)).await;
+    let mut other = world.pool.begin().await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(spend(5))).execute(&mut *other).await.unwrap();
+    let difference = Difference {
+        pipeline: "p".to_owned(),
+        tenant: "t".to_owned(),
+        day: world.value("select max(day) from gristmill.spending").await,
+        reserved: Decimal::ONE,
+        usd: Decimal::NEGATIVE_ONE,
+    };
+    let pool = world.pool.clone();
+    let correcting = tokio::spawn(async move { spending::correct(&pool, &[difference]).await });
+    world.wait_for("select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database())").await;
+    other.commit().await.unwrap();
+    correcting.await.unwrap().unwrap();
+    let counted =
+        world.list("select concat_ws(' ', scope, usd, reserved) from gristmill.spending order by scope").await;
+    assert_eq!(counted, [" 14 14", "tenant t 14 14"]);
 }
