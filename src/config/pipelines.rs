@@ -188,11 +188,18 @@ fn source(mut section: Section, kind: PipelineKind, has_file: bool) -> Option<So
         }
         (true, _, _) | (false, true, false) => {}
     }
+    let weights = section.entries("weights").into_iter();
+    let weights: BTreeMap<String, u16> =
+        weights.filter_map(|(tenant, item)| Some((tenant, item.read(whole(1..=100))?))).collect();
+    if !weights.is_empty() && !section.has("tenant") {
+        section.misfit_at("weights", "means nothing without source.tenant: all rows are nobody's");
+    }
     let source = Source {
         place,
         table: table?,
         key: key?,
         tenant: section.optional("tenant", tenant),
+        weights,
         when: section.optional("when", sql),
         needs: section.optional("needs", sql),
         reopen_on_change: section.or("changes", word(&[("reopen", true), ("ignore", false)]), true),

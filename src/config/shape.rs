@@ -88,6 +88,8 @@ pub struct Source {
     pub place: Place,
     pub key: Vec<String>,
     pub tenant: Option<TenantRule>,
+    /// How many of a tenant's jobs are claimed for one of another's; 1 where nothing is said.
+    pub weights: BTreeMap<String, u16>,
     /// The set; none: every row.
     pub when: Option<Sql>,
     /// The row asks itself.

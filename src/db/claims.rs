@@ -23,6 +23,15 @@ impl Cursor {
     pub const START: Self = Self { rank: i32::MIN, run_at: OffsetDateTime::UNIX_EPOCH, id: 0 };
 }
 
+/// A tenant's part of a claim.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Share {
+    pub tenant: String,
+    pub cursor: Cursor,
+    /// So many of its jobs at most.
+    pub most: usize,
+}
+
 /// A claimed job and where it stood in its tenant's order.
 #[derive(Debug)]
 pub struct Claimed {
@@ -131,32 +140,31 @@ pub async fn tenants(
     .await
 }
 
-/// Claims up to `each` ready jobs of every tenant in `ring`, `limit` in all, behind each tenant's cursor. No row lock outlives
+/// Claims ready jobs of every tenant in `ring`, each one's share and `limit` in all, behind each tenant's cursor. No row lock outlives
 /// this statement: from here on the lease keeps other workers away. Nothing is claimed for a pipeline that is paused or that is
 /// registered with another generation. Its commit is not waited for: a claim that is lost with the database is refused by its lease.
 /// What somebody changed between the look at a row and its lock has moved: it is left to the next claim.
-pub async fn claim(
-    db: impl PgExecutor<'_>,
-    by: Claimer<'_>,
-    ring: &[(String, Cursor)],
-    each: i64,
-    limit: i64,
-) -> sqlx::Result<Vec<Claimed>> {
-    let tenants: Vec<String> = ring.iter().map(|(tenant, _)| tenant.clone()).collect();
-    let ranks: Vec<i32> = ring.iter().map(|(_, cursor)| cursor.rank).collect();
-    let times: Vec<OffsetDateTime> = ring.iter().map(|(_, cursor)| cursor.run_at).collect();
-    let ids: Vec<i64> = ring.iter().map(|(_, cursor)| cursor.id).collect();
+pub async fn claim(db: impl PgExecutor<'_>, by: Claimer<'_>, ring: &[Share], limit: i64) -> sqlx::Result<Vec<Claimed>> {
+    let tenants: Vec<String> = ring.iter().map(|share| share.tenant.clone()).collect();
+    let ranks: Vec<i32> = ring.iter().map(|share| share.cursor.rank).collect();
+    let times: Vec<OffsetDateTime> = ring.iter().map(|share| share.cursor.run_at).collect();
+    let ids: Vec<i64> = ring.iter().map(|share| share.cursor.id).collect();
+    let shares: Vec<i64> = ring.iter().map(|share| i64::try_from(share.most).unwrap_or(i64::MAX)).collect();
+    let largest = shares.iter().copied().max().unwrap_or_default();
     let rows = sqlx::query_as!(
         Row,
         r#"with ready as (
                select job.place
                from gristmill.pipelines as registered
-               cross join unnest($3::text[], $4::int[], $5::timestamptz[], $6::bigint[]) as ring (tenant, rank, run_at, id)
+               cross join unnest($3::text[], $4::int[], $5::timestamptz[], $6::bigint[], $11::bigint[]) as ring (tenant, rank, run_at, id, most)
                cross join lateral (
-                   select ctid as place from gristmill.embedding_jobs
-                   where pipeline = $1 and tenant = ring.tenant and state = 'pending' and crashes = 0
-                     and (-priority, run_at, id) > (ring.rank, ring.run_at, ring.id)
-                   order by -priority, run_at, id limit $7 for update skip locked
+                   -- The inner limit is one that the planner knows; no more is locked than the outer one takes.
+                   select place from (
+                       select ctid as place from gristmill.embedding_jobs
+                       where pipeline = $1 and tenant = ring.tenant and state = 'pending' and crashes = 0
+                         and (-priority, run_at, id) > (ring.rank, ring.run_at, ring.id)
+                       order by -priority, run_at, id limit $7 for update skip locked
+                   ) as first limit ring.most
                ) as job
                where registered.name = $1 and registered.generation = $2 and registered.paused_at is null
                  and set_config('synchronous_commit', 'off', true) is not null
@@ -178,10 +186,11 @@ pub async fn claim(
         &ranks,
         &times,
         &ids,
-        each,
+        largest,
         limit,
         by.owner.0,
         by.lease.as_secs_f64(),
+        &shares,
     )
     .fetch_all(db)
     .await?;

@@ -1,6 +1,6 @@
 //! Claims work: as much as fits, fair over tenants, and never more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use tokio::sync::mpsc;
 
 use crate::db;
-use crate::db::claims::{self, Claimed, Claimer, Cursor};
+use crate::db::claims::{self, Claimed, Claimer, Cursor, Share};
 use crate::domain::{ClaimedJob, SourceKey};
 use crate::failpoint::{self, Point};
 use crate::jobs::Deps;
@@ -188,20 +188,29 @@ async fn claim(
     if turn.is_empty() {
         return Ok(Taken::default());
     }
-    // Newcomers leave as much to those that come after them.
-    let each = if spare > 0 { most.div_ceil(turn.len()) } else { most.div_ceil(2 * turn.len()) };
-    let mut claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(most)).await?;
-    let has_passed = turn.iter().any(|(_, cursor)| *cursor != Cursor::START);
+    share_out(&mut turn, &deps.plan.pipeline.source.weights, most, spare > 0);
+    let mut claimed = claims::claim(&mut *connection, by, &turn, wide(most)).await?;
+    let has_passed = turn.iter().any(|share| share.cursor != Cursor::START);
     if claimed.is_empty() && has_passed {
         // What somebody held was passed over, and lies behind the cursors: a sweep, or an application that opens many at once.
         ring.forget_cursors();
-        for (_, cursor) in &mut turn {
-            *cursor = Cursor::START;
+        for share in &mut turn {
+            share.cursor = Cursor::START;
         }
-        claimed = claims::claim(&mut *connection, by, &turn, wide(each), wide(most)).await?;
+        claimed = claims::claim(&mut *connection, by, &turn, wide(most)).await?;
     }
-    ring.settle(&turn, &claimed, each, claimed.len() >= most);
+    ring.settle(&turn, &claimed, claimed.len() >= most);
     Ok(Taken { is_rest_held: claimed.is_empty(), jobs: claimed })
+}
+
+/// Says how many of `most` are each tenant's, by its weight; newcomers leave as much to those that come after them.
+fn share_out(turn: &mut [Share], weights: &BTreeMap<String, u16>, most: usize, to_all: bool) {
+    let weight = |share: &Share| weights.get(&share.tenant).map_or(1, |weight| usize::from(*weight));
+    let sum: usize = turn.iter().map(weight).sum();
+    let one = most.div_ceil(sum * if to_all { 1 } else { 2 });
+    for share in turn {
+        share.most = one * weight(share);
+    }
 }
 
 /// A job that must be alone waits for a moment when nothing is in hand; where none comes by itself, one is made.
@@ -302,4 +311,22 @@ async fn ask_needs(engine: &Engine, deps: &Deps, claimed: &mut [Claimed]) {
 
 fn wide(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_shared_out_by_weight_and_leaves_nobody_out() {
+        let shares = |most: usize, to_all: bool| {
+            let share = |tenant: &str| Share { tenant: tenant.to_owned(), cursor: Cursor::START, most: 0 };
+            let mut turn = ["heavy", "one", "other"].map(share);
+            share_out(&mut turn, &BTreeMap::from([("heavy".to_owned(), 3), ("absent".to_owned(), 9)]), most, to_all);
+            turn.map(|share| share.most)
+        };
+        assert_eq!(shares(100, true), [60, 20, 20]);
+        assert_eq!(shares(100, false), [30, 10, 10]);
+        assert_eq!(shares(2, true), [3, 1, 1]);
+    }
 }

@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::db::claims::{Claimed, Cursor};
+use crate::db::claims::{Claimed, Cursor, Share};
 
 /// Tenants of one claim.
 const TENANTS: usize = 100;
@@ -46,8 +46,8 @@ impl Ring {
         self.tenants.iter().any(|tenant| is_one(tenant))
     }
 
-    /// The tenants of these whose turn it is, with their cursors.
-    pub fn turn(&mut self, is_one: impl Fn(&str) -> bool) -> Vec<(String, Cursor)> {
+    /// The tenants of these whose turn it is, with their cursors and no share yet.
+    pub fn turn(&mut self, is_one: impl Fn(&str) -> bool) -> Vec<Share> {
         if self.since.elapsed() > CURSOR_LIFE {
             self.forget_cursors();
         }
@@ -62,14 +62,14 @@ impl Ring {
             .into_iter()
             .map(|tenant| {
                 let cursor = self.cursors.get(&tenant).copied().unwrap_or(Cursor::START);
-                (tenant, cursor)
+                Share { tenant, cursor, most: 0 }
             })
             .collect()
     }
 
     /// Moves cursors behind what was claimed; tenants that may have more go to the end, those that a full claim did not reach stay
     /// in front.
-    pub fn settle(&mut self, turn: &[(String, Cursor)], claimed: &[Claimed], each: usize, full: bool) {
+    pub fn settle(&mut self, turn: &[Share], claimed: &[Claimed], full: bool) {
         let mut got: HashMap<&str, usize> = HashMap::new();
         for one in claimed {
             *got.entry(&one.job.tenant).or_default() += 1;
@@ -80,12 +80,13 @@ impl Ring {
             }
         }
         let got = |tenant: &String| got.get(tenant.as_str()).copied().unwrap_or_default();
-        let reached = turn.iter().rposition(|(tenant, _)| got(tenant) > 0).map_or(0, |last| last + 1);
+        let reached = turn.iter().rposition(|share| got(&share.tenant) > 0).map_or(0, |last| last + 1);
         let (reached, unreached) = turn.split_at(if full { reached } else { turn.len() });
         // Less than its part, where the claim came by, means that the tenant is through.
-        self.tenants.extend(reached.iter().map(|(tenant, _)| tenant).filter(|tenant| got(tenant) >= each).cloned());
-        for (tenant, _) in unreached.iter().rev() {
-            self.tenants.push_front(tenant.clone());
+        let has_more = |share: &&Share| got(&share.tenant) >= share.most;
+        self.tenants.extend(reached.iter().filter(has_more).map(|share| share.tenant.clone()));
+        for share in unreached.iter().rev() {
+            self.tenants.push_front(share.tenant.clone());
         }
     }
 
@@ -99,8 +100,8 @@ impl Ring {
 mod tests {
     use super::*;
 
-    fn names(turn: Vec<(String, Cursor)>) -> String {
-        turn.into_iter().map(|(tenant, _)| tenant).collect::<Vec<_>>().join(" ")
+    fn names(turn: Vec<Share>) -> String {
+        turn.into_iter().map(|share| share.tenant).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
@@ -109,12 +110,13 @@ mod tests {
         assert!(ring.wants_look(3));
         ring.refill(["a", "b", "c"].map(str::to_owned).to_vec(), 3);
         assert!(!ring.wants_look(3), "there is no room for more");
-        let turn = ring.turn(|tenant| tenant == "b");
+        let mut turn = ring.turn(|tenant| tenant == "b");
+        turn[0].most = 1;
         assert!(ring.wants_look(3));
         assert_eq!(ring.after.take().as_deref(), Some("c"));
         ring.refill(vec!["d".to_owned()], 3);
         assert!(!ring.wants_look(3), "all have been seen");
-        ring.settle(&turn, &[], 1, false);
+        ring.settle(&turn, &[], false);
         assert_eq!(names(ring.turn(|_| true)), "a c d");
     }
 

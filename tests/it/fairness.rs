@@ -419,6 +419,21 @@ async fn a_newcomer_s_jobs_are_done_while_another_tenant_s_hold_all_slots_they_m
 }
 
 #[tokio::test]
+async fn a_tenant_s_weight_is_how_many_of_its_jobs_are_claimed_for_one_of_another_s() {
+    let weighted = format!("tenant = \"user_id\"\nweights = {{ \"{OTHER}\" = 3 }}\n");
+    let world =
+        World::new().await.change("grace = \"5s\"", "grace = \"1ms\"").change("tenant = \"user_id\"\n", &weighted);
+    world.register().await;
+    world.announce_files(USER, "many", 40).await;
+    world.announce_files(OTHER, "other", 40).await;
+    let worker = world.start_with(world.extractor_of(WAITS)).await;
+    filled(&world, &worker, 15).await;
+    let in_hand = (world.in_hand(USER).await, world.in_hand(OTHER).await);
+    assert!([(3, 12), (4, 11)].contains(&in_hand), "{in_hand:?}");
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn where_nobody_new_can_come_no_slot_is_kept() {
     let world = World::new().await.change("grace = \"5s\"", "grace = \"1ms\"").change("tenant = \"user_id\"\n", "");
     world.register().await;

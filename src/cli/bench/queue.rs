@@ -5,15 +5,17 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 
+use crate::config::{Database, Secret};
 use crate::db;
 use crate::db::bench::Row;
-use crate::db::claims::{self, Claimer, Cursor};
+use crate::db::claims::{self, Claimer, Cursor, Share};
 use crate::domain::OwnerId;
 
 use super::super::failure::Failure;
 use super::Bed;
 use super::end_to_end::DIMENSIONS;
 use super::figure::{Figure, Target, median};
+use super::ground::Field;
 use super::provider::Knobs;
 use super::rig::{self, Rig, real};
 use super::texts;
@@ -62,10 +64,10 @@ pub(super) async fn backlog(bed: &Bed) -> Result<Vec<Figure>, Failure> {
     bed.say(&format!("  piling up {jobs} jobs of {tenants} tenants"));
     pile(&large.pool, jobs, tenants).await?;
     let claims = CLAIMS * bed.rounds;
-    let many = claim_times(&large.pool, claims).await?;
+    let many = claim_times(&large, claims).await?;
     let mut old = large.pool.acquire().await?;
     db::bench::hold_horizon(&mut old).await?;
-    let held = claim_times(&large.pool, claims).await?;
+    let held = claim_times(&large, claims).await?;
     // The transaction goes with its connection.
     old.close().await?;
     large.leave().await?;
@@ -85,7 +87,7 @@ pub(super) async fn backlog(bed: &Bed) -> Result<Vec<Figure>, Failure> {
 async fn few_waiting(bed: &Bed) -> Result<Vec<f64>, Failure> {
     let small = bed.ground.field(DIMENSIONS).await?;
     pile(&small.pool, 10_000, 10).await?;
-    let times = claim_times(&small.pool, CLAIMS).await?;
+    let times = claim_times(&small, CLAIMS).await?;
     small.leave().await?;
     Ok(times)
 }
@@ -101,7 +103,10 @@ const CLAIMS: usize = 10;
 const TENANTS: i64 = 100;
 
 /// Milliseconds of each claim, its look for tenants included, as a worker makes them.
-async fn claim_times(pool: &PgPool, claims: usize) -> Result<Vec<f64>, Failure> {
+async fn claim_times(field: &Field, claims: usize) -> Result<Vec<f64>, Failure> {
+    let settings = Database { url: Secret::new(&field.url), connections: 8 };
+    let kept = db::connect_kept(&field.pool, &settings).await?;
+    let pool = kept.as_ref().map_or(&field.pool, |kept| &kept.claims);
     let by =
         Claimer { pipeline: PIPELINE, generation: "by hand", owner: OwnerId::fresh(), lease: Duration::from_secs(30) };
     let mut cursors: HashMap<String, Cursor> = HashMap::new();
@@ -115,9 +120,10 @@ async fn claim_times(pool: &PgPool, claims: usize) -> Result<Vec<f64>, Failure> 
         }
         after = tenants.last().cloned();
         let cursor = |tenant: &String| cursors.get(tenant).copied().unwrap_or(Cursor::START);
-        let ring: Vec<(String, Cursor)> = tenants.iter().map(|tenant| (tenant.clone(), cursor(tenant))).collect();
-        let each = BATCH / i64::try_from(ring.len().max(1)).unwrap_or(1);
-        let claimed = claims::claim(pool, by, &ring, each, BATCH).await?;
+        let most = usize::try_from(BATCH).unwrap_or_default() / tenants.len().max(1);
+        let share = |tenant: &String| Share { tenant: tenant.clone(), cursor: cursor(tenant), most };
+        let ring: Vec<Share> = tenants.iter().map(share).collect();
+        let claimed = claims::claim(pool, by, &ring, BATCH).await?;
         times.push(began.elapsed().as_secs_f64() * 1_000.0);
         for one in claimed {
             cursors.insert(one.job.tenant.clone(), one.cursor);

@@ -180,6 +180,26 @@ fn tenants_are_names_constants_or_sql() {
 }
 
 #[test]
+fn weights_are_small_whole_numbers_of_tenants() {
+    let source = "source = { table = \"notes\", key = [\"id\"], text = \"{body}\" }";
+    let with = |more: &str| source.replace(" }", &format!(", {more} }}"));
+    check_change(source, &with("tenant = \"owner\", weights = { acme = 100, \"\" = 1 }"), &[]);
+    check_change(
+        source,
+        &with("tenant = \"owner\", weights = { acme = 0, other = 1.5 }"),
+        &[
+            "32: pipelines.notes.source.weights.acme: must be a whole number from 1 to 100",
+            "32: pipelines.notes.source.weights.other: must be a whole number, not 1.5",
+        ],
+    );
+    check_change(
+        source,
+        &with("weights = { acme = 2 }"),
+        &["32: pipelines.notes.source.weights: means nothing without source.tenant: all rows are nobody's"],
+    );
+}
+
+#[test]
 fn chunks_are_checked() {
     let chunks = |to: &str, expected: &[&str]| check_change("embed = \"{title}\\n{chunk.text}\"", to, expected);
     chunks(
