@@ -210,6 +210,7 @@ impl Lane {
         let unsure = self.gate.is_suspected() || sending.came_alone && !self.gate.is_proven();
         if unsure && self.takes_nothing(&batch).await {
             let failure = self.gate.blame(&text);
+            self.gate.tell(&self.status());
             sending.acquit(&failure);
             fail(batch, &failure);
         } else if batch.len() > 1 {
@@ -250,7 +251,9 @@ impl Lane {
     }
 
     fn suspect(&self, batch: &[Item], text: &str) -> Option<EmbedFailure> {
-        self.gate.suspect(batch.iter().map(|item| item.call.job.id), text)
+        let failure = self.gate.suspect(batch.iter().map(|item| item.call.job.id), text);
+        self.gate.tell(&self.status());
+        failure
     }
 
     fn shut_and_fail(&self, batch: Vec<Item>, failure: &EmbedFailure) {
