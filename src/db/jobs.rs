@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, PgExecutor, PgPool};
 use uuid::Uuid;
 
-use crate::domain::{ClaimedJob, Digest, JobId, LeaseId, Reason, Revision, SourceKey};
+use crate::domain::{Digest, JobId, LeaseId, Reason, Revision, SourceKey};
 
 /// Extends the leases that are still ours and returns the jobs whose lease is not. Rows that somebody locks are passed over:
 /// a worker that was away keeps its lease if nobody took it.
@@ -52,15 +52,21 @@ pub async fn held(db: impl PgExecutor<'_>, held: &[(JobId, LeaseId)]) -> sqlx::R
 
 /// Notes that a revision was claimed, where the server does not know it: claims are not waited for, and a crash forgets the last ones.
 /// Whoever has the job next looks for what was paid for and parked.
-pub async fn was_claimed(db: impl PgExecutor<'_>, job: &ClaimedJob) -> sqlx::Result<()> {
+pub async fn was_claimed(
+    db: impl PgExecutor<'_>,
+    job: JobId,
+    revision: Revision,
+    starts: i32,
+    lease: LeaseId,
+) -> sqlx::Result<()> {
     sqlx::query!(
         "update gristmill.embedding_jobs set starts = case when starts < $3 then $3 else starts + 1 end
          where id = $1 and revision = $2
            and (starts < $3 or starts = $3 and (lease_id <> $4 or state not in ('waiting', 'pending', 'processing')))",
-        job.id.0,
-        job.revision.0,
-        job.starts,
-        job.lease.0,
+        job.0,
+        revision.0,
+        starts,
+        lease.0,
     )
     .execute(db)
     .await?;

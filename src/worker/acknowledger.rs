@@ -16,6 +16,7 @@ use crate::domain::{ClaimedJob, SourceKey};
 use crate::jobs::Deps;
 
 use super::Engine;
+use super::remembered::Claim;
 use super::words::{self, Rows};
 
 /// Jobs on their way back.
@@ -28,6 +29,7 @@ pub struct Releases {
 
 struct Entry {
     release: Release,
+    claim: Claim,
     key: SourceKey,
     pipeline: String,
     /// When it was first tried.
@@ -40,10 +42,11 @@ impl Releases {
         Self { sender, receiver: Mutex::new(Some(receiver)), open: AtomicUsize::new(0), written: Notify::new() }
     }
 
-    pub(super) fn push(&self, release: Release, key: SourceKey, pipeline: String) {
+    pub(super) fn push(&self, release: Release, job: &ClaimedJob) {
         self.open.fetch_add(1, Ordering::AcqRel);
+        let (key, pipeline) = (job.key.clone(), job.pipeline.clone());
         // The receiver lives as long as the engine.
-        self.sender.send(Entry { release, key, pipeline, tried: None }).ok();
+        self.sender.send(Entry { release, claim: Claim::of(job), key, pipeline, tried: None }).ok();
     }
 
     /// Pending again, nothing burnt.
@@ -57,7 +60,7 @@ impl Releases {
             reason: None,
             stages: serde_json::Value::Object(serde_json::Map::new()),
         };
-        self.push(release, job.key.clone(), job.pipeline.clone());
+        self.push(release, job);
     }
 
     /// Waits until everything pushed is written, or no longer ours to write.
@@ -138,6 +141,8 @@ async fn renew(engine: &Engine, batch: &[Entry]) {
     if !lost.is_empty() {
         engine.robbed.store(true, Ordering::Release);
     }
+    let gone = batch.iter().map(|entry| entry.claim).filter(|claim| lost.contains(&claim.job));
+    gone.for_each(|claim| engine.remembered.add(claim));
 }
 
 /// Says on rows that their jobs wait, where the leases are still ours: of a job that another worker has, `processing` is the truth. A row

@@ -17,6 +17,7 @@ use crate::telemetry;
 
 use super::Engine;
 use super::acknowledger::{Mirrored, mirror};
+use super::remembered::Claim;
 
 /// Tries a claimed job once and sees to its end.
 pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
@@ -36,11 +37,13 @@ pub(super) async fn run(engine: &Engine, job: ClaimedJob) {
         Err(error) => error.outcome(standing(engine, &job)),
     };
     let reached = match &result {
-        Err(JobError::OtherKey(key)) => Box::pin(hand_on(engine, &job, deps, key, wanted, &work.trace)).await,
+        Err(JobError::OtherKey(key)) => Box::pin(hand_on(engine, &job, key, wanted, &work.trace)).await,
         _ => Box::pin(end(engine, &job, deps, wanted, work.row.take(), &work.trace)).await,
     };
     if matches!(reached, Outcome::Lost) {
-        db::patiently(|| db::jobs::was_claimed(&engine.pool, &job)).await.ok();
+        engine.remembered.add(Claim::of(&job));
+        // Where the database is away, the claimer tells it before it claims again.
+        engine.remembered.tell(&engine.pool).await.ok();
     }
     report(&job, &reached, &work.trace, started.elapsed());
     Box::pin(release_word(engine, &job, deps, &reached)).await;
@@ -122,7 +125,7 @@ async fn end(
         Outcome::Retry(_) | Outcome::Snooze { .. } | Outcome::Stale | Outcome::HandBack => None,
     };
     let Some(finished) = finished else {
-        give_back(engine, job, deps, &outcome, trace);
+        give_back(engine, job, &outcome, trace);
         return outcome;
     };
     let facts = JobFacts { ms: trace.total_ms(), ..JobFacts::default() };
@@ -142,19 +145,12 @@ async fn end(
             reason: Reason::new(ErrorKind::Constraint, error.to_string()),
         },
     };
-    give_back(engine, job, deps, &reached, trace);
+    give_back(engine, job, &reached, trace);
     reached
 }
 
 /// One row has one job: what was announced under another spelling of its key goes to the job of its own.
-async fn hand_on(
-    engine: &Engine,
-    job: &ClaimedJob,
-    deps: &Deps,
-    key: &SourceKey,
-    outcome: Outcome,
-    trace: &Trace,
-) -> Outcome {
+async fn hand_on(engine: &Engine, job: &ClaimedJob, key: &SourceKey, outcome: Outcome, trace: &Trace) -> Outcome {
     let reason = outcome.reason().map_or_else(String::new, ToString::to_string);
     let reached = match db::jobs::hand_on(&engine.pool, (job.id, job.lease), key, &reason).await {
         Ok(true) => {
@@ -167,11 +163,11 @@ async fn hand_on(
             reason: Reason::new(ErrorKind::Database, db::describe(&error)),
         },
     };
-    give_back(engine, job, deps, &reached, trace);
+    give_back(engine, job, &reached, trace);
     reached
 }
 
-fn give_back(engine: &Engine, job: &ClaimedJob, deps: &Deps, outcome: &Outcome, trace: &Trace) {
+fn give_back(engine: &Engine, job: &ClaimedJob, outcome: &Outcome, trace: &Trace) {
     let kind = match outcome {
         Outcome::Retry(_) => ReleaseKind::Burnt(standing(engine, job).backoff()),
         Outcome::Snooze { after, .. } => ReleaseKind::Later(*after),
@@ -188,7 +184,7 @@ fn give_back(engine: &Engine, job: &ClaimedJob, deps: &Deps, outcome: &Outcome, 
         stages: trace.json(),
     };
     engine.hands.forgive_word(job.id, job.lease);
-    engine.releases.push(release, job.key.clone(), deps.plan.pipeline.name.clone());
+    engine.releases.push(release, job);
 }
 
 /// One line and one metric per attempt.

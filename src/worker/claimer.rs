@@ -46,7 +46,11 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
         let mut claimed = 0;
         let (mut away, mut held) = (false, false);
         let crashed = crashed_at.is_none_or(|at| at.elapsed() > CRASHED_EVERY);
-        for nth in 0..rings.len() {
+        tokio::select! {
+            told = engine.remembered.tell(&engine.claims) => away |= told.is_err(),
+            () = engine.stop.cancelled() => break,
+        }
+        for nth in 0..if away { 0 } else { rings.len() } {
             let nth = (first + nth) % rings.len();
             let deps = &engine.pipelines[nth];
             if deps.fit.misfit().is_some() {

@@ -13,6 +13,7 @@ mod heartbeat;
 mod keeper;
 mod listener;
 mod outage;
+mod remembered;
 mod rescuer;
 mod ring;
 mod sweeper;
@@ -83,6 +84,7 @@ pub struct Engine {
     /// Hand back what is in hand.
     pub give_up: CancellationToken,
     pub releases: acknowledger::Releases,
+    remembered: remembered::Remembered,
     /// Held while words of jobs in hand are written, or taken back.
     speaking: Mutex<()>,
     pub outage: outage::Outage,
@@ -113,6 +115,7 @@ impl Engine {
             wake: Notify::new(),
             give_up: CancellationToken::new(),
             releases: acknowledger::Releases::new(),
+            remembered: remembered::Remembered::default(),
             speaking: Mutex::default(),
             outage: outage::Outage::default(),
             hearing: keeper::Hearing::default(),
@@ -217,7 +220,11 @@ impl Engine {
         late.cancel();
         tasks.close();
         tasks.wait().await;
-        match tokio::time::timeout(SIGN_OUT, db::workers::stopped(&self.pool, self.owner)).await {
+        let sign_out = async {
+            self.remembered.tell(&self.pool).await?;
+            db::workers::stopped(&self.pool, self.owner).await
+        };
+        match tokio::time::timeout(SIGN_OUT, sign_out).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = db::describe(&error), "the worker could not sign out"),
             Err(_) => tracing::debug!("the worker could not sign out in time"),
