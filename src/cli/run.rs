@@ -1,6 +1,7 @@
 //! `gristmill run`
 
 use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub(super) struct Args {
     /// or cannot be swept, with 3 if jobs wait (for their time, a provider, `accept`, `resume`) or webhooks for another try, telling why
     #[arg(long)]
     once: bool,
+    /// End when standard input does: a worker of a program that may be killed
+    #[arg(long, hide = true)]
+    tethered: bool,
 }
 
 /// Pauses between starts while the database is away, and how long they may be in all.
@@ -55,7 +59,21 @@ pub(super) async fn run(session: &Session, args: &Args) -> Result<(), Failure> {
     tokio::select! {
         outcome = work(session, &config, args, stop.clone(), give_up.clone()) => outcome,
         () = obey(stop, give_up) => Err(Failure::Failed("ended at once; leases of jobs in hand end by themselves".to_owned())),
+        () = untied(args.tethered) => Err(Failure::Failed("standard input has ended".to_owned())),
     }
+}
+
+/// Waits for the end of standard input; forever where nothing depends on it.
+async fn untied(tethered: bool) {
+    let ended = CancellationToken::new();
+    if tethered {
+        let guard = ended.clone().drop_guard();
+        std::thread::spawn(move || {
+            io::copy(&mut io::stdin().lock(), &mut io::sink()).ok();
+            drop(guard);
+        });
+    }
+    ended.cancelled().await;
 }
 
 /// First signal: stop; second: hand back; third: return.

@@ -109,8 +109,16 @@ impl DemoDatabase {
     /// # Errors
     /// The server is away.
     pub async fn drop(mut self) -> sqlx::Result<()> {
-        run(&mut self.session, &format!("drop database if exists {} with (force)", quote(&self.name))).await
+        drop_demo(&mut self.session, &self.name).await
     }
+}
+
+/// Drops such a database by its name, where it is still there, and whoever is connected to it.
+///
+/// # Errors
+/// The server is away.
+pub async fn drop_demo(session: &mut PgConnection, name: &str) -> sqlx::Result<()> {
+    run(session, &format!("drop database if exists {} with (force)", quote(name))).await
 }
 
 /// Drops what demos left that were killed: databases of this role that bear our name and our note, with nobody in them and no

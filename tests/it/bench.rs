@@ -1,9 +1,13 @@
 //! `gristmill bench`: that it measures and leaves nothing behind; what it measures is nobody's promise.
 
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::cli::{command, run};
 use crate::postgres::fresh_database;
+use crate::world::World;
 
 async fn figures(arguments: &[&str]) -> Vec<Value> {
     let database = fresh_database().await;
@@ -75,4 +79,49 @@ async fn a_peer_is_measured_on_the_same_rows() {
     let of = |what: &str| format!("nobody{what}, beside Gristmill");
     assert_eq!(names, [of(""), of(": processor time"), of(": peak memory")]);
     assert!(told[0]["floor"].as_f64().unwrap() > 0.0);
+}
+
+/// The worker of a bench, and the database that both work on.
+async fn worker_of(bench: u32) -> (String, String) {
+    let found = async {
+        loop {
+            // Children are listed with the thread that made them.
+            let tasks = std::fs::read_dir(format!("/proc/{bench}/task")).expect("it runs");
+            let listed = tasks.flatten().map(|task| task.path().join("children"));
+            let children: Vec<String> = listed.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+            let children = children.join(" ");
+            for child in children.split_whitespace() {
+                let command = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                let config = command.split('\0').skip_while(|argument| *argument != "--config").nth(1);
+                let config = config.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+                if let Some(at) = config.find("gristmill_demo_") {
+                    return (child.to_owned(), config[at..][.."gristmill_demo_01234567".len()].to_owned());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), found).await.expect("it starts a worker")
+}
+
+#[tokio::test]
+async fn neither_an_interrupted_bench_nor_a_killed_one_leaves_a_worker_behind() {
+    let world = World::new().await;
+    for signal in ["-TERM", "-KILL"] {
+        let mut bench = command(&["bench", "freshness", "--rows", "5000"]);
+        let mut bench = bench.env("DATABASE_URL", &world.database.url).stderr(Stdio::null()).spawn().unwrap();
+        let (worker, database) = worker_of(bench.id()).await;
+        Command::new("kill").args([signal, &bench.id().to_string()]).status().unwrap();
+        tokio::task::spawn_blocking(move || bench.wait()).await.unwrap().unwrap();
+        if signal == "-TERM" {
+            let left = format!("select count(*) from pg_database where datname = '{database}'");
+            assert_eq!(world.value::<i64>(&left).await, 0);
+        } else {
+            let gone = format!("select not exists (select from pg_stat_activity where datname = '{database}')");
+            world.wait_for(&gone).await;
+            world.sql(&format!("drop database {database}")).await;
+        }
+        let command = std::fs::read_to_string(format!("/proc/{worker}/cmdline")).unwrap_or_default();
+        assert!(!command.contains("--tethered"), "{command}");
+    }
 }

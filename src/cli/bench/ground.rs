@@ -1,5 +1,7 @@
 //! Where the benches' tables go: databases of their own, on a private durable Postgres or on the server of `DATABASE_URL`.
 
+use std::sync::{Mutex, PoisonError};
+
 use sqlx::PgPool;
 use url::Url;
 
@@ -16,6 +18,8 @@ use super::super::{fetch, migrate as migration};
 pub(super) struct Ground {
     url: Url,
     private: Option<PrivatePostgres>,
+    /// The databases made on a server that is not private.
+    made: Mutex<Vec<String>>,
     pub version: String,
     pub durable: bool,
 }
@@ -45,12 +49,21 @@ impl Ground {
         db::server::drop_dead_demos(&mut admin).await?;
         let version = db::server::version(&mut admin).await?;
         let durable = db::bench::is_durable(&mut admin).await?;
-        Ok(Self { url: Url::parse(&url).map_err(|_| db::ConnectError::Address)?, private, version, durable })
+        Ok(Self {
+            url: Url::parse(&url).map_err(|_| db::ConnectError::Address)?,
+            private,
+            made: Mutex::default(),
+            version,
+            durable,
+        })
     }
 
     /// A fresh database with our schema and an application's tables.
     pub(super) async fn field(&self, dimensions: usize) -> Result<Field, Failure> {
         let database = DemoDatabase::create(db::connect_once(self.url.as_str()).await?).await?;
+        if self.private.is_none() {
+            self.made.lock().unwrap_or_else(PoisonError::into_inner).push(database.name.clone());
+        }
         let mut url = self.url.clone();
         url.set_path(&database.name);
         let url = String::from(url);
@@ -61,9 +74,15 @@ impl Ground {
         Ok(Field { url, pool, database })
     }
 
-    /// Takes everything away again.
+    /// Takes everything away again, also what an interrupted run has not.
     pub(super) async fn leave(self) -> Result<(), Failure> {
-        let Some(server) = self.private else { return Ok(()) };
+        let Some(server) = self.private else {
+            let mut admin = db::connect_once(self.url.as_str()).await?;
+            for name in self.made.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                db::server::drop_demo(&mut admin, &name).await?;
+            }
+            return Ok(());
+        };
         tokio::task::spawn_blocking(move || server.stop()).await.map_err(|error| Failure::of(&error))
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use crate::config::Config;
 use crate::db;
@@ -142,6 +142,8 @@ embedding = "{{chunk.vector}}"
 /// A running worker; dropping it kills it.
 pub(super) struct Worker {
     child: Child,
+    /// Its input: it ends with us, however we end.
+    _tether: Option<ChildStdin>,
     process: u32,
     folder: ShortLivedFolder,
 }
@@ -158,14 +160,14 @@ impl Worker {
         fs::write(&config, setup.toml(field, &provider.url()))?;
         let log = File::create(folder.path().join("log"))?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("run").arg("--config").arg(&config).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.args(["run", "--tethered", "--config"]).arg(&config).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GRISTMILL__")) {
             command.env_remove(name);
         }
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         let process = child.id().unwrap_or_default();
-        let mut worker = Self { child, process, folder };
+        let mut worker = Self { _tether: child.stdin.take(), child, process, folder };
         let patience = tokio::time::Instant::now() + START_WITHIN;
         while !db::bench::is_registered(&field.pool, PIPELINE).await? {
             worker.check()?;
