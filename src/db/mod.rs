@@ -176,6 +176,8 @@ async fn open(options: PgConnectOptions, most: u32, pinned: String) -> sqlx::Res
     PgPoolOptions::new()
         .max_connections(most)
         .acquire_timeout(Duration::from_secs(10))
+        // Waiting for a connection is how a pool works: a busy worker would be told of each job that does.
+        .acquire_slow_threshold(Duration::from_secs(10))
         .idle_timeout(KEPT_IDLE)
         // Every loan would begin with a round trip; what was in use a moment ago is whole, and where it is not, its step is done again.
         .test_before_acquire(false)
