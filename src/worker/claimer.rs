@@ -50,7 +50,8 @@ pub(super) async fn run(engine: Arc<Engine>, sender: mpsc::Sender<ClaimedJob>) {
             told = engine.remembered.tell(&engine.claims) => away |= told.is_err(),
             () = engine.stop.cancelled() => break,
         }
-        for nth in 0..if away { 0 } else { rings.len() } {
+        let due = if away { 0 } else { rings.len() };
+        for nth in 0..due {
             let nth = (first + nth) % rings.len();
             let deps = &engine.pipelines[nth];
             if deps.fit.misfit().is_some() {

@@ -212,13 +212,14 @@ impl Drop for InHand<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use uuid::Uuid;
 
     use super::*;
     use crate::domain::{Revision, SourceKey};
 
-    fn claimed(lease: u128) -> ClaimedJob {
+    /// A job as it is claimed, of nobody.
+    pub(in crate::worker) fn claimed(lease: u128) -> ClaimedJob {
         ClaimedJob {
             id: JobId(1),
             lease: LeaseId(Uuid::from_u128(lease)),

@@ -82,9 +82,10 @@ impl Ring {
         let got = |tenant: &String| got.get(tenant.as_str()).copied().unwrap_or_default();
         let reached = turn.iter().rposition(|share| got(&share.tenant) > 0).map_or(0, |last| last + 1);
         let (reached, unreached) = turn.split_at(if full { reached } else { turn.len() });
-        // Less than its part, where the claim came by, means that the tenant is through.
-        let has_more = |share: &&Share| got(&share.tenant) >= share.most;
-        self.tenants.extend(reached.iter().filter(has_more).map(|share| share.tenant.clone()));
+        // Less than its part, where the claim came by, means that the tenant is through; the last one of a full claim was cut short.
+        let was_cut = |nth: usize| full && nth + 1 == reached.len();
+        let has_more = |(nth, share): &(usize, &Share)| got(&share.tenant) >= share.most || was_cut(*nth);
+        self.tenants.extend(reached.iter().enumerate().filter(has_more).map(|(_, share)| share.tenant.clone()));
         for share in unreached.iter().rev() {
             self.tenants.push_front(share.tenant.clone());
         }
@@ -98,7 +99,9 @@ impl Ring {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hands;
     use super::*;
+    use crate::domain::ClaimedJob;
 
     fn names(turn: Vec<Share>) -> String {
         turn.into_iter().map(|share| share.tenant).collect::<Vec<_>>().join(" ")
@@ -118,6 +121,27 @@ mod tests {
         assert!(!ring.wants_look(3), "all have been seen");
         ring.settle(&turn, &[], false);
         assert_eq!(names(ring.turn(|_| true)), "a c d");
+    }
+
+    fn claimed(tenant: &str) -> Claimed {
+        let job = ClaimedJob { tenant: tenant.to_owned(), ..hands::tests::claimed(1) };
+        Claimed { job, cursor: Cursor::START }
+    }
+
+    #[test]
+    fn whoever_a_full_claim_cut_short_keeps_its_place_and_whoever_is_through_loses_it() {
+        let settled = |full: bool| {
+            let mut ring = Ring::new();
+            ring.refill(["through", "cut", "unreached"].map(str::to_owned).to_vec(), 9);
+            let mut turn = ring.turn(|_| true);
+            for share in &mut turn {
+                share.most = 3;
+            }
+            ring.settle(&turn, &["through", "cut", "cut"].map(claimed), full);
+            names(ring.turn(|_| true))
+        };
+        assert_eq!(settled(true), "unreached cut");
+        assert_eq!(settled(false), "");
     }
 
     #[test]
